@@ -1,0 +1,308 @@
+"""Block layouts: which elements of a tensor share a second moment.
+
+Adam keeps a second moment for each element; Adam-mini, AdaLayer and SlimAdam keep one for each *block* of elements, the mean of g² over
+it. A :class:`BlockLayout` is the description of one tensor's blocks, as plain data:
+
+- ``BlockLayout((4, 6))`` averages over nothing. Each element is a block: Adam.
+- ``BlockLayout((4, 6), dims=(1,))`` averages over the second dimension. Each row is a block, 4 in all: an output neuron, a token.
+- ``BlockLayout((4, 6), dims=(1,), axis=0, lines="q:2x2")`` averages each row and then the rows that belong together. Rows 0 and 1 are
+  the first block and rows 2 and 3 the second: two heads.
+
+Blocks live in a tensor of ``block_shape``: the averaged dimensions are 1 long, and the dimension ``axis`` has one entry for each group of lines.
+``average`` goes from the tensor to its blocks, ``spread`` goes back by broadcasting. Nothing else in this package reshapes a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini._sums import group_index, group_names, sum_groups, sum_square
+from lightning_adam_mini.lines import parse_lines
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """The blocks of one tensor, each of which shares one second moment.
+
+    Args:
+        shape: Shape of the (unsharded) tensor.
+        dims: Dimensions that are averaged over. Negative ones count from the end.
+        axis: Dimension whose lines are grouped by ``lines``, not one of ``dims``; None if each of its lines is a block of its own.
+        lines: The groups along ``axis`` in the language of :mod:`lightning_adam_mini.lines`: each head is a block, and so are all the
+            lines of a role that have no head.
+
+    Raises:
+        ValueError: If the dimensions are not the tensor's, or the lines do not add up to its length along ``axis``.
+
+    Example:
+        >>> layout = BlockLayout((12, 5), dims=(1,), axis=0, lines="q:2x2|k:2x2|v:4x1")
+        >>> layout.num_blocks, layout.block_shape
+        (8, (8, 1))
+        >>> layout.average(torch.ones(12, 5)).shape, layout.spread(torch.ones(8, 1)).shape
+        (torch.Size([8, 1]), torch.Size([12, 1]))
+    """
+
+    shape: tuple[int, ...]
+    dims: tuple[int, ...] = ()
+    axis: int | None = None
+    lines: str | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(size) for size in self.shape)
+        dims = sorted({self._dimension(d, shape) for d in self.dims})
+        axis, lines = self.axis, self.lines
+        if (axis is None) != (lines is None):
+            raise ValueError(f"A BlockLayout takes both axis and lines or neither, because lines are counted along axis; got {axis=}, {lines=}")
+        if axis is not None and lines is not None:
+            axis = self._dimension(axis, shape)
+            order = parse_lines(lines)
+            if axis in dims:
+                raise ValueError(f"A BlockLayout cannot group lines along dimension {axis} because it also averages over it: {dims=}")
+            if order.size != shape[axis]:
+                raise ValueError(
+                    f"The line order {lines!r} has {order.size} lines, but dimension {axis} of a tensor of shape {shape} has {shape[axis]}."
+                )
+            lines = str(order)
+            groups = len(set(order.expand()))
+            # The two ends need no groups: one way to say one thing, and no index at run time.
+            if groups == order.size:
+                axis = lines = None
+            elif groups == 1:
+                dims = sorted([*dims, axis])
+                axis = lines = None
+        for name, value in (("shape", shape), ("dims", tuple(dims)), ("axis", axis), ("lines", lines)):
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def _dimension(dim: int, shape: tuple[int, ...]) -> int:
+        if not -len(shape) <= dim < len(shape):
+            raise ValueError(f"Dimension {dim} is out of range for a tensor of shape {shape}.")
+        return dim % len(shape)
+
+    @classmethod
+    def per_parameter(cls, shape: Sequence[int]) -> BlockLayout:
+        """Each element a block: Adam's own second moment."""
+        return cls(tuple(shape))
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> BlockLayout:
+        """The whole tensor one block."""
+        return cls(tuple(shape), dims=tuple(range(len(shape))))
+
+    @classmethod
+    def each_line(cls, shape: Sequence[int], axis: int = 0) -> BlockLayout:
+        """Each line along ``axis`` a block: the rows of a matrix for 0, its columns for 1."""
+        axis = cls._dimension(axis, tuple(shape))
+        return cls(tuple(shape), dims=tuple(d for d in range(len(shape)) if d != axis))
+
+    @classmethod
+    def grouped(cls, shape: Sequence[int], lines: str, axis: int = 0) -> BlockLayout:
+        """Groups of lines along ``axis`` are blocks, as ``lines`` says: heads of a projection, gates of an LSTM."""
+        axis = cls._dimension(axis, tuple(shape))
+        return cls(tuple(shape), dims=tuple(d for d in range(len(shape)) if d != axis), axis=axis, lines=lines)
+
+    # ---- what it knows -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def block_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor of blocks: as many dimensions as ``shape``, and broadcastable to it unless lines are grouped."""
+        out = [1 if d in self.dims else size for d, size in enumerate(self.shape)]
+        if self.axis is not None and self.lines is not None:
+            out[self.axis] = len(group_names(self.lines))
+        return tuple(out)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks, which is the number of second moments kept."""
+        return math.prod(self.block_shape)
+
+    @property
+    def is_per_parameter(self) -> bool:
+        """Whether each element is a block of its own."""
+        return self.block_shape == self.shape
+
+    def block_names(self) -> tuple[str, ...]:
+        """Names of the groups along ``axis``, such as ``q.0``, ``q.1``, ``v``; empty if lines are not grouped."""
+        if self.lines is None:
+            return ()
+        return tuple(role if head < 0 else f"{role}.{head}" for role, head in group_names(self.lines))
+
+    def __str__(self) -> str:
+        if self.lines is not None:
+            return f"{self.lines} along dim {self.axis}"
+        if self.is_per_parameter:
+            return "per parameter"
+        if self.num_blocks == 1:
+            return "one block"
+        return "mean over dim " + ", ".join(map(str, self.dims))
+
+    # ---- averaging and spreading --------------------------------------------------------------------------------------
+
+    def mean_square(self, grad: Tensor) -> Tensor:
+        """Mean of ``grad²`` over each block.
+
+        Args:
+            grad: Tensor of ``shape``, of any floating dtype and strides.
+
+        Returns:
+            Tensor of ``block_shape``: float64 for a float64 ``grad``, else float32.
+        """
+        squares = sum_square(grad, self.dims, second_moment_dtype(grad.dtype))
+        return self._divide_by_size(self._sum_groups(squares))
+
+    def average(self, values: Tensor) -> Tensor:
+        """Mean of ``values`` over each block, in float64 so that values that are equal within a block come back exactly.
+
+        Args:
+            values: Tensor of ``shape``.
+
+        Returns:
+            Tensor of ``block_shape`` and the dtype of ``values``, but at least float32.
+        """
+        sums = values.double()
+        if self.dims:
+            sums = sums.sum(dim=self.dims, keepdim=True)
+        return self._divide_by_size(self._sum_groups(sums)).to(second_moment_dtype(values.dtype))
+
+    def spread(self, blocks: Tensor) -> Tensor:
+        """Give each element of the tensor its block's value, by broadcasting.
+
+        Args:
+            blocks: Tensor of ``block_shape``.
+
+        Returns:
+            Tensor that broadcasts to ``shape``: ``blocks`` itself or, where lines are grouped, one value a line.
+        """
+        if self.axis is None or self.lines is None:
+            return blocks
+        return blocks.index_select(self.axis, group_index(self.lines, blocks.device).group_of_line)
+
+    def gather(self, spread: Tensor) -> Tensor:
+        """Undo :meth:`spread`: one value a block, in ``block_shape``."""
+        if self.axis is None or self.lines is None:
+            return spread
+        return spread.index_select(self.axis, group_index(self.lines, spread.device).first_line)
+
+    def _sum_groups(self, lines: Tensor) -> Tensor:
+        if self.axis is None or self.lines is None:
+            return lines
+        return sum_groups(lines, self.axis, self.lines)
+
+    def _divide_by_size(self, sums: Tensor) -> Tensor:
+        averaged = math.prod(self.shape[d] for d in self.dims)
+        if self.axis is None or self.lines is None:
+            return sums.div_(max(averaged, 1)) if averaged != 1 else sums
+        lengths = group_index(self.lines, sums.device).lengths * max(averaged, 1)
+        return sums.div_(lengths.view([-1 if d == self.axis else 1 for d in range(sums.ndim)]))
+
+    # ---- shards -------------------------------------------------------------------------------------------------------
+
+    def shard(self, offsets: Iterable[int], sizes: Iterable[int]) -> BlockShard:
+        """The part of the layout that a rectangular shard of the tensor holds.
+
+        Args:
+            offsets: Where the shard begins in each dimension.
+            sizes: Its length in each dimension; 0 for an empty shard.
+
+        Raises:
+            ValueError: If the shard does not lie within the tensor.
+        """
+        return BlockShard(self, tuple(offsets), tuple(sizes))
+
+    # ---- plain data ---------------------------------------------------------------------------------------------------
+
+    def to_plain(self) -> tuple[tuple[int, ...], tuple[int, ...], int | None, str | None]:
+        """The layout as tuples, numbers and a string, as checkpoints hold it."""
+        return (self.shape, self.dims, self.axis, self.lines)
+
+    @classmethod
+    def from_plain(cls, plain: Sequence) -> BlockLayout:
+        """The inverse of :meth:`to_plain`; takes lists for tuples, as YAML and JSON give them."""
+        shape, dims, axis, lines = plain
+        return cls(tuple(shape), tuple(dims), axis, lines)
+
+
+@dataclass(frozen=True)
+class BlockShard:
+    """What a rectangular shard of a tensor holds of its blocks. Made by :meth:`BlockLayout.shard`.
+
+    The second moment of a block that several shards hold is the sum of their :meth:`sum_square` over :attr:`block_sizes`.
+
+    Example:
+        >>> half = BlockLayout((4, 6), dims=(1,)).shard(offsets=(0, 0), sizes=(4, 3))
+        >>> half.is_whole, half.sum_square(torch.ones(4, 3)).flatten().tolist()
+        (False, [3.0, 3.0, 3.0, 3.0])
+    """
+
+    layout: BlockLayout
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    _kept: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = self.layout.shape
+        fits = len(self.offsets) == len(self.sizes) == len(shape)
+        if not fits or any(o < 0 or n < 0 or o + n > size for o, n, size in zip(self.offsets, self.sizes, shape, strict=True)):
+            raise ValueError(f"A shard at {self.offsets} of size {self.sizes} does not lie within a tensor of shape {shape}.")
+        object.__setattr__(self, "_kept", tuple(d for d in range(len(shape)) if d not in self.layout.dims))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each block that the shard touches lies within it, so that its second moment needs no other shard."""
+        layout = self.layout
+        if 0 in self.sizes:
+            return True
+        if any(self.sizes[d] != layout.shape[d] for d in layout.dims):
+            return False
+        if layout.axis is None or layout.lines is None:
+            return True
+        groups = group_index(layout.lines, torch.device("cpu")).group_of_line
+        here = groups[self._range(layout.axis)]
+        return bool(torch.isin(groups, here).sum() == len(here))
+
+    @property
+    def block_sizes(self) -> Tensor:
+        """Number of elements of each of the *whole tensor's* blocks, broadcastable to ``block_shape``."""
+        ones = torch.ones(self.layout.shape[self.layout.axis]) if self.layout.axis is not None else torch.ones(1)
+        averaged = math.prod(self.layout.shape[d] for d in self.layout.dims)
+        if self.layout.axis is None or self.layout.lines is None:
+            return ones * averaged
+        shape = [-1 if d == self.layout.axis else 1 for d in range(len(self.layout.shape))]
+        return sum_groups(ones, 0, self.layout.lines).mul_(averaged).view(shape)
+
+    def sum_square(self, grad: Tensor) -> Tensor:
+        """Sum of ``grad²`` over this shard's part of each block.
+
+        Args:
+            grad: The local gradient, of shape ``sizes``.
+
+        Returns:
+            float32 (float64 for a float64 ``grad``) tensor of the whole tensor's ``block_shape``, zero where the shard holds nothing.
+        """
+        layout = self.layout
+        local = sum_square(grad, layout.dims, second_moment_dtype(grad.dtype))
+        lines = list(layout.block_shape)
+        if layout.axis is not None:
+            lines[layout.axis] = layout.shape[layout.axis]
+        full = local.new_zeros(lines)
+        full[tuple(self._range(d) if d in self._kept else slice(None) for d in range(len(lines)))] = local
+        return layout._sum_groups(full)
+
+    def spread(self, blocks: Tensor) -> Tensor:
+        """The part of :meth:`BlockLayout.spread` that broadcasts to the shard."""
+        full = self.layout.spread(blocks)
+        return full[tuple(self._range(d) if d in self._kept else slice(None) for d in range(full.ndim))]
+
+    def _range(self, dim: int) -> slice:
+        return slice(self.offsets[dim], self.offsets[dim] + self.sizes[dim])
+
+
+def second_moment_dtype(dtype: torch.dtype) -> torch.dtype:
+    """dtype of second moments: float32 at least, because a bfloat16 average with beta2 = 0.999 never moves."""
+    return torch.promote_types(dtype, torch.float32)
