@@ -1,0 +1,344 @@
+"""AdamMini: Adam with one second moment a block."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.optim.conversion import convert_state_dict
+from lightning_adam_mini.optim.functional import adam_mini
+
+
+class AdamMini(Optimizer):
+    r"""Adam with one second moment a block of parameters: Adam-mini, AdaLayer, SlimAdam or, without layouts, AdamW itself.
+
+    For a block :math:`b` with gradient :math:`g_b`:
+
+    .. math::
+        p \leftarrow p - \gamma \lambda p, \quad
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
+        v_b \leftarrow \beta_2 v_b + (1 - \beta_2) \operatorname{mean}(g_b^2), \quad
+        p \leftarrow p - \gamma \, \frac{m / (1 - \beta_1^t)}{\sqrt{v_b / (1 - \beta_2^t)} + \epsilon}
+
+    Source: Zhang et al., "Adam-mini: Use Fewer Learning Rates To Gain More" (arXiv 2406.16793), Algorithm 1, with eps outside the root as
+    in its released code and in torch. The optimizer knows nothing of models: :func:`lightning_adam_mini.partition_model` makes the layouts.
+
+    Args:
+        params: Parameters, ``(name, parameter)`` pairs or groups of either, as for every torch optimizer. Groups may have their own
+            values of the options below, and extra keys, which are kept.
+        lr: Learning rate; a number, or a tensor with one element.
+        betas: Decay of the first and second moments.
+        eps: Added to the square root of the second moment.
+        weight_decay: Weight decay.
+        decoupled_weight_decay: Whether weight decay shrinks the parameters (AdamW) or is added to the gradients (Adam).
+        maximize: Whether to maximize the objective.
+        foreach: Whether to batch the work over tensors; None does so when all parameters are on a GPU.
+        layouts: Blocks by parameter name. A parameter without a layout keeps one second moment an element, with a warning if others
+            have one. Names may be of parameters that are not given yet: :meth:`add_param_group` finds them.
+        named_parameters: ``(name, parameter)`` pairs that give names to parameters passed without, now or to :meth:`add_param_group`.
+        convert_state: Whether :meth:`load_state_dict` may convert second moments written with other blocks, AdamW's included.
+
+    Raises:
+        ValueError: If an option is out of range, a layout does not fit its parameter, or layouts are given but none is for a parameter.
+
+    State per parameter: ``step`` (float32, on the CPU), ``exp_avg`` (the parameter's shape and dtype) and ``exp_avg_sq`` (the layout's
+    ``block_shape``; float32, or float64 for float64 parameters).
+
+    Example:
+        >>> model = torch.nn.Linear(6, 4)
+        >>> layouts = {"weight": BlockLayout((4, 6), dims=(1,)), "bias": BlockLayout.whole((4,))}
+        >>> optimizer = AdamMini(model.named_parameters(), lr=1e-3, layouts=layouts)
+        >>> model(torch.ones(2, 6)).sum().backward()
+        >>> optimizer.step()
+        >>> {name: tuple(v.shape) for name, v in optimizer.second_moments().items()}
+        {'weight': (4, 1), 'bias': (1,)}
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        decoupled_weight_decay: bool = True,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        layouts: Mapping[str, BlockLayout] | None = None,
+        named_parameters: Iterable[tuple[str, Tensor]] = (),
+        convert_state: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
+        _check_options(defaults)
+        self._layouts = dict(layouts or {})
+        self._names = {parameter: name for name, parameter in named_parameters}
+        self._convert_state = convert_state
+        super().__init__(params, defaults)
+        if self._layouts and not self._layouts.keys() & set(self._names.values()):
+            given = ", ".join(list(self._names.values())[:3])
+            raise ValueError(
+                f"None of the {len(self._layouts)} layouts (such as {next(iter(self._layouts))!r}) is for a parameter of this optimizer"
+                + (f" (such as {given})" if given else ", because its parameters have no names")
+                + ". Pass model.named_parameters() of the model that the layouts were made for, as params or as named_parameters=."
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters.
+
+        Args:
+            param_group: ``params`` and the group's own options. A key ``layouts``, one for each parameter, overrides the layouts that
+                the optimizer was made with.
+
+        Raises:
+            ValueError: If an option is out of range or a layout does not fit its parameter. Nothing is added then.
+        """
+        group = dict(param_group)
+        if not isinstance(group["params"], (Tensor, set)):
+            group["params"] = self._like_present_groups(list(group["params"]))
+        explicit = group.pop("layouts", None)
+        _check_options({**self.defaults, **group})
+        super().add_param_group(group)
+        try:
+            names = dict(zip(group["params"], group.get("param_names", ()), strict=False))
+            self._names.update(names)
+            fallback = {p: f"param_groups.{len(self.param_groups) - 1}.params.{i}" for i, p in enumerate(group["params"])}
+            names = {p: self._names.get(p, fallback[p]) for p in group["params"]}
+            group["layouts"] = [layout.to_plain() for layout in self._find_layouts(names, explicit)]
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _like_present_groups(self, params: list) -> list:
+        """Name parameters where the present groups' have names: torch wants all groups named or none."""
+        if not self.param_groups or "param_names" not in self.param_groups[0] or any(isinstance(p, tuple) for p in params):
+            return params
+        return [(self._names[p], p) for p in params] if all(p in self._names for p in params) else params
+
+    def _find_layouts(self, names: dict[Tensor, str], explicit: Iterable | None) -> list[BlockLayout]:
+        if explicit is not None:
+            layouts = [_from_plain(layout) if not isinstance(layout, BlockLayout) else layout for layout in explicit]
+            if len(layouts) != len(names):
+                raise ValueError(f"A group of {len(names)} parameters has {len(layouts)} layouts: give one for each parameter.")
+        else:
+            layouts = [self._layouts.get(name) or BlockLayout.per_parameter(p.shape) for p, name in names.items()]
+            missing = [name for name in names.values() if name not in self._layouts]
+            if missing and self._layouts:
+                warnings.warn(
+                    f"No layout for {_some(missing)}: each of their elements keeps its own second moment, as in Adam."
+                    " Add them to layouts= to share second moments.",
+                    AdamMiniWarning,
+                    stacklevel=4,
+                )
+        for layout, (p, name) in zip(layouts, names.items(), strict=True):
+            if layout.shape != tuple(p.shape):
+                raise ValueError(
+                    f"The layout of parameter {name!r} is for a tensor of shape {layout.shape}, but the parameter has shape"
+                    f" {tuple(p.shape)}. Make the layouts from the model that is trained."
+                )
+        return layouts
+
+    # ---- the step -----------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step.
+
+        Args:
+            closure: Reevaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss.
+
+        Raises:
+            RuntimeError: If a gradient is sparse or complex; names the parameter. No parameter has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [
+            (group, [(p, p.grad, _from_plain(plain)) for p, plain in zip(group["params"], group["layouts"], strict=True) if p.grad is not None])
+            for group in self.param_groups
+        ]
+        for _, members in work:
+            for p, grad, _ in members:
+                self._check_gradient(p, grad)
+        for group, members in work:
+            for p, _, layout in members:
+                if not self.state[p]:
+                    self.state[p] = {
+                        "step": torch.tensor(0.0, dtype=torch.float32),
+                        "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                        "exp_avg_sq": torch.zeros(layout.block_shape, dtype=second_moment_dtype(p.dtype), device=p.device),
+                    }
+            states = [self.state[p] for p, _, _ in members]
+            beta1, beta2 = group["betas"]
+            adam_mini(
+                [p for p, _, _ in members],
+                [grad for _, grad, _ in members],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [state["step"] for state in states],
+                [layout for _, _, layout in members],
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                decoupled_weight_decay=group["decoupled_weight_decay"],
+                maximize=group["maximize"],
+                foreach=group["foreach"],
+            )
+        return loss
+
+    def _check_gradient(self, p: Tensor, grad: Tensor) -> None:
+        kind = "sparse" if grad.layout != torch.strided else "complex" if grad.is_complex() else None
+        if kind:
+            remedy = "make its layer with sparse=False" if kind == "sparse" else "keep it as a real tensor (torch.view_as_real)"
+            raise RuntimeError(
+                f"AdamMini cannot step parameter {self.parameter_names()[p]!r} of shape {tuple(p.shape)} because its gradient is {kind}:"
+                f" {remedy}, or give it to another optimizer."
+            )
+
+    # ---- what it has learned ------------------------------------------------------------------------------------------
+
+    def parameter_names(self) -> dict[Tensor, str]:
+        """Name of each parameter: the user's, or its place (``param_groups.0.params.3``) where none was given."""
+        return {
+            p: self._names.get(p, f"param_groups.{i}.params.{j}")
+            for i, group in enumerate(self.param_groups)
+            for j, p in enumerate(group["params"])
+        }
+
+    @property
+    def layouts(self) -> dict[str, BlockLayout]:
+        """Blocks of each parameter, by name."""
+        names = self.parameter_names()
+        return {
+            names[p]: _from_plain(plain)
+            for group in self.param_groups
+            for p, plain in zip(group["params"], group["layouts"], strict=True)
+        }
+
+    @torch.no_grad()
+    def second_moments(self) -> dict[str, Tensor]:
+        """Second moments by parameter name: the running means of g², without bias correction.
+
+        Returns:
+            For each parameter that has been stepped, a new float32 tensor that broadcasts to the parameter.
+        """
+        return {name: layout.spread(state["exp_avg_sq"].clone()) for name, _, state, layout in self._stepped()}
+
+    @torch.no_grad()
+    def block_learning_rates(self) -> dict[str, Tensor]:
+        """Effective learning rates ``lr / (sqrt(v / (1 - beta2^t)) + eps)`` by parameter name.
+
+        Returns:
+            For each parameter that has been stepped, a float32 tensor that broadcasts to the parameter. Nothing waits for the device.
+        """
+        rates = {}
+        for name, group, state, layout in self._stepped():
+            bias_correction2 = 1 - group["betas"][1] ** state["step"].item()
+            denom = (state["exp_avg_sq"] / bias_correction2).sqrt_().add_(group["eps"])
+            lr = group["lr"]
+            rates[name] = layout.spread((lr.reshape(()) if isinstance(lr, Tensor) else lr) / denom)
+        return rates
+
+    def _stepped(self) -> Iterable[tuple[str, dict[str, Any], dict[str, Any], BlockLayout]]:
+        names = self.parameter_names()
+        for group in self.param_groups:
+            for p, plain in zip(group["params"], group["layouts"], strict=True):
+                if self.state.get(p):
+                    yield names[p], group, self.state[p], _from_plain(plain)
+
+    # ---- state --------------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state written by this optimizer, with these or other layouts, or by torch's Adam or AdamW.
+
+        Second moments written with finer blocks (AdamW's are the finest) are averaged, which is what training with the present
+        blocks would have given. Those written with coarser blocks are spread. Either is told in a warning.
+
+        Args:
+            state_dict: What ``state_dict()`` returned.
+
+        Raises:
+            ValueError: If the state is not for these parameters, was written with blocks that are neither finer nor coarser, uses amsgrad,
+                or needs a conversion that ``convert_state=False`` forbids. Names the parameter; nothing has changed then.
+        """
+        names = self.parameter_names()
+        present = [list(group["layouts"]) for group in self.param_groups]
+        flat = [(names[p], p, _from_plain(plain)) for group in self.param_groups for p, plain in zip(group["params"], group["layouts"], strict=True)]
+        state_dict, second_moments, converted = convert_state_dict(state_dict, flat, self._convert_state)
+        super().load_state_dict(state_dict)
+        for group, layouts in zip(self.param_groups, present, strict=True):
+            group["layouts"] = layouts
+        # torch casts floating-point state to the parameter's dtype; second moments keep theirs.
+        for index, value in second_moments.items():
+            _, p, _ = flat[index]
+            self.state[p]["exp_avg_sq"] = value.to(device=p.device, dtype=second_moment_dtype(p.dtype), copy=True)
+        if converted:
+            warnings.warn(
+                f"The loaded state was written with other blocks for {_some(list(converted))}; their second moments were"
+                f" {' and '.join(sorted(set(converted.values())))} to the present ones.",
+                AdamMiniWarning,
+                stacklevel=2,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **super().__getstate__(),
+            "_layouts": self._layouts,
+            "_names": self._names,
+            "_convert_state": self._convert_state,
+        }
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    lr, betas = options["lr"], options["betas"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, but has shape {tuple(lr.shape)}")
+    if not lr >= 0.0:
+        raise ValueError(f"Invalid learning rate: {lr}")
+    if not options["eps"] >= 0.0:
+        raise ValueError(f"Invalid epsilon value: {options['eps']}")
+    if not options["weight_decay"] >= 0.0:
+        raise ValueError(f"Invalid weight_decay value: {options['weight_decay']}")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}, because tensor betas are not supported: pass numbers")
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({', '.join(map(repr, names[:3]))}{more})"
+
+
+# Groups hold layouts as plain tuples, which copies, pickles and checkpoints of them survive; checking one again at each step would cost.
+_from_plain = lru_cache(maxsize=65536)(BlockLayout.from_plain)

@@ -1,0 +1,148 @@
+"""Second moments written with other blocks: to the present blocks, and to torch's AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout
+
+# Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
+_TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Any], present: Sequence[tuple[str, Tensor, BlockLayout]], convert: bool = True
+) -> tuple[dict[str, Any], dict[int, Tensor], dict[str, str]]:
+    """Prepare a state dict of AdamMini, Adam or AdamW for an AdamMini with other blocks.
+
+    Args:
+        state_dict: The state dict, left as it is.
+        present: Name, parameter and layout of each parameter of the optimizer, in the order of its groups.
+        convert: Whether second moments with other blocks may be converted.
+
+    Returns:
+        The state dict without second moments and without torch's own options; the second moments in the present blocks, by index in
+        ``present``; and what was done to which parameter ("averaged" or "spread"), by name.
+
+    Raises:
+        ValueError: If the state does not fit the parameters or must not or cannot be converted.
+    """
+    saved_groups = state_dict["param_groups"]
+    saved_ids = [(i, group, j) for group in saved_groups for j, i in enumerate(group["params"])]
+    if len(saved_ids) != len(present):
+        raise ValueError(
+            f"The loaded state is of {len(saved_ids)} parameters, but the optimizer has {len(present)}."
+            " Load it into an optimizer of the same parameters in the same groups."
+        )
+    if any(group.get("amsgrad") for group in saved_groups):
+        raise ValueError("The loaded state was written with amsgrad=True, which no block-wise second moment defines. Start a new run without it.")
+    state: dict[Any, Any] = {k: v for k, v in state_dict["state"].items()}
+    second_moments: dict[int, Tensor] = {}
+    done: dict[str, str] = {}
+    for index, ((saved_id, group, place), (name, p, layout)) in enumerate(zip(saved_ids, present, strict=True)):
+        entry = state.get(saved_id)
+        if not entry:
+            continue
+        missing = {"step", "exp_avg", "exp_avg_sq"} - entry.keys()
+        if missing:
+            raise ValueError(
+                f"The loaded state of parameter {name!r} has no {', '.join(sorted(missing))}, because another kind of optimizer wrote it"
+                f" (it has {', '.join(entry)}). Load a state of AdamMini, AdamW or Adam."
+            )
+        if tuple(entry["exp_avg"].shape) != tuple(p.shape):
+            raise ValueError(
+                f"The loaded state of parameter {name!r} is for shape {tuple(entry['exp_avg'].shape)}, but the parameter has shape"
+                f" {tuple(p.shape)}. Load the state of the same model."
+            )
+        saved = _saved_layout(group, place, p)
+        how = _how(saved, layout)
+        if how and not convert:
+            raise ValueError(
+                f"The loaded second moment of parameter {name!r} has other blocks ({saved}) than the present ones ({layout}), and converting is"
+                " forbidden (convert_state=False). Use the partition that it was written with, or allow it."
+            )
+        if how == "mixed":
+            raise ValueError(
+                f"The loaded second moment of parameter {name!r} has blocks ({saved}) that are neither finer nor coarser than the present ones"
+                f" ({layout}). Resume with the partition that it was written with."
+            )
+        value = entry["exp_avg_sq"]
+        if value.shape != saved.block_shape and value.shape != p.shape:
+            raise ValueError(
+                f"The loaded second moment of parameter {name!r} has shape {tuple(value.shape)}, which is neither the parameter's shape"
+                f" {tuple(p.shape)} nor that of its blocks ({saved}): {saved.block_shape}. The checkpoint is damaged or of another program."
+            )
+        if value.shape == saved.block_shape and saved != layout:
+            value = saved.spread(value).expand(p.shape)
+        second_moments[index] = value if value.shape == layout.block_shape else layout.average(value)
+        if how:
+            done[name] = how
+        state[saved_id] = {k: v for k, v in entry.items() if k != "exp_avg_sq"}
+    groups = [{k: v for k, v in group.items() if k not in _TORCH_ONLY} for group in saved_groups]
+    return {**state_dict, "state": state, "param_groups": groups}, second_moments, done
+
+
+def _saved_layout(group: Mapping[str, Any], place: int, p: Tensor) -> BlockLayout:
+    # torch's AdamW keeps unknown keys of the groups that it loads, but its second moments are per parameter again from its first step.
+    if "layouts" not in group or "amsgrad" in group:
+        return BlockLayout.per_parameter(p.shape)
+    return BlockLayout.from_plain(group["layouts"][place])
+
+
+def _how(saved: BlockLayout, present: BlockLayout) -> str | None:
+    """How second moments get from one layout to the other: None if they are the same, "averaged", "spread" or "mixed" (not at all)."""
+    if saved == present or saved.num_blocks == 0:
+        return None
+    if _is_finer(saved, present):
+        return None if _is_finer(present, saved) else "averaged"
+    return "spread" if _is_finer(present, saved) else "mixed"
+
+
+def _is_finer(fine: BlockLayout, coarse: BlockLayout) -> bool:
+    """Whether each block of ``fine`` lies within one block of ``coarse``."""
+    if fine.is_per_parameter or coarse.num_blocks == 1:
+        return True
+    ids = torch.arange(coarse.num_blocks, dtype=torch.float64).view(coarse.block_shape)
+    ids = coarse.spread(ids).expand(coarse.shape)
+    mean = fine.average(ids)
+    return bool((fine.spread(mean).expand(fine.shape) == ids).all())
+
+
+def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a state dict of AdamMini into one that torch's AdamW and Adam load.
+
+    Each second moment gets its parameter's shape, but hardly any memory: it is a broadcast view of its blocks (on disk too). It is
+    float64 so that AdamW, which casts what it loads to the parameter's dtype, makes a dense tensor of its own from it. AdamMini loads the
+    result as well, and gets its blocks back exactly.
+
+    Args:
+        state_dict: What ``AdamMini.state_dict()`` returned, left as it is.
+
+    Returns:
+        The state dict for AdamW. Other state dicts come back unchanged.
+
+    Example:
+        >>> from lightning_adam_mini import AdamMini, BlockLayout
+        >>> p = torch.nn.Parameter(torch.ones(4, 6))
+        >>> p.grad = torch.ones(4, 6)
+        >>> optimizer = AdamMini([("p", p)], layouts={"p": BlockLayout.whole((4, 6))})
+        >>> optimizer.step()
+        >>> to_adamw_state_dict(optimizer.state_dict())["state"][0]["exp_avg_sq"].shape
+        torch.Size([4, 6])
+    """
+    state: dict[Any, Any] = dict(state_dict["state"])
+    for group in state_dict["param_groups"]:
+        for saved_id, plain in zip(group["params"], group.get("layouts", ()), strict=False):
+            entry = state.get(saved_id)
+            if entry and entry["exp_avg_sq"].shape != entry["exp_avg"].shape:
+                layout = BlockLayout.from_plain(plain)
+                blocks = entry["exp_avg_sq"]
+                spread = layout.spread(blocks.double()).expand(layout.shape)
+                if blocks.dtype == torch.float64:
+                    spread = spread.contiguous()  # AdamW would keep the view, and then write through it
+                state[saved_id] = {**entry, "exp_avg_sq": spread}
+    return {**state_dict, "state": state}
