@@ -1,0 +1,133 @@
+"""Adam-mini's own partitions: version 2 (ICLR 2025, and the released code 1.1) and version 1 (arXiv 2406.16793v1).
+
+Both split the parameters of *transformers* along the dense blocks of their Hessian, as the tables below say, and give every other
+network one block a tensor (Algorithm 3) and no embedding blocks (Algorithm 4). Transformers are the architectures ``transformer``,
+``diffusion_transformer`` and ``hybrid`` of the report.
+
+**Attention inside a diffusion UNet or a graph network** is one block a tensor too. That is what the paper ran on DDPM and GAT; next to
+the momentum, the second moments are as good as free either way. To split such attention by head, override it:
+``overrides={"*.to_q.weight": "q:8x40", "*.to_k.weight": "k:8x40"}``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+from lightning_adam_mini.detection.roles import Architecture, Role
+from lightning_adam_mini.lines import LineOrder
+from lightning_adam_mini.partition.strategy import Granularity, PartitionStrategy, register_strategy
+
+TRANSFORMERS = frozenset({Architecture.TRANSFORMER, Architecture.DIFFUSION_TRANSFORMER, Architecture.HYBRID})
+"""Architectures that are split as transformers."""
+
+EMBEDDING_BLOCKS = frozenset({Role.TOKEN_EMBEDDING, Role.LM_HEAD, Role.CLASSIFIER})
+"""The token embedding and the output layer, which is the classifier in a vision transformer."""
+
+_BY_EMBEDDING: dict[str, Granularity] = {"token": "line", "parameter": "parameter", "none": "tensor"}
+
+_V2: dict[Role, Granularity] = {
+    Role.QUERY: "head",
+    Role.KEY: "head",
+    Role.QKV: "head",
+    Role.ATTN_OUT: "line",
+    Role.MLP_UP: "line",
+    Role.MLP_GATE: "line",
+    Role.MLP_GATE_UP: "line",
+    Role.MLP_DOWN: "line",
+    Role.LORA_A: "line",
+}
+"""The rest, apart from what options decide: one block a tensor."""
+
+_V1: dict[Role, Granularity] = {Role.QUERY: "head", Role.KEY: "head", Role.QKV: "head"}
+
+
+@register_strategy("adam_mini")
+@dataclass(frozen=True, kw_only=True)
+class AdamMiniPartition(PartitionStrategy):
+    """Adam-mini version 2, the default.
+
+    In transformers: query and key by head; value, attention projection and MLP by output neuron; token embedding and output layer
+    (language model head or classifier) by token or class; each bias element by itself; norms, position and patch embeddings, convolutions
+    and everything else one block a tensor. A fused qkv is split into its parts; lines in it that are neither query, key nor value (an
+    MLP, a gate) go by neuron. Where the heads are unknown each line is a block, with a warning. LoRA: A by line, B as the weight that it
+    adds to if its lines are known, else by line. Elsewhere one block a tensor; see the top of this module.
+
+    Args:
+        value: Blocks of the value projection of transformers: each output ``"neuron"``, or the ``"whole"`` of it, which the authors
+            advise for runs of fewer than 10,000 to 20,000 steps.
+        embedding: Blocks of the token embedding and the output layer: each ``"token"``, each ``"parameter"`` or ``"none"``
+            (one block a tensor: the papers' ablation, which is unstable). [default: ``"token"`` in transformers, ``"none"`` elsewhere]
+        bias: Blocks of biases: each ``"parameter"`` or each ``"tensor"``. [default: ``"parameter"`` in transformers, ``"tensor"``
+            elsewhere]
+
+    Example:
+        >>> from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+        >>> query = ParameterReport("q.weight", (64, 64), Role.QUERY, Role.QUERY, "q of attention", lines="q:4x16")
+        >>> report = ModelReport(Architecture.TRANSFORMER, "softmax attention", (query,))
+        >>> print(AdamMiniPartition()(report)["q.weight"])
+        q:4x16 along dim 0
+    """
+
+    value: Literal["neuron", "whole"] = "neuron"
+    embedding: Literal["token", "parameter", "none"] | None = None
+    bias: Literal["parameter", "tensor"] | None = None
+
+    def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
+        """How fine the blocks of ``parameter`` are."""
+        role, split = parameter.role, report.architecture in TRANSFORMERS
+        if role is Role.BIAS:
+            return self.bias or ("parameter" if split else "tensor")
+        if role in EMBEDDING_BLOCKS:
+            return _BY_EMBEDDING[self.embedding or ("token" if split else "none")]
+        if not split:
+            return "tensor"
+        if role is Role.VALUE:
+            return "line" if self.value == "neuron" else "tensor"
+        if role is Role.LORA_B:
+            return "head" if parameter.lines else "line"
+        return _V2.get(role, "tensor")
+
+    def group_lines(self, order: LineOrder) -> LineOrder:
+        """Query and key by head; value as the option says; other lines each a block."""
+        whole = ("v",) if self.value == "whole" else ()
+        return order.merge(*whole).split(*(role for role in order.roles if role not in ("q", "k", *whole)))
+
+
+@register_strategy("adam_mini_v1")
+@dataclass(frozen=True, kw_only=True)
+class AdamMiniV1Partition(PartitionStrategy):
+    """Adam-mini version 1, Algorithms 1 to 4 of the first preprint.
+
+    In transformers: query and key by head; each element of the token embedding and the output layer (language model head or classifier) by
+    itself; the rest, value and biases among it, one block a tensor (within a fused qkv: one block a role). Elsewhere one block a tensor.
+
+    Args:
+        embedding: Blocks of the token embedding and the output layer: each ``"token"``, each ``"parameter"`` or ``"none"``
+            (one block a tensor). [default: ``"parameter"`` in transformers, ``"none"`` elsewhere]
+        bias: Blocks of biases: each ``"parameter"`` or each ``"tensor"``. [default: ``"tensor"``]
+
+    Example:
+        >>> from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+        >>> fused = ParameterReport("qkv.weight", (96, 32), Role.QKV, Role.QKV, "fused", lines="q:4x8|k:4x8|v:4x8")
+        >>> report = ModelReport(Architecture.TRANSFORMER, "softmax attention", (fused,))
+        >>> print(AdamMiniV1Partition()(report)["qkv.weight"])
+        q:4x8|k:4x8|v:32 along dim 0
+    """
+
+    embedding: Literal["token", "parameter", "none"] | None = None
+    bias: Literal["parameter", "tensor"] | None = None
+
+    def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
+        """How fine the blocks of ``parameter`` are."""
+        split = report.architecture in TRANSFORMERS
+        if parameter.role is Role.BIAS:
+            return self.bias or "tensor"
+        if parameter.role in EMBEDDING_BLOCKS:
+            return _BY_EMBEDDING[self.embedding or ("parameter" if split else "none")]
+        return _V1.get(parameter.role, "tensor") if split else "tensor"
+
+    def group_lines(self, order: LineOrder) -> LineOrder:
+        """Query and key by head; all lines of any other role one block."""
+        return order.merge(*(role for role in order.roles if role not in ("q", "k")))

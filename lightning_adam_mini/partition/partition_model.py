@@ -1,0 +1,79 @@
+"""From a model to the blocks of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from lightning_adam_mini.detection.report import ModelReport
+from lightning_adam_mini.detection.roles import Architecture
+from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.partition.overrides import Override, resolve_overrides
+from lightning_adam_mini.partition.strategy import PartitionStrategy, make_strategy
+
+
+def partition_model(
+    model_or_report: nn.Module | ModelReport,
+    partition: str | PartitionStrategy = "auto",
+    overrides: Mapping[str, Override] | None = None,
+    **options: Any,
+) -> dict[str, BlockLayout]:
+    """Decide which elements of each parameter share a second moment.
+
+    Frozen parameters get a layout as well, because they may be unfrozen later.
+
+    Args:
+        model_or_report: A module, or what :func:`~lightning_adam_mini.detection.inspect_model` said of it.
+        partition: A strategy or its name: ``"auto"`` (which is ``"adam_mini"``), ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or
+            ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``, or a name of your own (see
+            :func:`~lightning_adam_mini.partition.register_strategy`).
+        overrides: What you know better, by glob on the parameter's name; see :mod:`lightning_adam_mini.partition.overrides`.
+        **options: Options of the strategy, such as ``value="whole"``, ``embedding="parameter"``, ``bias="tensor"``.
+
+    Returns:
+        The layout of each parameter, by its name in the report.
+
+    Raises:
+        ValueError: If the partition, an option or a spec is unknown, an override matches nothing, or a layout does not fit.
+
+    Example:
+        >>> from lightning_adam_mini.detection.report import ParameterReport
+        >>> from lightning_adam_mini.detection.roles import Role
+        >>> fused = ParameterReport("qkv.weight", (12, 4), Role.QKV, Role.QKV, "a fused projection", lines="q:2x2|k:2x2|v:2x2")
+        >>> report = ModelReport(Architecture.TRANSFORMER, "softmax attention", (fused,))
+        >>> print(partition_model(report)["qkv.weight"])
+        q:2x2|k:2x2|v:4x1 along dim 0
+        >>> print(partition_model(report, overrides={"qkv.*": "line"})["qkv.weight"])
+        mean over dim 1
+    """
+    strategy = make_strategy(partition, **options)
+    report = _report(model_or_report)
+    resolved = resolve_overrides(report, overrides or {})
+    corrected = replace(report, parameters=tuple(resolved[p.name].parameter if p.name in resolved else p for p in report.parameters))
+    layouts = strategy(corrected, [p.name for p in report.parameters if p.name not in resolved])
+    undecided = [name for name, r in resolved.items() if r.layout is None and r.granularity is None]
+    if undecided:
+        layouts |= strategy(replace(corrected, architecture=Architecture.TRANSFORMER), undecided)
+    for name, r in resolved.items():
+        if r.layout is not None:
+            layouts[name] = r.layout
+        elif r.granularity is not None:
+            layouts[name] = strategy.layout(r.parameter, r.granularity)
+    for p in report.parameters:
+        if p.name not in layouts or layouts[p.name].shape != p.shape:
+            found = f"a layout for shape {layouts[p.name].shape}" if p.name in layouts else "no layout"
+            raise ValueError(
+                f"The strategy {strategy!r} gave {found} to parameter {p.name!r} of shape {p.shape}; correct it, or override {p.name!r}."
+            )
+    return {p.name: layouts[p.name] for p in report.parameters}
+
+
+def _report(model_or_report: nn.Module | ModelReport) -> ModelReport:
+    if isinstance(model_or_report, ModelReport):
+        return model_or_report
+    from lightning_adam_mini.detection import inspect_model
+
+    return inspect_model(model_or_report)

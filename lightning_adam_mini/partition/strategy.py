@@ -1,0 +1,219 @@
+"""What a partition strategy is: a function from the roles of parameters to block layouts, with a name and options.
+
+A strategy answers one question a parameter: how fine are its blocks? There are four answers, a :data:`Granularity`:
+
+- ``"parameter"``: each element is a block, as in Adam.
+- ``"tensor"``: the tensor is one block.
+- ``"line"``: each output neuron, row or token is a block, counted along the axis in the parameter's report.
+- ``"head"``: the line order in the report says which lines are a block. Without one, each line is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.lines import LineOrder, parse_lines
+
+Granularity = Literal["parameter", "tensor", "line", "head"]
+"""How fine the blocks of a tensor are."""
+
+_EXPERTS = frozenset({Role.MLP_UP, Role.MLP_GATE, Role.MLP_GATE_UP, Role.MLP_DOWN})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionStrategy(ABC):
+    """A rule that gives each parameter its blocks. Subclass it with one method, :meth:`granularity`.
+
+    Options are keyword-only dataclass fields. Where a field's type is a ``Literal``, values outside of it are refused.
+
+    Example:
+        >>> from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+        >>> from lightning_adam_mini.detection.roles import Architecture, Role
+        >>> class MatricesByNeuron(PartitionStrategy):
+        ...     def granularity(self, parameter, report):
+        ...         return "line" if len(parameter.shape) > 1 else "tensor"
+        >>> weight = ParameterReport("fc.weight", (8, 3), Role.LINEAR, Role.LINEAR, "an nn.Linear")
+        >>> report = ModelReport(Architecture.MLP, "only linear layers", (weight,))
+        >>> MatricesByNeuron()(report)
+        {'fc.weight': BlockLayout(shape=(8, 3), dims=(1,), axis=None, lines=None)}
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            allowed = tuple(_literals(hints[f.name]))
+            if allowed and getattr(self, f.name) not in allowed:
+                raise ValueError(
+                    f"{f.name}={getattr(self, f.name)!r} is not an option of {type(self).__name__}, because {f.name} is one of"
+                    f" {', '.join(map(repr, allowed))}."
+                )
+
+    @abstractmethod
+    def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity | BlockLayout:
+        """How fine the blocks of ``parameter`` are, or its layout outright.
+
+        Args:
+            parameter: What is known of the parameter.
+            report: What is known of the model that it is part of.
+        """
+
+    def group_lines(self, order: LineOrder) -> LineOrder:
+        """Which lines of a ``"head"`` parameter share a block: each head of each role, unless a subclass says otherwise."""
+        return order
+
+    def layout(self, parameter: ParameterReport, granularity: Granularity) -> BlockLayout:
+        """The layout of ``granularity`` for one parameter.
+
+        A 3-D weight of an MLP whose output axis is not the first is a stack of experts; each line of each expert is then a line, because
+        experts see different tokens.
+
+        Raises:
+            ValueError: If the report's axis or line order does not fit the parameter's shape.
+        """
+        shape, axis = parameter.shape, parameter.axis
+        if granularity == "parameter":
+            return BlockLayout.per_parameter(shape)
+        if granularity == "tensor" or not shape:
+            return BlockLayout.whole(shape)
+        try:
+            if granularity == "head" and parameter.lines is not None:
+                return BlockLayout.grouped(shape, str(self.group_lines(parse_lines(parameter.lines))), axis)
+            lines = BlockLayout.each_line(shape, axis)
+        except ValueError as error:
+            raise ValueError(
+                f"The blocks of parameter {parameter.name!r} do not fit its shape {shape}: {error} Correct its line order or axis with an"
+                f" override, such as overrides={{{parameter.name!r}: 'tensor'}}."
+            ) from error
+        if len(shape) == 3 and 0 in lines.dims and parameter.role in _EXPERTS:
+            return BlockLayout(shape, dims=tuple(d for d in lines.dims if d != 0))
+        return lines
+
+    def __call__(self, report: ModelReport, names: Collection[str] | None = None) -> dict[str, BlockLayout]:
+        """The layout of each parameter in ``report``, or of those in ``names`` only.
+
+        Warns:
+            AdamMiniWarning: If the blocks of a parameter should be heads but its heads are unknown.
+        """
+        layouts: dict[str, BlockLayout] = {}
+        unknown: list[ParameterReport] = []
+        for parameter in report.parameters:
+            if names is not None and parameter.name not in names:
+                continue
+            granularity = self.granularity(parameter, report)
+            if granularity == "head" and parameter.lines is None:
+                unknown.append(parameter)
+            chosen = granularity if isinstance(granularity, BlockLayout) else self.layout(parameter, granularity)
+            layouts[parameter.name] = chosen
+        if unknown:
+            warnings.warn(_unknown_heads(unknown), AdamMiniWarning, stacklevel=2)
+        return layouts
+
+
+def _literals(hint: Any) -> Iterable[Any]:
+    """The values that a type hint made of ``Literal`` and ``None`` allows; none if it is made of anything else."""
+    if get_origin(hint) is Literal:
+        yield from get_args(hint)
+    elif get_origin(hint) in (Union, types.UnionType):
+        for part in get_args(hint):
+            yield from [None] if part is type(None) else _literals(part)
+
+
+def _unknown_heads(parameters: list[ParameterReport]) -> str:
+    paste: dict[str, Any] = {}
+    for p in parameters:
+        glob = re.sub(r"(?<![^.])\d+(?![^.])", "*", p.name)
+        paste[glob] = "q:HEADSxSIZE|k:HEADSxSIZE|v:HEADSxSIZE" if p.role is Role.QKV else {"heads": "HEADS"}
+    shown = [f"{p.name} {p.shape}" for p in parameters[:4]]
+    more = f" and {len(parameters) - 4} more" if len(parameters) > 4 else ""
+    write = str(paste).replace("'HEADS'", "HEADS")
+    return (
+        f"The attention heads in {len(parameters)} parameters could not be found ({', '.join(shown)}{more}), so each of their lines is a"
+        f" block of its own, which is finer than Adam-mini asks for. To settle it, write the number of heads: overrides={write}"
+    )
+
+
+STRATEGIES: dict[str, type[PartitionStrategy]] = {}
+"""The strategies by name. Add to it with :func:`register_strategy`."""
+
+_S = TypeVar("_S", bound=type[PartitionStrategy])
+
+
+def register_strategy(*names: str) -> Callable[[_S], _S]:
+    """Make a strategy selectable by name: ``partition_model(model, name)``.
+
+    Args:
+        names: The name and its aliases.
+
+    Raises:
+        ValueError: If a name is taken by another strategy.
+
+    Example:
+        >>> @register_strategy("whole_or_nothing")
+        ... class WholeOrNothing(PartitionStrategy):
+        ...     def granularity(self, parameter, report):
+        ...         return "tensor"
+        >>> make_strategy("whole_or_nothing")
+        WholeOrNothing()
+        >>> del STRATEGIES["whole_or_nothing"]
+    """
+
+    def register(cls: _S) -> _S:
+        for name in names:
+            if name == "auto" or STRATEGIES.get(name, cls) is not cls:
+                raise ValueError(
+                    f"The partition name {name!r} is taken; choose one that is not among {', '.join(sorted(STRATEGIES))}, auto."
+                )
+            STRATEGIES[name] = cls
+        return cls
+
+    return register
+
+
+def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -> PartitionStrategy:
+    """Find a strategy by name and give it its options.
+
+    Args:
+        partition: A name in :data:`STRATEGIES`, or ``"auto"`` for ``"adam_mini"``, or a strategy, which is returned as it is.
+        **options: The strategy's options.
+
+    Raises:
+        ValueError: If the name or an option is unknown.
+
+    Example:
+        >>> make_strategy("adam_mini", value="whole")
+        AdamMiniPartition(value='whole', embedding=None, bias=None)
+    """
+    if isinstance(partition, PartitionStrategy):
+        if options:
+            raise ValueError(
+                f"Options {', '.join(options)} were given beside the strategy {partition!r}; give them to the strategy itself,"
+                " because it is already made."
+            )
+        return partition
+    cls = STRATEGIES.get("adam_mini" if partition == "auto" else partition)
+    if cls is None:
+        near, known = did_you_mean(partition, STRATEGIES), ", ".join(sorted(STRATEGIES))
+        raise ValueError(f"The partition {partition!r} is unknown{near}; choose one of auto, {known}.")
+    allowed = [f.name for f in fields(cls)]
+    for option in options:
+        if option not in allowed:
+            near, known = did_you_mean(option, allowed), ", ".join(allowed) or "none"
+            raise ValueError(f"The partition {partition!r} has no option {option!r}{near}; its options are {known}.")
+    return cls(**options)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` if a known word is near, else nothing."""
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
