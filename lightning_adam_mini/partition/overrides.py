@@ -79,7 +79,7 @@ def resolve_overrides(report: ModelReport, overrides: Mapping[str, Override]) ->
     for name, (parameter, glob, spec) in last.items():
         try:
             resolved[name] = _resolve(parameter, spec)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"The override {glob!r}: {spec!r} does not suit parameter {name!r} of shape {parameter.shape}: {error}"
             ) from error
