@@ -322,11 +322,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
     lr, betas = options["lr"], options["betas"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element, but has shape {tuple(lr.shape)}")
-    if not lr >= 0.0:
+    if not isinstance(lr, (int, float, Tensor)) or not lr >= 0.0:
         raise ValueError(f"Invalid learning rate: {lr}")
-    if not options["eps"] >= 0.0:
+    if not isinstance(options["eps"], (int, float)) or not options["eps"] >= 0.0:
         raise ValueError(f"Invalid epsilon value: {options['eps']}")
-    if not options["weight_decay"] >= 0.0:
+    if not isinstance(options["weight_decay"], (int, float)) or not options["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {options['weight_decay']}")
     for i, beta in enumerate(betas):
         if isinstance(beta, Tensor):

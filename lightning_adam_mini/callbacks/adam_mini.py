@@ -1,0 +1,237 @@
+"""AdamMiniCallback: inspect, partition, swap, monitor."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
+from lightning_adam_mini.callbacks.swap import configured_optimizers, replace_optimizers, retire
+from lightning_adam_mini.callbacks.translate import check_translatable, translate
+from lightning_adam_mini.detection import ModelReport, canonical_name, inspect_model
+from lightning_adam_mini.optim import AdamMini, state_bytes, to_adamw_state_dict
+from lightning_adam_mini.partition import PartitionStrategy, partition_model
+
+
+class AdamMiniCallback(Callback):
+    r"""Replaces the configured AdamW or Adam by one with a second moment a block, which halves the optimizer's memory.
+
+    The model is inspected and partitioned into blocks, its optimizers are swapped with their groups, settings and schedulers, and each
+    block's effective learning rate is logged to every logger. Checkpoints load with the callback and without it.
+
+    Args:
+        partition: What a block is: ``auto`` or ``adam_mini`` (Adam-mini v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``, or a
+            :class:`~lightning_adam_mini.PartitionStrategy`.
+        overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.
+        options: Options of the partition, such as ``{"value": "whole", "embedding": "parameter"}``.
+        force: Whether to replace other optimizers than exactly torch's Adam and AdamW too.
+        convert_checkpoints: Whether a checkpoint written with other blocks (by AdamW: per parameter) may be resumed; its second moments are
+            averaged or spread then. If False, that is an error.
+        monitor: Whether to log effective learning rates, each ``log_every_n_steps`` of the trainer.
+        histograms: Whether to log their histograms too (TensorBoard only).
+        heatmap: Whether to log figures of layers x heads at the end of each validation (TensorBoard only; needs matplotlib).
+
+    Raises:
+        MisconfigurationException: If the trainer has two of these callbacks; if an optimizer has no faithful translation, no trainable
+            parameter, or parameters that are not the module's.
+        ValueError: If the partition, an option or an override is not valid for this model.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(callbacks=[AdamMiniCallback()], logger=False, enable_checkpointing=False)
+
+    """
+
+    def __init__(
+        self,
+        partition: str | PartitionStrategy = "auto",
+        overrides: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
+        *,
+        force: bool = False,
+        convert_checkpoints: bool = True,
+        monitor: bool = True,
+        histograms: bool = False,
+        heatmap: bool = False,
+    ) -> None:
+        super().__init__()
+        self.partition = partition
+        self.overrides = overrides
+        self.options = options
+        self.force = force
+        self.convert_checkpoints = convert_checkpoints
+        self.report: ModelReport | None = None
+        self._logger = BlockLearningRateLogger(histograms=histograms, heatmap=heatmap) if monitor else None
+        self._reset()
+
+    def _reset(self) -> None:
+        # LightningCLI returns one and the same optimizer on every fit, so its replacement must be the same too.
+        self._swapped: WeakKeyDictionary[Optimizer, AdamMini] = WeakKeyDictionary()
+        self._undo: list[Callable[[], None]] = []
+        self._optimizers: list[AdamMini] = []
+        self._called = False
+        self._last_logged_step = -1
+        self._told_bytes = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        ours = ("_swapped", "_undo", "_optimizers", "_called", "_last_logged_step", "_told_bytes")
+        return {k: v for k, v in vars(self).items() if k not in ours}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+    # ---- swap -----------------------------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        twins = [callback for callback in trainer.callbacks if isinstance(callback, AdamMiniCallback)]  # type: ignore[attr-defined]
+        if len(twins) > 1:
+            raise MisconfigurationException(
+                f"The trainer has {len(twins)} AdamMiniCallbacks, and only one can swap the optimizer. Keep one; give it overrides={{...}} if"
+                " parts of the model need different blocks."
+            )
+        self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
+        self._intercept_configure_optimizers(pl_module)
+
+    def _intercept_configure_optimizers(self, pl_module: pl.LightningModule) -> None:
+        # Swapping what the module returns, before Lightning or anything else sees it, works under every strategy; and a closure survives
+        # the deep copies that weight averaging makes of the module, where a bound method would copy this callback.
+        original = pl_module.configure_optimizers
+        instance_attribute = vars(pl_module).get("configure_optimizers")
+
+        def restore() -> None:
+            vars(pl_module).pop("configure_optimizers", None)
+            if instance_attribute is not None:  # LightningCLI sets one
+                vars(pl_module)["configure_optimizers"] = instance_attribute
+
+        @functools.wraps(original)
+        def configure_optimizers(*args: Any, **kwargs: Any) -> Any:
+            restore()
+            self._called = True
+            return self._swap(pl_module, original(*args, **kwargs))
+
+        vars(pl_module)["configure_optimizers"] = configure_optimizers
+        self._undo.append(restore)
+
+    def _swap(self, module: pl.LightningModule, configured: Any) -> Any:
+        optimizers = configured_optimizers(configured)
+        if not optimizers:
+            rank_zero_warn("AdamMiniCallback has nothing to swap: configure_optimizers returned no optimizer.", category=AdamMiniWarning)
+            return configured
+        foreign = [o for o in optimizers if not isinstance(o, AdamMini)]
+        # All checks come before the first change: if one fails, the user's optimizers and schedulers are as they were.
+        for optimizer in foreign:
+            check_translatable(optimizer, self.force)
+        self.report = inspect_model(module)
+        swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
+        notes: list[str] = []
+        if foreign:
+            layouts = partition_model(self.report, self.partition, overrides=self.overrides, **(self.options or {}))
+            names = parameter_names(module)
+            for optimizer in foreign:
+                if optimizer not in swapped:
+                    swapped[optimizer], more = translate(optimizer, names, layouts, self.convert_checkpoints)
+                    notes += more
+            rank_zero_info(self.report.table(layouts))
+        replaced = replace_optimizers(configured, swapped)
+        for optimizer, ours in swapped.items():
+            self._swapped[optimizer] = ours
+            self._undo.append(
+                retire(
+                    optimizer,
+                    f"This {type(optimizer).__name__} was replaced by AdamMiniCallback and must not step beside its replacement."
+                    " Take the optimizer from self.optimizers() instead of the attribute that you kept.",
+                )
+            )
+        if swapped:
+            kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in swapped))
+            rank_zero_info("\n  ".join([f"AdamMiniCallback: replaced {kinds} by AdamMini", *dict.fromkeys(notes)]))
+        else:
+            rank_zero_info("AdamMiniCallback: configure_optimizers returned AdamMini itself, which is left as it is")
+        return replaced
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._called:
+            raise MisconfigurationException(
+                "AdamMiniCallback could not swap the optimizer because configure_optimizers was replaced after the callback's setup hook, as when"
+                " LightningModule.setup assigns it. Define configure_optimizers as a method, or assign it in __init__."
+            )
+        self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._restore()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    # ---- what it saves --------------------------------------------------------------------------------------------------
+
+    @property
+    def optimizer_state_bytes(self) -> tuple[int, int]:
+        """Bytes that the swapped optimizers' state really holds, and bytes that AdamW's would; (0, 0) before the first step."""
+        ours = sum(state_bytes(optimizer) for optimizer in self._optimizers)
+        adamw = sum(
+            2 * p.numel() * p.element_size() + state["step"].element_size()
+            for optimizer in self._optimizers
+            for p, state in optimizer.state.items()
+        )
+        return ours, adamw
+
+    # ---- monitoring and checkpoints -------------------------------------------------------------------------------------
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not self._optimizers or step == 0 or step == self._last_logged_step:  # while gradients accumulate, nothing changes
+            return
+        if not self._told_bytes:
+            self._told_bytes = True
+            ours, adamw = self.optimizer_state_bytes
+            if adamw:
+                rank_zero_info(
+                    f"AdamMiniCallback: optimizer state {ours / 1e6:.2f} MB, {100 * ours / adamw:.2f} % of AdamW's {adamw / 1e6:.2f} MB"
+                )
+        if self._logger is not None and trainer._logger_connector.should_update_logs:
+            self._last_logged_step = step
+            self._logger.log(trainer, self._optimizers)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._logger is not None and self._optimizers and not trainer.sanity_checking:
+            self._logger.log_heatmap(trainer, self._optimizers)
+
+    @override
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # So that the run can be resumed without this callback, by the optimizer that the module configures.
+        states = checkpoint.get("optimizer_states", [])
+        for i, optimizer in enumerate(trainer.optimizers[: len(states)]):
+            if optimizer in self._swapped.values():
+                states[i] = to_adamw_state_dict(states[i])
+
+
+def parameter_names(module: pl.LightningModule) -> Mapping[Tensor, str]:
+    """Name of each parameter as in its :class:`~lightning_adam_mini.ModelReport`: without the prefixes of wrappers."""
+    return {p: canonical_name(name) for name, p in module.named_parameters()}

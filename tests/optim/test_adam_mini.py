@@ -1,0 +1,344 @@
+"""AdamMini against the paper's algorithm in float64, against torch's AdamW, and as an optimizer among torch's."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_adam_mini import AdamMini, AdamMiniWarning, BlockLayout
+from tests.optim import reference as ref
+
+FUSED = ["q0"] * 2 + ["q1"] * 2 + ["k0"] * 2 + ["k1"] * 2 + ["v0", "v1", "v2", "v3"]
+INTERLEAVED = ["q0", "q0", "k0", "k0", "v0", "v1", "q1", "q1", "k1", "k1", "v2", "v3"]
+
+# (shape, layout, the same blocks written by hand)
+KINDS = {
+    "per_parameter": ((3, 4), BlockLayout.per_parameter((3, 4)), ref.per_parameter),
+    "whole": ((3, 4), BlockLayout.whole((3, 4)), ref.whole),
+    "rows": ((3, 4), BlockLayout.each_line((3, 4)), ref.rows),
+    "columns": ((3, 4), BlockLayout.each_line((3, 4), axis=1), ref.columns),
+    "conv_out": ((4, 2, 3, 3), BlockLayout((4, 2, 3, 3), dims=(1, 2, 3)), ref.rows),
+    "conv_whole": ((4, 2, 3, 3), BlockLayout.whole((4, 2, 3, 3)), ref.whole),
+    "fused_qkv": ((12, 3), BlockLayout.grouped((12, 3), "q:2x2|k:2x2|v:4x1"), ref.row_groups(FUSED)),
+    "interleaved_qkv": ((12, 3), BlockLayout.grouped((12, 3), "2*(q:1x2|k:1x2|v:2x1)"), ref.row_groups(INTERLEAVED)),
+    "transposed_qkv": ((3, 12), BlockLayout.grouped((3, 12), "q:2x2|k:2x2|v:4x1", axis=1), ref.row_groups(FUSED, axis=1)),
+    "head_bias": ((12,), BlockLayout.grouped((12,), "q:2x2|k:2x2|v:4x1"), ref.row_groups(FUSED)),
+    "scalar": ((), BlockLayout.whole(()), ref.whole),
+    "vector": ((5,), BlockLayout.whole((5,)), ref.whole),
+}
+
+
+def make(seed: int = 0, dtype=torch.float32) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for name, (shape, _, _) in KINDS.items()}
+
+
+LAYOUTS = {name: layout for name, (_, layout, _) in KINDS.items()}
+
+
+def feed(params, step: int, dtype=torch.float32) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1000 + step)
+    grads = {}
+    for name, p in params.items():
+        p.grad = torch.randn(p.shape, generator=generator).to(dtype) * 10 ** float(torch.randn((), generator=generator))
+        grads[name] = p.grad.clone()
+    return grads
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_equals_algorithm_1_in_float64(foreach, decoupled, maximize, tensor_lr):
+    params = make()
+    settings = dict(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, maximize=maximize)
+    reference = ref.ReferenceAdamMini(
+        {k: p.detach().numpy() for k, p in params.items()},
+        {k: blocks(shape) for k, (shape, _, blocks) in KINDS.items()},
+        lr=0.01,
+        decoupled=decoupled,
+        **settings,
+    )
+    lr = torch.tensor(0.01) if tensor_lr else 0.01
+    optimizer = AdamMini(params.items(), lr=lr, layouts=LAYOUTS, foreach=foreach, decoupled_weight_decay=decoupled, **settings)
+    for step in range(100):
+        grads = feed(params, step)
+        optimizer.step()
+        reference.step({k: g.numpy() for k, g in grads.items()})
+        assert all(torch.equal(params[k].grad, grads[k]) for k in params), "gradients are never written"
+    for name, p in params.items():
+        torch.testing.assert_close(p.detach().double(), torch.from_numpy(reference.params[name]), rtol=2e-5, atol=2e-6, msg=name)
+    moments = optimizer.second_moments()
+    rates = optimizer.block_learning_rates()
+    for name, (shape, _, blocks) in KINDS.items():
+        v, rate = moments[name].expand(shape), rates[name].expand(shape)
+        for index, block in blocks(shape).items():
+            expected = reference.v[name][block]
+            assert float(v[index]) == pytest.approx(expected, rel=2e-5)
+            assert float(rate[index]) == pytest.approx(0.01 / ((expected / (1 - 0.95**100)) ** 0.5 + 1e-8), rel=2e-5)
+
+
+@pytest.mark.parametrize("foreach", [False, True, None])
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("reference_class", [torch.optim.AdamW, torch.optim.Adam])
+def test_without_layouts_is_torch_to_the_bit(foreach, maximize, weight_decay, reference_class):
+    ours, theirs = make(), make()
+    kwargs = dict(lr=3e-3, betas=(0.8, 0.99), eps=1e-6, weight_decay=weight_decay, maximize=maximize, foreach=foreach)
+    a = AdamMini(ours.values(), decoupled_weight_decay=reference_class is torch.optim.AdamW, **kwargs)
+    b = reference_class(theirs.values(), **kwargs)
+    for step in range(200):
+        feed(ours, step), feed(theirs, step)
+        a.step(), b.step()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(3e-3), torch.tensor([3e-3]), torch.tensor([[3e-3]])], ids=["0d", "1d", "2d"])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_tensor_lr_is_torch_within_rounding_and_can_change_in_place(lr, foreach):
+    ours, theirs = make(), make()
+    lr = lr.clone()
+    a, b = AdamMini(ours.values(), lr=lr, foreach=foreach), torch.optim.AdamW(theirs.values(), lr=3e-3)
+    for step in range(200):
+        feed(ours, step), feed(theirs, step)
+        if step == 100:
+            lr.mul_(0.5)
+            b.param_groups[0]["lr"] = 1.5e-3
+        a.step(), b.step()
+    for k in ours:
+        torch.testing.assert_close(ours[k], theirs[k], rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_of_one_element_are_adamw_to_the_bit():
+    p, q = nn.Parameter(torch.tensor([[1.5]])), nn.Parameter(torch.tensor([[1.5]]))
+    a = AdamMini([("p", p)], layouts={"p": BlockLayout.whole((1, 1))})
+    b = torch.optim.AdamW([q])
+    for step in range(50):
+        p.grad = q.grad = torch.tensor([[float(step) - 20]])
+        a.step(), b.step()
+    assert torch.equal(p, q)
+
+
+def test_groups_keep_their_own_settings_and_extra_keys():
+    params = make()
+    names = list(params)
+    groups = [
+        {"params": [(n, params[n]) for n in names[:4]], "lr": 0.1, "name": "fast", "initial_lr": 0.1},
+        {"params": [(n, params[n]) for n in names[4:]], "weight_decay": 0.5, "betas": (0.5, 0.9)},
+    ]
+    optimizer = AdamMini(groups, lr=0.01, weight_decay=0.0, layouts=LAYOUTS)
+    assert [g.get("name") for g in optimizer.param_groups] == ["fast", None]
+    settings = [dict(lr=0.1, weight_decay=0.0, betas=(0.9, 0.999)), dict(lr=0.01, weight_decay=0.5, betas=(0.5, 0.9))]
+    references = [
+        ref.ReferenceAdamMini(
+            {n: params[n].detach().numpy() for n in some}, {n: KINDS[n][2](KINDS[n][0]) for n in some}, eps=1e-8, **kwargs
+        )
+        for some, kwargs in zip((names[:4], names[4:]), settings, strict=True)
+    ]
+    for step in range(20):
+        grads = feed(params, step)
+        optimizer.step()
+        for reference in references:
+            reference.step({n: grads[n].numpy() for n in reference.params})
+    for reference in references:
+        for n, expected in reference.params.items():
+            torch.testing.assert_close(params[n].detach().double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_parameters_keep_float32_second_moments_that_move(dtype, foreach):
+    p = nn.Parameter(torch.zeros(4, 8, dtype=dtype))
+    optimizer = AdamMini([("p", p)], lr=0.0, betas=(0.9, 0.999), layouts={"p": BlockLayout.each_line((4, 8))}, foreach=foreach)
+    v = 0.0
+    for step in range(500):
+        p.grad = torch.full((4, 8), 0.25, dtype=dtype)
+        optimizer.step()
+        v = 0.999 * v + 0.001 * 0.0625
+    assert optimizer.second_moments()["p"].dtype == torch.float32
+    assert optimizer.state[p]["exp_avg"].dtype == dtype
+    torch.testing.assert_close(optimizer.second_moments()["p"], torch.full((4, 1), v), rtol=1e-4, atol=0)
+
+
+def test_parameters_without_gradients_are_left_and_zero_gradients_are_no_reason_to_fail():
+    params = make()
+    before = {k: p.detach().clone() for k, p in params.items()}
+    optimizer = AdamMini(params.items(), layouts=LAYOUTS, weight_decay=0.0)
+    optimizer.step()
+    assert not optimizer.state and not optimizer.second_moments()
+    for p in params.values():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert all(torch.equal(params[k], before[k]) for k in params)
+
+
+def test_empty_parameters_step():
+    p, q = nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.empty(3, 0))
+    optimizer = AdamMini([("p", p), ("q", q)], layouts={"p": BlockLayout.whole((0, 3)), "q": BlockLayout.each_line((3, 0))})
+    for foreach in (False, True):
+        optimizer.param_groups[0]["foreach"] = foreach
+        p.grad, q.grad = torch.empty(0, 3), torch.empty(3, 0)
+        optimizer.step()
+    assert all(torch.isfinite(v).all() for v in optimizer.second_moments().values())
+
+
+def test_closure_runs_with_gradients_and_returns_the_loss():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = AdamMini([p])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 3.0
+    assert (p < 1).all()
+
+
+def test_works_under_a_scheduler_that_moves_lr_and_beta1():
+    params = make()
+    optimizer = AdamMini(params.items(), lr=0.1, layouts=LAYOUTS)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20, cycle_momentum=True)
+    betas = set()
+    for step in range(20):
+        feed(params, step)
+        optimizer.step()
+        betas.add(optimizer.param_groups[0]["betas"][0])
+        if step < 19:
+            scheduler.step()
+    assert len(betas) > 10
+
+
+# ---- copies and states
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_copies_step_as_the_original(clone):
+    params = make()
+    optimizer = AdamMini(params.items(), layouts=LAYOUTS)
+    feed(params, 0)
+    optimizer.step()
+    twin = clone(optimizer)
+    assert twin.layouts == optimizer.layouts
+    twins = dict(zip(params, twin.param_groups[0]["params"], strict=True))
+    for step in range(1, 4):
+        feed(params, step), feed(twins, step)
+        optimizer.step(), twin.step()
+    assert all(torch.equal(params[k], twins[k]) for k in params)
+    assert twin.parameter_names().keys() == set(twins.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_dict_resumes_to_the_bit_through_a_file(dtype):
+    params = make(dtype=dtype)
+    optimizer = AdamMini(params.items(), layouts=LAYOUTS)
+    for step in range(5):
+        feed(params, step, dtype)
+        optimizer.step()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    twins = {k: nn.Parameter(p.detach().clone()) for k, p in params.items()}
+    twin = AdamMini(twins.items(), layouts=LAYOUTS)
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    assert all(v.dtype == torch.float32 for v in twin.second_moments().values())
+    for step in range(5, 10):
+        feed(params, step, dtype), feed(twins, step, dtype)
+        optimizer.step(), twin.step()
+    assert all(torch.equal(params[k], twins[k]) for k in params)
+
+
+def test_loading_copies_so_that_two_optimizers_do_not_share_second_moments():
+    params, twins = make(), make()
+    a, b = AdamMini(params.items(), layouts=LAYOUTS), AdamMini(twins.items(), layouts=LAYOUTS)
+    feed(params, 0)
+    a.step()
+    b.load_state_dict(a.state_dict())
+    before = {k: v.clone() for k, v in b.second_moments().items()}
+    feed(params, 1)
+    a.step()
+    assert all(torch.equal(before[k], v) for k, v in b.second_moments().items())
+
+
+# ---- groups that come later
+
+
+def test_late_group_finds_its_layout_by_name_or_by_known_parameter():
+    params = make()
+    names = list(params)
+    optimizer = AdamMini([params[names[0]]], layouts=LAYOUTS, named_parameters=params.items())
+    optimizer.add_param_group({"params": [params[n] for n in names[1:]], "lr": 0.5})
+    assert optimizer.layouts == LAYOUTS
+    named = AdamMini([(names[0], params[names[0]])], layouts=LAYOUTS)
+    named.add_param_group({"params": [(n, params[n]) for n in names[1:]]})
+    assert named.layouts == LAYOUTS
+
+
+def test_late_parameter_without_layout_gets_the_default_and_says_so():
+    p, q = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3, 2))
+    optimizer = AdamMini([("p", p)], layouts={"p": BlockLayout.whole((2, 2))})
+    with pytest.warns(AdamMiniWarning, match="No layout for 1 parameter \\('q'\\)"):
+        optimizer.add_param_group({"params": [("q", q)]})
+    assert optimizer.layouts["q"].is_per_parameter
+
+
+def test_failed_add_param_group_changes_nothing():
+    p, q = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3, 2))
+    optimizer = AdamMini([("p", p)], layouts={"p": BlockLayout.whole((2, 2)), "q": BlockLayout.whole((9, 9))})
+    with pytest.raises(ValueError, match=r"parameter 'q' is for a tensor of shape \(9, 9\), but the parameter has shape \(3, 2\)"):
+        optimizer.add_param_group({"params": [("q", q)]})
+    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+        optimizer.add_param_group({"params": [("q", q)], "lr": -1})
+    assert len(optimizer.param_groups) == 1
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lr": -1e-3}, "Invalid learning rate: -0.001"),
+        ({"lr": float("nan")}, "Invalid learning rate: nan"),
+        ({"lr": torch.ones(2)}, r"Tensor lr must be 1-element, but has shape \(2,\)"),
+        ({"eps": -1.0}, "Invalid epsilon value: -1.0"),
+        ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+        ({"betas": (1.0, 0.9)}, "Invalid beta parameter at index 0: 1.0"),
+        ({"betas": (0.9, -0.5)}, "Invalid beta parameter at index 1: -0.5"),
+    ],
+)
+def test_options_out_of_range(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        AdamMini([nn.Parameter(torch.ones(2))], **kwargs)
+
+
+def test_layouts_for_other_parameters():
+    p = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="None of the 1 layouts .such as 'weight'. is for a parameter of this optimizer .such as p."):
+        AdamMini([("p", p)], layouts={"weight": BlockLayout.whole((2,))})
+    with pytest.raises(ValueError, match="because its parameters have no names"):
+        AdamMini([p], layouts={"weight": BlockLayout.whole((2,))})
+
+
+def test_sparse_gradient_names_the_parameter_before_anything_changed():
+    embedding = nn.Embedding(5, 2, sparse=True)
+    other = nn.Parameter(torch.ones(2))
+    optimizer = AdamMini([("other", other), *embedding.named_parameters("table")])
+    (embedding(torch.tensor([1])).sum() + other.sum()).backward()
+    with pytest.raises(RuntimeError, match=r"parameter 'table.weight' of shape \(5, 2\) because its gradient is sparse"):
+        optimizer.step()
+    assert torch.equal(other, torch.ones(2))
+    assert not optimizer.state
+
+
+def test_complex_gradient_names_the_parameter():
+    p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="'param_groups.0.params.0' of shape .2,. because its gradient is complex"):
+        AdamMini([p]).step()
