@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from lightning_adam_mini.detection.names import canonical_name, strip_wrappers
 from lightning_adam_mini.detection.roles import Architecture, Role
+from lightning_adam_mini.detection.table import draw_table
+from lightning_adam_mini.layout import BlockLayout
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,24 @@ class ModelReport:
     def by_name(self) -> dict[str, ParameterReport]:
         """The parameters by name and by each alias."""
         return {name: p for p in self.parameters for name in (p.name, *p.aliases)}
+
+    @property
+    def guesses(self) -> tuple[ParameterReport, ...]:
+        """The parameters to look at: their role or line order is only likely, or not known at all."""
+        return tuple(p for p in self.parameters if p.guess)
+
+    def find(self, name: str) -> ParameterReport | None:
+        """The parameter of that name, with or without the prefixes of wrappers."""
+        keys = (name, strip_wrappers(name), canonical_name(name))
+        return next((self.by_name[key] for key in keys if key in self.by_name), None)
+
+    def table(self, layouts: Mapping[str, BlockLayout] | None = None) -> str:
+        """The report as plain text of at most 120 columns.
+
+        Args:
+            layouts: Layouts by parameter name. With them the table shows blocks and the bytes of second moments before and after.
+        """
+        return draw_table(self, layouts)
+
+    def __str__(self) -> str:
+        return self.table()

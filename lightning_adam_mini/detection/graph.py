@@ -1,0 +1,48 @@
+"""Graph networks: what message passing holds."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.layers import is_linear, line_axis
+from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.registry import qualified_names
+from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.tree import Slot, Tree
+
+_PYG = "torch_geometric.nn.conv.message_passing.MessagePassing"
+
+
+def is_message_passing(module: nn.Module) -> bool:
+    """Whether ``module`` is a graph convolution of torch-geometric or DGL."""
+    return any(name == _PYG or name.startswith("dgl.nn.pytorch.conv.") for name in qualified_names(type(module)))
+
+
+def claim_graph(tree: Tree, claims: Claims) -> None:
+    """Claim the weights of graph convolutions: their own and those of linear layers that they hold directly."""
+    for module in tree.modules.values():
+        if not is_message_passing(module):
+            continue
+        kind = type(module).__name__
+        for slot in _direct(tree, module):
+            if not claims.is_open(slot) or claims.role(slot) in (Role.BIAS, Role.NORM):
+                continue
+            if slot.layer is module and ("att" in words(slot.attr) or "attn" in words(slot.attr)):
+                claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OTHER, f"attention vector of {kind}"))
+            elif len(slot.shape) >= 2:
+                claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=_axis(module, slot)))
+
+
+def _direct(tree: Tree, module: nn.Module) -> list[Slot]:
+    slots = [slot for slot in tree.own(module).values() if slot.layer is module]
+    for child in tree.children(module).values():
+        lists = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or "hetero" in words(type(child).__name__)
+        held = [child, *child.modules()] if lists else [child]
+        slots += [slot for inner in held if is_linear(inner) or lists for slot in tree.own(inner).values() if len(slot.shape) >= 2]
+    return slots
+
+
+def _axis(module: nn.Module, slot: Slot) -> int:
+    # torch-geometric's and DGL's bare weights are (..., in, out), other than a Linear's.
+    return len(slot.shape) - 1 if slot.layer is module else line_axis(slot.layer)

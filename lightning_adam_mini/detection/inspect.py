@@ -1,0 +1,103 @@
+"""The way from a module to its report."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_adam_mini.detection.architecture import find_architecture
+from lightning_adam_mini.detection.attention import claim_attention
+from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.graph import claim_graph
+from lightning_adam_mini.detection.known import claim_known
+from lightning_adam_mini.detection.layers import claim_layers
+from lightning_adam_mini.detection.mlp import claim_mlp
+from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.tables import claim_tables
+from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.lines import parse_lines
+
+
+def inspect_model(module: nn.Module) -> ModelReport:
+    """Find out what kind of network ``module`` is and what each of its parameters is for.
+
+    Looks at modules, their attributes and shapes, and runs nothing, so that a model on the meta device does as well.
+
+    Args:
+        module: Any module, wrapped (torch.compile, DDP, checkpointing) or not. Names in the report are relative to it, without the
+            prefixes of wrappers.
+
+    Raises:
+        ValueError: If a parameter is lazy and has no shape yet.
+
+    Example:
+        >>> report = inspect_model(nn.TransformerEncoderLayer(d_model=8, nhead=2, dim_feedforward=16))
+        >>> report.by_name["self_attn.in_proj_weight"].lines
+        'q:2x4|k:2x4|v:2x4'
+    """
+    tree = Tree.of(module)
+    claims = Claims()
+    claim_layers(tree, claims)
+    claim_known(tree, claims)
+    claim_attention(tree, claims)
+    claim_graph(tree, claims)
+    architecture, why = find_architecture(tree, claims)
+    claim_tables(tree, claims, architecture)
+    claim_mlp(tree, claims, architecture)
+    return ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots))
+
+
+def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
+    claim = claims.best(slot)
+    assert claim is not None
+    owner, lines, axis = claim.owner or claim.role, claim.lines, claim.axis
+    if claim.role in _FOLLOWERS:
+        weight = _weight_beside(tree, slot)
+        held = None if weight is None else claims.best(weight)
+        if weight is not None and held is not None and claim.source is Source.LAYER:
+            owner = held.owner or held.role
+            lines = held.lines if _fits(held.lines, slot) else None
+    if claim.role is Role.LORA_B and lines is None:
+        lines, axis = _adapted_lines(tree, claims, slot)
+    return ParameterReport(
+        name=slot.name,
+        shape=slot.shape,
+        role=claim.role,
+        owner=owner,
+        reason=claim.reason,
+        guess=claim.guess,
+        axis=axis,
+        lines=lines,
+        trainable=slot.param.requires_grad,
+        aliases=tuple(slot.names[1:]),
+    )
+
+
+# A bias follows the lines of its weight, and so do the magnitudes of weight normalisation.
+_FOLLOWERS = frozenset({Role.BIAS, Role.SCALE})
+
+
+def _weight_beside(tree: Tree, slot: Slot) -> Slot | None:
+    own = tree.own(slot.layer)
+    if slot.magnitude:
+        return own.get(slot.attr)
+    if "bias" not in slot.attr:
+        return None
+    weight = own.get(slot.attr.replace("bias", "weight"))
+    return weight if weight is not slot else None
+
+
+def _fits(lines: str | None, slot: Slot) -> bool:
+    return lines is not None and len(slot.shape) >= 1 and parse_lines(lines).size == slot.shape[0]
+
+
+def _adapted_lines(tree: Tree, claims: Claims, slot: Slot) -> tuple[str | None, int]:
+    """The lines of the layer that a LoRA adapter stands beside."""
+    layer: nn.Module | None = slot.layer
+    while layer is not None and "base_layer" not in layer._modules:
+        layer = tree.parents[layer][0] if layer in tree.parents else None
+    base = None if layer is None else tree.own(tree.children(layer)["base_layer"]).get("weight")
+    claim: Claim | None = None if base is None else claims.best(base)
+    if claim is None or claim.lines is None or not _fits(claim.lines, slot):
+        return None, 0
+    return claim.lines, 0

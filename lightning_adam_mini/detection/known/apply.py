@@ -1,0 +1,91 @@
+"""Claims from the registry: an entry's parts, found in a module and filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.known import diffusers, graph, timm, torch_nn, transformers
+from lightning_adam_mini.detection.layers import is_depthwise, is_lora, is_norm, line_axis
+from lightning_adam_mini.detection.names import unwrap, words
+from lightning_adam_mini.detection.registry import KnownModule, Part, add_builtin, fill_template, find_entry
+from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.lines import parse_lines
+
+for _table in (torch_nn, timm, transformers, diffusers, graph):
+    add_builtin(_table.MODULES)
+
+
+def claim_known(tree: Tree, claims: Claims) -> None:
+    """Add the claims of all registered modules in ``tree``."""
+    for module in tree.modules.values():
+        found = find_entry(module)
+        if found is None:
+            continue
+        name, entry = found
+        for path, text in entry.parts.items():
+            for target in _targets(tree, module, path.split(".")):
+                _claim_part(tree, claims, module, name, entry, Part.read(text), target)
+
+
+def role_of_lines(lines: str) -> Role:
+    """The role of a tensor with these lines."""
+    attention = set(parse_lines(lines).roles) & {"q", "k", "v"}
+    return {frozenset("q"): Role.QUERY, frozenset("k"): Role.KEY, frozenset("v"): Role.VALUE}.get(frozenset(attention), Role.QKV)
+
+
+def main_weights(tree: Tree, target: Slot | nn.Module) -> list[Slot]:
+    """The matrices of a child that is named as one weight: its own, or those of the layers in it that mix channels."""
+    if isinstance(target, Slot):
+        return [target]
+    slots = (slot for slot in tree.under(target) if len(slot.shape) >= 2 and not slot.magnitude)
+    return [slot for slot in slots if not (is_lora(slot) or is_norm(slot.layer) or is_depthwise(slot.layer))]
+
+
+def _targets(tree: Tree, module: nn.Module, path: list[str]) -> Iterator[Slot | nn.Module]:
+    """The children or parameters of ``module`` at ``path``."""
+    module = unwrap(module)
+    head, rest = path[0], path[1:]
+    own = tree.own(module)
+    for name, slot in own.items():
+        if not rest and fnmatchcase(name, head):
+            yield slot
+    for name, child in tree.children(module).items():
+        if fnmatchcase(name, head):
+            if rest:
+                yield from _targets(tree, child, rest)
+            else:
+                yield child
+
+
+def _claim_part(tree: Tree, claims: Claims, module: nn.Module, name: str, entry: KnownModule, part: Part, target: Slot | nn.Module) -> None:
+    reason = f"known module {name}"
+    role = Role(part.role) if part.role else None
+    if part.template is None:
+        assert role is not None
+        for slot in main_weights(tree, target) or ([target] if isinstance(target, Slot) else []):
+            claims.add(slot, Claim(Source.KNOWN, role, reason, axis=_axis(part, slot)))
+        return
+    weights = main_weights(tree, target)
+    for slot in reversed(weights):
+        axis = _axis(part, slot)
+        lines = fill_template(part.template, slot.shape[axis], module, entry.symbols)
+        if lines is None:
+            continue
+        owner = role or role_of_lines(lines)
+        if len(slot.shape) == 1 and "bias" in words(slot.attr):
+            claims.add(slot, Claim(Source.KNOWN, Role.BIAS, reason, owner=owner, lines=lines))
+        else:
+            claims.add(slot, Claim(Source.KNOWN, owner, reason, axis=axis, lines=lines))
+        return
+    for slot in weights[-1:]:
+        why = f"{reason}, but {part.template} does not fill {slot.shape[_axis(part, slot)]} lines"
+        claims.add(slot, Claim(Source.KNOWN, role or Role.QKV, why, axis=_axis(part, slot), guess=True))
+
+
+def _axis(part: Part, slot: Slot) -> int:
+    return line_axis(slot.layer) if part.axis is None else part.axis

@@ -1,0 +1,5 @@
+"""diffusers' attention."""
+
+from lightning_adam_mini.detection.registry import KnownModule
+
+MODULES: tuple[KnownModule, ...] = ()

@@ -1,0 +1,78 @@
+"""Feed-forward blocks: linear layers of one container that read what another gives."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+from torch import nn
+
+from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.known.apply import main_weights
+from lightning_adam_mini.detection.layers import is_linear, line_axis
+from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.roles import Architecture, Role
+from lightning_adam_mini.detection.tree import Slot, Tree
+
+_NAMED = frozenset({"mlp", "ff", "ffn", "feed", "feedforward", "ffwd", "intermediate", "expert", "swiglu", "glu", "dense", "fc"})
+_GATE = frozenset({"gate", "w1", "g"})
+
+
+def claim_mlp(tree: Tree, claims: Claims, architecture: Architecture) -> None:
+    """Add the claims of all feed-forward blocks, innermost first."""
+    for module in reversed(tree.modules.values()):
+        linears = _open_linears(tree, claims, module)
+        if len(linears) >= 2:
+            _claim_block(tree, claims, module, linears)
+
+
+def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[str, Slot]]:
+    """The open linear layers of ``module``, its children or the only ones in its children."""
+    found: list[tuple[str, Slot]] = []
+    for name, child in tree.children(module).items():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)) or len(child._modules) > 8:
+            continue
+        weights = main_weights(tree, child)
+        if len(weights) == 1 and is_linear(weights[0].layer) and claims.is_open(weights[0]) and claims.role(weights[0]) is Role.LINEAR:
+            found.append((name, weights[0]))
+    return found
+
+
+def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tuple[str, Slot]]) -> None:
+    kind = type(module).__name__
+    named = set(words(kind)) | (set(words(tree.parents[module][1])) if module in tree.parents else set())
+    is_named = not named.isdisjoint(_NAMED)
+
+    def add(slot: Slot, role: Role) -> None:
+        claims.add(slot, Claim(Source.STRUCTURE, role, f"feed-forward layers of {kind}", axis=line_axis(slot.layer)))
+
+    for a, b in combinations(linears, 2):
+        if _size(a[1]) != _size(b[1]):
+            continue
+        down = next((c for c in linears if c is not a and c is not b and _size(c[1])[1] == _size(a[1])[0]), None)
+        if down is not None and (is_named or _size(a[1])[0] != _size(a[1])[1]):
+            gate = b if _is_gate(b[0]) and not _is_gate(a[0]) else a
+            up = b if gate is a else a
+            add(gate[1], Role.MLP_GATE)
+            add(up[1], Role.MLP_UP)
+            add(down[1], Role.MLP_DOWN)
+            return
+    for (_, a), (_, b) in pairwise(linears):
+        (out, into), hidden = _size(a), _size(b)[1]
+        if not (claims.is_open(a) and claims.is_open(b)) or not (is_named or out > into):
+            continue
+        if out == hidden:
+            add(a, Role.MLP_UP)
+            add(b, Role.MLP_DOWN)
+        elif out == 2 * hidden:
+            add(a, Role.MLP_GATE_UP)
+            add(b, Role.MLP_DOWN)
+
+
+def _is_gate(name: str) -> bool:
+    return not _GATE.isdisjoint(words(name)) or name in ("w1", "wi_0", "linear_1g")
+
+
+def _size(slot: Slot) -> tuple[int, int]:
+    """Outputs and inputs."""
+    axis = line_axis(slot.layer)
+    return slot.shape[axis], slot.shape[1 - axis]

@@ -1,0 +1,90 @@
+"""A model's report as a table of plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lightning_adam_mini.layout import BlockLayout
+
+if TYPE_CHECKING:
+    from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+
+_WIDTH = 120
+_GUESSES = 12
+_BYTES = 4  # second moments are float32
+
+
+def draw_table(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -> str:
+    """The architecture, one row a role, the total, and the guesses."""
+    groups: dict[str, list[ParameterReport]] = {}
+    for p in report.parameters:
+        groups.setdefault(_label(p), []).append(p)
+    heading = ["role", "tensors", "parameters"] + (["blocks", "2nd moments", "", "after"] if layouts is not None else [])
+    rows = [_row(label, ps, layouts) for label, ps in groups.items()]
+    total = _row("total", report.parameters, layouts)
+    examples = [_example(ps) for ps in groups.values()]
+    widths = [max(len(row[i]) for row in [heading, total, *rows]) for i in range(len(heading))]
+    room = _WIDTH - sum(widths) - 2 * len(widths)
+    lines = [
+        f"{report.architecture}: {report.reason}",
+        "",
+        _join([*heading], widths) + "  example",
+        *(_join(row, widths) + "  " + _cut(example, room) for row, example in zip(rows, examples, strict=True)),
+        _join(total, widths),
+    ]
+    frozen = [p for p in report.parameters if not p.trainable]
+    if frozen:
+        lines.append(f"{len(frozen)} of {len(report.parameters)} tensors are frozen.")
+    if report.guesses:
+        lines += ["", f"? {len(report.guesses)} not certain:", *_guesses(report.guesses)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _label(p: ParameterReport) -> str:
+    return f"{p.role}{' ?' if p.guess else ''}"
+
+
+def _row(label: str, parameters: Sequence[ParameterReport], layouts: Mapping[str, BlockLayout] | None) -> list[str]:
+    elements = sum(_elements(p) for p in parameters)
+    row = [label, f"{len(parameters):,}", f"{elements:,}"]
+    if layouts is not None:
+        blocks = sum(layouts[p.name].num_blocks if p.name in layouts else _elements(p) for p in parameters)
+        row += [f"{blocks:,}", _size(_BYTES * elements), "->", _size(_BYTES * blocks)]
+    return row
+
+
+def _elements(p: ParameterReport) -> int:
+    count = 1
+    for size in p.shape:
+        count *= size
+    return count
+
+
+def _example(parameters: Iterable[ParameterReport]) -> str:
+    p = next(iter(parameters))
+    shape = "x".join(map(str, p.shape)) or "scalar"
+    return f"{p.name} {shape}" + (f" ({p.lines})" if p.lines else "")
+
+
+def _guesses(parameters: Sequence[ParameterReport]) -> list[str]:
+    lines = [_cut(f"  {p.name}: {p.reason}", _WIDTH) for p in parameters[:_GUESSES]]
+    more = len(parameters) - _GUESSES
+    return [*lines, f"  ... and {more} more"] if more > 0 else lines
+
+
+def _join(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(1, width - 3)] + "..."
+
+
+def _size(count: int) -> str:
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,134 @@
+"""A module's parameters, each tensor once, with the layer that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lightning_adam_mini.detection.names import canonical_name, unwrap
+
+
+@dataclass(eq=False)
+class Slot:
+    """One tensor of a model and the place where it is held.
+
+    Attributes:
+        param: The tensor.
+        names: Its canonical names, more than one if it is tied.
+        layer: The module that it is a weight of. For a parametrized weight that is the layer, not the parametrization.
+        path: Canonical path of ``layer``.
+        attr: Its name on ``layer``, such as ``weight``.
+        magnitude: Whether it holds only the magnitudes of weight normalisation.
+    """
+
+    param: nn.Parameter
+    names: list[str]
+    layer: nn.Module
+    path: str
+    attr: str
+    magnitude: bool = False
+
+    @property
+    def name(self) -> str:
+        """The first name."""
+        return self.names[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return tuple(self.param.shape)
+
+
+@dataclass
+class Tree:
+    """The slots of a module, and its modules by path."""
+
+    root: nn.Module
+    slots: list[Slot] = field(default_factory=list)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    """Each module once, outer before inner, under the first canonical path it has."""
+    parents: dict[nn.Module, tuple[nn.Module, str]] = field(default_factory=dict)
+    """The module that holds a module, and under which name."""
+    _by_param: dict[int, Slot] = field(default_factory=dict)
+    _own: dict[nn.Module, dict[str, Slot]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, root: nn.Module) -> Tree:
+        """Walk ``root``.
+
+        Raises:
+            ValueError: If a parameter has no shape yet.
+        """
+        tree = cls(root)
+        tree._walk(unwrap(root), "")
+        return tree
+
+    def _walk(self, module: nn.Module, path: str) -> None:
+        if module not in self._own:
+            self.modules[path] = module
+            self._own[module] = {}
+        for attr, param in module._parameters.items():
+            if param is not None:
+                self._add(module, path, attr, param)
+        for name, child in module._modules.items():
+            if child is None:
+                continue
+            child = unwrap(child)
+            if child is not module:
+                self.parents.setdefault(child, (module, name))
+                self._walk(child, f"{path}.{name}" if path else name)
+
+    def _add(self, module: nn.Module, path: str, attr: str, param: nn.Parameter) -> None:
+        name = canonical_name(f"{path}.{attr}" if path else attr, self.root)
+        if is_lazy(param):
+            raise ValueError(
+                f"Cannot inspect the parameter {name!r} because it is lazy and has no shape yet. Run one batch through the model first"
+                " (in Lightning: in `setup` or `configure_model`), then inspect it."
+            )
+        slot = self._by_param.get(id(param))
+        if slot is not None:
+            if name not in slot.names:
+                slot.names.append(name)
+            self._own[module].setdefault(attr, slot)
+            return
+        layer, layer_path, layer_attr, magnitude = module, path, attr, False
+        if type(module).__name__ == "ParametrizationList" and ".parametrizations." in f".{path}":
+            # torch.nn.utils.parametrize moves `layer.weight` to `layer.parametrizations.weight.original` (0: magnitude, 1: direction).
+            holder = self.parents[module][0]
+            layer, layer_attr = self.parents[holder][0], path.rsplit(".", 1)[-1]
+            layer_path = path.rsplit(".parametrizations.", 1)[0] if ".parametrizations." in path else ""
+            magnitude = attr == "original0" and "original1" in module._parameters
+        elif attr.endswith(("_g", "_v")) and f"{attr[:-2]}_g" in module._parameters and f"{attr[:-2]}_v" in module._parameters:
+            magnitude, layer_attr = attr.endswith("_g"), attr[:-2]
+        elif attr.endswith("_orig"):
+            layer_attr = attr[:-5]
+        slot = Slot(param, [name], layer, layer_path, layer_attr, magnitude)
+        self.slots.append(slot)
+        self._by_param[id(param)] = slot
+        self._own[module].setdefault(attr, slot)
+        if layer is not module and not magnitude:
+            self._own[layer].setdefault(layer_attr, slot)
+
+    def slot_of(self, param: nn.Parameter) -> Slot | None:
+        """The slot of a parameter."""
+        return self._by_param.get(id(param))
+
+    def own(self, module: nn.Module) -> dict[str, Slot]:
+        """The slots that ``module`` itself holds, by attribute; a parametrized one under its plain name."""
+        return self._own.get(unwrap(module), {})
+
+    def under(self, module: nn.Module) -> Iterator[Slot]:
+        """The slots of ``module`` and of all modules in it."""
+        seen: set[int] = set()
+        for inner in unwrap(module).modules():
+            for slot in self._own.get(inner, {}).values():
+                if id(slot) not in seen:
+                    seen.add(id(slot))
+                    yield slot
+
+    def children(self, module: nn.Module) -> dict[str, nn.Module]:
+        """The direct children of ``module``, unwrapped."""
+        return {name: unwrap(child) for name, child in module._modules.items() if child is not None}
