@@ -8,8 +8,9 @@ it. A :class:`BlockLayout` is the description of one tensor's blocks, as plain d
 - ``BlockLayout((4, 6), dims=(1,), axis=0, lines="q:2x2")`` averages each row and then the rows that belong together. Rows 0 and 1 are
   the first block and rows 2 and 3 the second: two heads.
 
-Blocks live in a tensor of ``block_shape``: the averaged dimensions are 1 long, and the dimension ``axis`` has one entry for each group of lines.
-``average`` goes from the tensor to its blocks, ``spread`` goes back by broadcasting. Nothing else in this package reshapes a gradient.
+Blocks live in a tensor of ``block_shape``: the averaged dimensions are 1 long, and the dimension ``axis`` has one entry for each group of
+lines. ``average`` goes from the tensor to its blocks, ``spread`` goes back by broadcasting. Nothing else in this package reshapes a
+gradient.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class BlockLayout:
         dims = sorted({self._dimension(d, shape) for d in self.dims})
         axis, lines = self.axis, self.lines
         if (axis is None) != (lines is None):
-            raise ValueError(f"A BlockLayout takes both axis and lines or neither, because lines are counted along axis; got {axis=}, {lines=}")
+            raise ValueError(
+                f"A BlockLayout takes both axis and lines or neither, because lines are counted along axis; got {axis=}, {lines=}"
+            )
         if axis is not None and lines is not None:
             axis = self._dimension(axis, shape)
             order = parse_lines(lines)
@@ -194,12 +197,16 @@ class BlockLayout:
             return lines
         return sum_groups(lines, self.axis, self.lines)
 
-    def _divide_by_size(self, sums: Tensor) -> Tensor:
-        averaged = math.prod(self.shape[d] for d in self.dims)
+    def _block_sizes(self, device: torch.device) -> int | Tensor:
+        averaged = max(math.prod(self.shape[d] for d in self.dims), 1)
         if self.axis is None or self.lines is None:
-            return sums.div_(max(averaged, 1)) if averaged != 1 else sums
-        lengths = group_index(self.lines, sums.device).lengths * max(averaged, 1)
-        return sums.div_(lengths.view([-1 if d == self.axis else 1 for d in range(sums.ndim)]))
+            return averaged
+        lengths = group_index(self.lines, device).lengths * averaged
+        return lengths.view([-1 if d == self.axis else 1 for d in range(len(self.shape))])
+
+    def _divide_by_size(self, sums: Tensor) -> Tensor:
+        size = self._block_sizes(sums.device)
+        return sums if isinstance(size, int) and size == 1 else sums.div_(size)
 
     # ---- shards -------------------------------------------------------------------------------------------------------
 
@@ -268,13 +275,9 @@ class BlockShard:
 
     @property
     def block_sizes(self) -> Tensor:
-        """Number of elements of each of the *whole tensor's* blocks, broadcastable to ``block_shape``."""
-        ones = torch.ones(self.layout.shape[self.layout.axis]) if self.layout.axis is not None else torch.ones(1)
-        averaged = math.prod(self.layout.shape[d] for d in self.layout.dims)
-        if self.layout.axis is None or self.layout.lines is None:
-            return ones * averaged
-        shape = [-1 if d == self.layout.axis else 1 for d in range(len(self.layout.shape))]
-        return sum_groups(ones, 0, self.layout.lines).mul_(averaged).view(shape)
+        """Number of elements of each of the *whole tensor's* blocks, broadcastable to ``block_shape``; at least 1, even if it has none."""
+        sizes = self.layout._block_sizes(torch.device("cpu"))
+        return torch.full([1] * len(self.sizes), sizes, dtype=torch.float32) if isinstance(sizes, int) else sizes.to(torch.float32)
 
     def sum_square(self, grad: Tensor) -> Tensor:
         """Sum of ``grad²`` over this shard's part of each block.
@@ -304,5 +307,5 @@ class BlockShard:
 
 
 def second_moment_dtype(dtype: torch.dtype) -> torch.dtype:
-    """dtype of second moments: float32 at least, because a bfloat16 average with beta2 = 0.999 never moves."""
+    """The dtype of second moments: float32 at least, because a bfloat16 average with beta2 = 0.999 never moves."""
     return torch.promote_types(dtype, torch.float32)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_adam_mini.detection.inspect import inspect_model
 from lightning_adam_mini.detection.report import ModelReport
 from lightning_adam_mini.detection.roles import Architecture
 from lightning_adam_mini.layout import BlockLayout
@@ -50,7 +51,7 @@ def partition_model(
         mean over dim 1
     """
     strategy = make_strategy(partition, **options)
-    report = _report(model_or_report)
+    report = model_or_report if isinstance(model_or_report, ModelReport) else inspect_model(model_or_report)
     resolved = resolve_overrides(report, overrides or {})
     corrected = replace(report, parameters=tuple(resolved[p.name].parameter if p.name in resolved else p for p in report.parameters))
     layouts = strategy(corrected, [p.name for p in report.parameters if p.name not in resolved])
@@ -69,11 +70,3 @@ def partition_model(
                 f"The strategy {strategy!r} gave {found} to parameter {p.name!r} of shape {p.shape}; correct it, or override {p.name!r}."
             )
     return {p.name: layouts[p.name] for p in report.parameters}
-
-
-def _report(model_or_report: nn.Module | ModelReport) -> ModelReport:
-    if isinstance(model_or_report, ModelReport):
-        return model_or_report
-    from lightning_adam_mini.detection import inspect_model
-
-    return inspect_model(model_or_report)
