@@ -1,0 +1,181 @@
+"""Logs the effective learning rate of each block to every logger of a trainer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from torch import Tensor
+
+from lightning_adam_mini.callbacks.heatmap import draw_heads, require_matplotlib
+from lightning_adam_mini.callbacks.summary import PREFIX, ParameterRates, group_tag, summarize
+from lightning_adam_mini.layout import BlockLayout
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from torch.utils.tensorboard import SummaryWriter
+
+_MLFLOW_METRICS = 1000  # a call
+
+
+class HasBlockLearningRates(Protocol):
+    """What is asked of an optimizer; :class:`~lightning_adam_mini.AdamMini` has it."""
+
+    @property
+    def layouts(self) -> Mapping[str, BlockLayout]:
+        """Blocks of each parameter, by name."""
+        ...
+
+    def block_learning_rates(self) -> Mapping[str, Tensor]:
+        """Effective learning rates by parameter name, for the parameters that have been stepped."""
+        ...
+
+
+class BlockLearningRateLogger:
+    """Logs effective learning rates ``lr / (sqrt(v / (1 - beta2^t)) + eps)``, on rank zero and to every logger.
+
+    Tags are ``effective_lr.<layer type>/<parameter>``, then ``/q.0`` for the head of a projection, or ``/min``, ``/median`` and ``/max``
+    where there are many blocks (rows, tokens, elements). A parameter's tags appear with its first step and stay. TensorBoard also gets
+    a page of custom scalars with one chart a layer type.
+
+    Args:
+        histograms: Whether to log a histogram of log10 of the rates for each layer type (TensorBoard only).
+        heatmap: Whether :meth:`log_heatmap` draws (TensorBoard only; needs matplotlib).
+        max_blocks: Heads of a role in one parameter that are logged each by itself.
+        groups: Layer type of each parameter by name; may be set later. [default: all ``"parameters"``]
+
+    Raises:
+        ModuleNotFoundError: If ``heatmap`` is asked for and matplotlib is missing.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(logger=False, enable_checkpointing=False)
+        >>> BlockLearningRateLogger(groups={"fc.weight": "linear"}).log(trainer, optimizers=[])  # no logger: nothing to do
+    """
+
+    def __init__(
+        self,
+        histograms: bool = False,
+        heatmap: bool = False,
+        max_blocks: int = 64,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:
+        if max_blocks < 1:
+            raise ValueError(f"max_blocks={max_blocks} leaves no head to log, because it has to be at least 1.")
+        if heatmap:
+            require_matplotlib()
+        self.histograms = histograms
+        self.heatmap = heatmap
+        self.max_blocks = max_blocks
+        self.groups: Mapping[str, str] = groups or {}
+        self._charted: set[str] = set()
+
+    def log(self, trainer: pl.Trainer, optimizers: Sequence[HasBlockLearningRates]) -> None:
+        """Log all blocks once; call it on a logging step. Waits for the device once, and not at all without a logger.
+
+        Args:
+            trainer: The trainer whose loggers are written to, at the step that Lightning logs at.
+            optimizers: The optimizers to read.
+        """
+        loggers = _loggers(trainer)
+        if not loggers:
+            return
+        numbers, samples = summarize(self._parameters(optimizers), self.max_blocks, self.histograms and any(map(_writer, loggers)))
+        if not numbers:
+            return
+        step = _step(trainer)
+        for logger in loggers:
+            writer = _writer(logger)
+            if writer is None:
+                _log_metrics(logger, numbers, step)
+                continue
+            prefix = _prefix(logger)
+            self._add_charts(logger, writer, prefix, optimizers)
+            _add_scalars(writer, prefix, numbers, step)
+            for group, values in samples.items():
+                writer.add_histogram(f"{prefix}{group_tag(group)}/log10", values, step)
+
+    def log_heatmap(self, trainer: pl.Trainer, optimizers: Sequence[HasBlockLearningRates]) -> None:
+        """Log the figure of layers x heads, if ``heatmap`` was asked for and there are heads; call it at the end of a validation.
+
+        Args:
+            trainer: The trainer whose loggers are written to.
+            optimizers: The optimizers to read.
+        """
+        if not self.heatmap:
+            return
+        writers = [(_prefix(logger), writer) for logger in _loggers(trainer) if (writer := _writer(logger)) is not None]
+        for prefix, writer in writers:
+            figure = draw_heads(self._parameters(optimizers))  # a writer closes its figure
+            if figure is not None:
+                writer.add_figure(f"{prefix}{PREFIX}/heads", figure, _step(trainer))
+
+    def _parameters(self, optimizers: Sequence[HasBlockLearningRates]) -> Iterator[ParameterRates]:
+        for optimizer, layouts in zip(optimizers, _distinct_names(optimizers), strict=True):
+            rates = optimizer.block_learning_rates()
+            for name, (shown, layout) in layouts.items():
+                if name in rates:
+                    yield ParameterRates(shown, self.groups.get(name, "parameters"), layout, rates[name])
+
+    def _add_charts(self, logger: Logger, writer: SummaryWriter, prefix: str, optimizers: Sequence[HasBlockLearningRates]) -> None:
+        if writer.log_dir in self._charted:
+            return
+        self._charted.add(writer.log_dir)
+        groups = dict.fromkeys(self.groups.get(name, "parameters") for optimizer in optimizers for name in optimizer.layouts)
+        # One pattern a chart: TensorBoard's page sends a chart's tags in one request, which a list of hundreds would overflow.
+        charts = {group: ["Multiline", [re.escape(f"{prefix}{group_tag(group)}/") + r"(?!.*/(?:min|max)$)"]] for group in groups}
+        writer.add_custom_scalars({"effective learning rate": charts})
+
+
+def _loggers(trainer: pl.Trainer) -> list[Logger]:
+    return [] if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero else list(trainer.loggers)
+
+
+def _step(trainer: pl.Trainer) -> int:
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _writer(logger: Logger) -> SummaryWriter | None:
+    """The TensorBoard writer of a logger; None if it has none of torch's."""
+    if not isinstance(logger, TensorBoardLogger):
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # then Lightning writes through tensorboardX
+        return None
+    return logger.experiment if isinstance(logger.experiment, SummaryWriter) else None
+
+
+def _prefix(logger: Logger) -> str:
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""  # type: ignore[attr-defined]
+
+
+def _add_scalars(writer: SummaryWriter, prefix: str, numbers: Mapping[str, float], step: int) -> None:
+    """Write all scalars as one event, which is a hundred times faster than an event each."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=prefix + tag, simple_value=number) for tag, number in numbers.items()]
+    writer._get_file_writer().add_summary(Summary(value=values), step)
+
+
+def _log_metrics(logger: Logger, numbers: Mapping[str, float], step: int) -> None:
+    tags = list(numbers)
+    chunk = _MLFLOW_METRICS if isinstance(logger, MLFlowLogger) else len(tags)
+    for start in range(0, len(tags), chunk):
+        logger.log_metrics({tag: numbers[tag] for tag in tags[start : start + chunk]}, step)
+
+
+def _distinct_names(optimizers: Sequence[HasBlockLearningRates]) -> list[dict[str, tuple[str, BlockLayout]]]:
+    """Layouts by name, with the name to show: that of a parameter whose optimizer gave it no name can be another's as well."""
+    layouts = [optimizer.layouts for optimizer in optimizers]
+    owners: dict[str, list[Any]] = {}
+    for i, names in enumerate(layouts):
+        for name in names:
+            owners.setdefault(name, []).append(i)
+    return [
+        {name: (name if len(owners[name]) == 1 else f"optimizer_{i}.{name}", layout) for name, layout in names.items()}
+        for i, names in enumerate(layouts)
+    ]

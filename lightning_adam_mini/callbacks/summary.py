@@ -1,0 +1,173 @@
+"""Effective learning rates as a few numbers a parameter: one a block where blocks are few, min, median and max where they are many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.lines import parse_lines
+
+PREFIX = "effective_lr"
+"""First word of every tag."""
+
+_SAMPLE = 2**16
+"""Of more blocks than this, the median and the histogram are those of an even sample."""
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_./ -]")
+"""Characters that not every logger takes; MLflow is the strictest."""
+
+
+def group_tag(group: str) -> str:
+    """First part of the tags of a layer type; TensorBoard shows together what is the same up to the first slash.
+
+    Example:
+        >>> group_tag("mlp_up")
+        'effective_lr.mlp_up'
+    """
+    return f"{PREFIX}.{_UNSAFE.sub('_', group.replace('/', '.'))}"
+
+
+@dataclass(frozen=True)
+class ParameterRates:
+    """The effective learning rates of one parameter.
+
+    Attributes:
+        name: Name of the parameter.
+        group: Layer type, by which tags are grouped.
+        layout: Its blocks.
+        rates: What ``layout.spread`` gave: a tensor that broadcasts to the parameter.
+    """
+
+    name: str
+    group: str
+    layout: BlockLayout
+    rates: Tensor
+
+    @property
+    def tag(self) -> str:
+        """First part of the parameter's tags, in characters that every logger takes."""
+        return f"{group_tag(self.group)}/{_UNSAFE.sub('_', self.name)}"
+
+    def blocks(self) -> Tensor:
+        """One float32 value a block, in one dimension."""
+        return self.layout.gather(self.rates).detach().float().flatten()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Blocks of one parameter that are shown together: as many curves, or as min, median and max.
+
+    Attributes:
+        label: Role of the blocks in a fused projection, else empty.
+        index: Which of the parameter's blocks; None for all.
+        names: A name for each; empty if min, median and max are shown.
+    """
+
+    label: str
+    index: tuple[int, ...] | None
+    names: tuple[str, ...]
+
+
+@lru_cache(maxsize=4096)
+def parts_of(layout: BlockLayout, max_blocks: int) -> tuple[Part, ...]:
+    """How the blocks of a parameter are shown: a whole tensor and up to ``max_blocks`` heads a role each; rows and elements together.
+
+    Example:
+        >>> for part in parts_of(BlockLayout.grouped((12, 4), "q:2x2|k:2x2|v:4x1"), max_blocks=64):
+        ...     print(part)
+        Part(label='q', index=(0, 1), names=('q.0', 'q.1'))
+        Part(label='k', index=(2, 3), names=('k.0', 'k.1'))
+        Part(label='v', index=(4, 5, 6, 7), names=())
+    """
+    if layout.num_blocks == 0:
+        return ()
+    if layout.num_blocks == 1:
+        return (Part("", None, ("",)),)
+    if layout.lines is None or len(layout.block_names()) != layout.num_blocks:
+        return (Part("", None, ()),)
+    lines: dict[str, dict[int, int]] = {}
+    place = {name: i for i, name in enumerate(layout.block_names())}
+    for role, head in parse_lines(layout.lines).expand():
+        counts = lines.setdefault(role, {})
+        block = place[role if head < 0 else f"{role}.{head}"]
+        counts[block] = counts.get(block, 0) + 1
+    names = layout.block_names()
+    parts = []
+    for role, counts in lines.items():
+        each = len(counts) == 1 or (max(counts.values()) > 1 and len(counts) <= max_blocks)
+        parts.append(Part(role, tuple(counts), tuple(names[block] for block in counts) if each else ()))
+    return tuple(parts)
+
+
+@lru_cache(maxsize=4096)
+def _index(index: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(index, device=device)
+
+
+def summarize(
+    parameters: Iterable[ParameterRates], max_blocks: int, histograms: bool = False
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Bring the numbers to show to the host, in one transfer.
+
+    Args:
+        parameters: The effective learning rates.
+        max_blocks: Heads of a role in one parameter that are shown each by itself.
+        histograms: Whether to bring samples for histograms as well.
+
+    Returns:
+        The numbers by tag, and log10 of the rates by layer type (empty without ``histograms``).
+
+    Example:
+        >>> rates = torch.tensor([[0.1], [0.1], [0.2], [0.2]])
+        >>> query = ParameterRates("q.weight", "query", BlockLayout.grouped((4, 4), "q:2x2"), rates)
+        >>> sorted(summarize([query], max_blocks=64)[0])
+        ['effective_lr.query/q.weight/q.0', 'effective_lr.query/q.weight/q.1']
+    """
+    tags: list[str] = []
+    pieces: list[Tensor] = []
+    many: dict[int, list[tuple[str, Tensor]]] = {}
+    samples: dict[str, list[Tensor]] = {}
+    for parameter in parameters:
+        blocks, tag = parameter.blocks(), parameter.tag
+        for part in parts_of(parameter.layout, max_blocks):
+            values = blocks if part.index is None else blocks.index_select(0, _index(part.index, blocks.device))
+            if part.names:
+                tags += [f"{tag}/{name}" if name else tag for name in part.names]
+                pieces.append(values)
+            else:
+                many.setdefault(len(values), []).append((f"{tag}/{part.label}" if part.label else tag, values))
+        if histograms:
+            samples.setdefault(parameter.group, []).append(_sample(blocks).log10())
+    for length, group in many.items():
+        # Parameters with as many blocks share their launches, unless they are so large that stacking costs more than a launch.
+        for some in [group] if length <= _SAMPLE else [[one] for one in group]:
+            least, median, greatest = _statistics([values for _, values in some])
+            tags += [f"{tag}/{word}" for word in ("min", "median", "max") for tag, _ in some]
+            pieces += [least, median, greatest]
+    numbers = len(tags)
+    pieces += [values for group in samples.values() for values in group]
+    if not pieces:
+        return {}, {}
+    host = torch.cat([piece.to(pieces[0].device, non_blocking=True) for piece in pieces]).cpu()
+    lengths = [sum(len(values) for values in group) for group in samples.values()]
+    return dict(zip(tags, host[:numbers].tolist(), strict=True)), dict(zip(samples, host[numbers:].split(lengths), strict=True))
+
+
+def _sample(values: Tensor) -> Tensor:
+    return values[:: -(-len(values) // _SAMPLE)] if len(values) > _SAMPLE else values
+
+
+def _statistics(values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    if len(values) == 1:
+        least, greatest = values[0].aminmax()
+        return least.view(1), _sample(values[0]).median().view(1), greatest.view(1)
+    stacked = torch.stack([v.to(values[0].device) for v in values])
+    least, greatest = stacked.aminmax(dim=1)
+    return least, stacked.median(dim=1).values, greatest

@@ -1,0 +1,356 @@
+"""The logger of effective learning rates, on a real trainer with the real optimizer."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import pickle
+import re
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_adam_mini import AdamMini, BlockLayout
+from lightning_adam_mini.callbacks import heatmap as heatmap_file
+from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
+from lightning_adam_mini.callbacks.summary import ParameterRates, parts_of, summarize
+
+LAYOUTS = {
+    "qkv.weight": BlockLayout.grouped((12, 4), "2*(q:1x2|k:1x2|v:2x1)"),
+    "qkv.bias": BlockLayout.per_parameter((12,)),
+    "out.weight": BlockLayout.whole((3, 12)),
+    "out.bias": BlockLayout.whole((3,)),
+}
+GROUPS = {"qkv.weight": "qkv", "qkv.bias": "bias", "out.weight": "classifier", "out.bias": "bias"}
+HEADS = ["q.0", "q.1", "k.0", "k.1"]
+TAGS = {
+    *(f"effective_lr.qkv/qkv.weight/{name}" for name in [*HEADS, "v/min", "v/median", "v/max"]),
+    *(f"effective_lr.bias/qkv.bias/{name}" for name in ("min", "median", "max")),
+    "effective_lr.classifier/out.weight",
+    "effective_lr.bias/out.bias",
+}
+
+
+class Model(pl.LightningModule):
+    """12 steps an epoch; layer ``late`` is not used before step 6."""
+
+    def __init__(self, lr=1e-2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lr = lr
+        self.qkv, self.out, self.late = nn.Linear(4, 12), nn.Linear(12, 3), nn.Linear(3, 3, bias=False)
+
+    def training_step(self, batch, batch_idx):
+        y = self.out(self.qkv(batch[0]).relu())
+        return (self.late(y) if self.global_step >= 6 else y).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        layouts = LAYOUTS | {"late.weight": BlockLayout.whole((3, 3))}
+        return AdamMini(self.named_parameters(), lr=self.lr, layouts=layouts)
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(24, 4)), batch_size=2)
+
+    val_dataloader = train_dataloader
+
+
+class Monitor(pl.Callback):
+    """Calls the logger as AdamMiniCallback does, and keeps what the optimizer said at each logging step."""
+
+    def __init__(self, logger):
+        self.logger, self.said = logger, {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer._logger_connector.should_update_logs:
+            self.said[trainer.global_step - 1] = trainer.optimizers[0].block_learning_rates()
+            self.logger.log(trainer, trainer.optimizers)
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.logger.log_heatmap(trainer, trainer.optimizers)
+
+
+def fit(tmp_path, logger, max_steps=12, **options):
+    monitor = Monitor(BlockLearningRateLogger(groups=GROUPS, **options))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        log_every_n_steps=4,
+        logger=logger,
+        callbacks=[monitor],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Model())
+    return monitor
+
+
+def read(tmp_path) -> EventAccumulator:
+    (path,) = [p.parent for p in tmp_path.rglob("events.out.*")]
+    return EventAccumulator(str(path), dict.fromkeys(("scalars", "histograms", "images", "tensors"), 0)).Reload()
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------------------
+
+
+def test_numbers():
+    """Each head, each whole tensor, and min, median and max of the rest, in the layout's own order of blocks."""
+    rates = torch.arange(1.0, 13).view(12, 1)
+    for i, j in ((0, 1), (2, 3), (6, 7), (8, 9)):  # both lines of a head
+        rates[j] = rates[i]
+    parameters = [
+        ParameterRates("qkv.weight", "qkv", LAYOUTS["qkv.weight"], rates),
+        ParameterRates("qkv.bias", "bias", LAYOUTS["qkv.bias"], torch.arange(12.0).double()),
+        ParameterRates("out.weight", "classifier", LAYOUTS["out.weight"], torch.tensor([[0.5]])),
+        ParameterRates("out.bias", "bias", LAYOUTS["out.bias"], torch.tensor([0.25])),
+        ParameterRates("empty", "other", BlockLayout((0, 2), (1,)), torch.ones(0, 1)),
+    ]
+    numbers, samples = summarize(parameters, max_blocks=64, histograms=True)
+    assert numbers == {
+        "effective_lr.qkv/qkv.weight/q.0": 1,
+        "effective_lr.qkv/qkv.weight/k.0": 3,
+        "effective_lr.qkv/qkv.weight/q.1": 7,
+        "effective_lr.qkv/qkv.weight/k.1": 9,
+        "effective_lr.qkv/qkv.weight/v/min": 5,
+        "effective_lr.qkv/qkv.weight/v/median": 6,
+        "effective_lr.qkv/qkv.weight/v/max": 12,
+        "effective_lr.bias/qkv.bias/min": 0,
+        "effective_lr.bias/qkv.bias/median": 5,
+        "effective_lr.bias/qkv.bias/max": 11,
+        "effective_lr.classifier/out.weight": 0.5,
+        "effective_lr.bias/out.bias": 0.25,
+    }
+    assert {group: len(values) for group, values in samples.items()} == {"qkv": 8, "bias": 13, "classifier": 1, "other": 0}
+    torch.testing.assert_close(samples["qkv"], torch.tensor([1.0, 3, 5, 6, 7, 9, 11, 12]).log10())
+    assert summarize([], max_blocks=64) == ({}, {})
+
+
+def test_many_parameters_of_the_same_length_and_long_ones():
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"p{i}": torch.rand(n, generator=generator) for i, n in enumerate([5, 5, 7, 5, 200_000])}
+    parameters = [ParameterRates(name, "other", BlockLayout(tuple(t.shape)), t) for name, t in tensors.items()]
+    numbers, _ = summarize(parameters, max_blocks=64)
+    for name, t in tensors.items():
+        shown = [numbers[f"effective_lr.other/{name}/{word}"] for word in ("min", "median", "max")]
+        assert shown[::2] == [t.min(), t.max()]
+        assert shown[1] == pytest.approx(t.median().item(), abs=0 if len(t) < 10 else 0.01)
+
+
+def test_parts():
+    def names(layout, max_blocks=64):
+        return [(part.label, len(part.names)) for part in parts_of(layout, max_blocks)]
+
+    assert names(BlockLayout.grouped((12, 4), "q:4x2|k:1x2|v:2")) == [("q", 4), ("k", 1), ("v", 1)]
+    assert names(BlockLayout.grouped((12, 4), "q:4x2|k:1x2|v:2"), max_blocks=3) == [("q", 0), ("k", 1), ("v", 1)]
+    assert names(BlockLayout.grouped((12, 4), "q:4x2|v:4x1")) == [("q", 4), ("v", 0)]
+    assert names(BlockLayout((4, 6), (), 0, "q:2x2")) == [("", 0)]
+    assert names(BlockLayout.each_line((4, 6))) == [("", 0)]
+    assert names(BlockLayout((1, 1))) == [("", 1)]
+    assert names(BlockLayout.whole(())) == [("", 1)]
+    assert names(BlockLayout((0,))) == []
+
+
+def test_tags_are_safe():
+    odd = ParameterRates("blocks[0]=a:b/é.weight", "a/b c:d", BlockLayout.whole((2,)), torch.ones(1))
+    (tag,) = summarize([odd], max_blocks=64)[0]
+    assert tag == "effective_lr.a.b c_d/blocks_0__a_b/_.weight"
+    assert re.fullmatch(r"[A-Za-z0-9_./ -]+", tag)
+
+
+def test_one_transfer(monkeypatch):
+    """However many parameters there are, the host waits once."""
+    waits = []
+    for method in ("cpu", "item", "tolist", "numpy", "__float__", "__bool__", "__int__"):
+        original = getattr(torch.Tensor, method)
+
+        def counted(self, *args, _original=original, _method=method, **kwargs):
+            waits.append(_method)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, method, counted)
+    rates = [ParameterRates(f"p{i}", "other", BlockLayout((i,)), torch.ones(i)) for i in range(1, 30)]
+    summarize(rates, max_blocks=64, histograms=True)
+    assert waits == ["cpu", "tolist"]  # the second is of what is on the host by then
+
+
+# ---- loggers -----------------------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard(tmp_path):
+    monitor = fit(tmp_path, TensorBoardLogger(tmp_path), histograms=True, heatmap=True)
+    events = read(tmp_path)
+    tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("effective_lr")}
+    assert tags == TAGS | {"effective_lr.parameters/late.weight"}
+    for step, name in ((3, "q.0"), (7, "k.1"), (11, "q.1")):
+        logged = {e.step: e.value for e in events.Scalars(f"effective_lr.qkv/qkv.weight/{name}")}
+        line = {"q.0": 0, "k.1": 8, "q.1": 6}[name]
+        assert list(logged) == [3, 7, 11]
+        assert logged[step] == pytest.approx(monitor.said[step]["qkv.weight"][line].item(), rel=1e-6)
+    assert [e.step for e in events.Scalars("effective_lr.parameters/late.weight")] == [7, 11]
+    assert [e.step for e in events.Histograms("effective_lr.qkv/log10")] == [3, 7, 11]
+    assert events.Images("effective_lr/heads")[0].width > 100
+
+
+def test_one_event_a_logging_step(tmp_path, monkeypatch):
+    """A thousand scalars as a thousand events would cost a hundred times more."""
+    from torch.utils.tensorboard.writer import FileWriter
+
+    calls = []
+    original = FileWriter.add_summary
+    monkeypatch.setattr(FileWriter, "add_summary", lambda self, summary, *a, **k: (calls.append(summary), original(self, summary, *a, **k)))
+    fit(tmp_path, TensorBoardLogger(tmp_path, log_graph=False))
+    ours = [summary for summary in calls if any(v.tag.startswith("effective_lr") for v in summary.value)]
+    assert len(ours) == 3
+    assert len([summary for summary in calls if summary.value[0].tag == "custom_scalars__config__"]) == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "run"])
+def test_custom_scalars(tmp_path, prefix):
+    """One chart a layer type, whose pattern matches that type's curves, but neither min nor max, and those of no other type."""
+    fit(tmp_path, TensorBoardLogger(tmp_path, prefix=prefix))
+    events = read(tmp_path)
+    (config,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(config.tensor_proto.string_val[0])
+    (category,) = layout.category
+    assert category.title == "effective learning rate"
+    start = f"{prefix}-" if prefix else ""
+    shown = {
+        chart.title: {tag for tag in events.Tags()["scalars"] for pattern in chart.multiline.tag if re.match(pattern, tag)}
+        for chart in category.chart
+    }
+    assert shown == {
+        "qkv": {f"{start}effective_lr.qkv/qkv.weight/{name}" for name in [*HEADS, "v/median"]},
+        "bias": {f"{start}effective_lr.bias/{name}" for name in ("qkv.bias/median", "out.bias")},
+        "classifier": {f"{start}effective_lr.classifier/out.weight"},
+        "parameters": {f"{start}effective_lr.parameters/late.weight"},
+    }
+
+
+def test_csv(tmp_path):
+    """One row a logging step, with the same keys in each that a parameter has been stepped in."""
+    fit(tmp_path, CSVLogger(tmp_path), max_steps=6)
+    (path,) = tmp_path.rglob("metrics.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["effective_lr.bias/out.bias"]] == ["3"]
+    assert {key for key in rows[0] if key.startswith("effective_lr")} == TAGS
+
+
+def test_every_logger(tmp_path):
+    fit(tmp_path, [TensorBoardLogger(tmp_path), CSVLogger(tmp_path)])
+    assert read(tmp_path).Scalars("effective_lr.bias/out.bias")
+    assert list(tmp_path.rglob("metrics.csv"))
+
+
+def stand_in(loggers=(), **attributes):
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=5))
+    return SimpleNamespace(loggers=list(loggers), is_global_zero=True, fit_loop=loop, fast_dev_run=False, **attributes)
+
+
+def stepped(names=("a", "b"), **layouts):
+    parameters = [(name, nn.Parameter(torch.ones(layouts[name].shape if name in layouts else (2,)))) for name in names]
+    optimizer = AdamMini(parameters, layouts={name: layouts.get(name, BlockLayout.whole((2,))) for name in names})
+    for _, p in parameters:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer
+
+
+class Recorder(MLFlowLogger):
+    """An MLFlowLogger that needs no MLflow."""
+
+    def __init__(self):
+        self._prefix, self.calls = "", []
+
+    def log_metrics(self, metrics, step=None):
+        self.calls.append((dict(metrics), step))
+
+
+def test_mlflow_takes_a_thousand_at_a_time():
+    recorder = Recorder()
+    BlockLearningRateLogger().log(stand_in([recorder]), [stepped([f"p{i}" for i in range(2500)])])
+    assert [(len(metrics), step) for metrics, step in recorder.calls] == [(1000, 5), (1000, 5), (500, 5)]
+
+
+@pytest.mark.parametrize("options", [{"logger": False}, {"logger": True, "fast_dev_run": True}, {"barebones": True}])
+def test_nothing_without_a_logger(tmp_path, options, monkeypatch):
+    trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, enable_model_summary=False, enable_progress_bar=False,
+                         **({"enable_checkpointing": False} | options))  # fmt: skip
+    monkeypatch.setattr(AdamMini, "block_learning_rates", lambda self: pytest.fail("asked for nothing"))
+    logger = BlockLearningRateLogger(histograms=True, heatmap=True)
+    logger.log(trainer, [stepped()])
+    logger.log_heatmap(trainer, [stepped()])
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_rank_zero_logs():
+    recorder = Recorder()
+    trainer = stand_in([recorder])
+    trainer.is_global_zero = False
+    BlockLearningRateLogger().log(trainer, [stepped()])
+    assert recorder.calls == []
+
+
+def test_nothing_before_the_first_step():
+    recorder = Recorder()
+    BlockLearningRateLogger().log(stand_in([recorder]), [AdamMini([("a", nn.Parameter(torch.ones(2)))])])
+    assert recorder.calls == []
+
+
+def test_optimizers_with_the_same_names():
+    recorder = Recorder()
+    BlockLearningRateLogger().log(stand_in([recorder]), [stepped("ab"), stepped("bc")])
+    ((metrics, _),) = recorder.calls
+    assert sorted(metrics) == [f"effective_lr.parameters/{name}" for name in ("a", "c", "optimizer_0.b", "optimizer_1.b")]
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_copies(tmp_path):
+    """What weight averaging and ddp_spawn do to callbacks."""
+    logger = BlockLearningRateLogger(histograms=True, groups=GROUPS)
+    for twin in (copy.deepcopy(logger), pickle.loads(pickle.dumps(logger))):
+        assert (twin.histograms, twin.groups) == (True, GROUPS)
+
+
+# ---- the heat map ------------------------------------------------------------------------------------------------------------
+
+
+def test_heat_map():
+    heads = BlockLayout.grouped((8, 4), "q:4x2")
+    parameters = [
+        *(ParameterRates(f"h.{i}.q.weight", "query", heads, torch.full((8, 1), 10.0**-i)) for i in range(3)),
+        ParameterRates("h.0.k.weight", "key", BlockLayout.grouped((4, 4), "k:2x2"), torch.full((4, 1), 0.1)),
+        ParameterRates("h.0.o.weight", "out", BlockLayout.whole((4, 4)), torch.ones(1, 1)),
+    ]
+    figure = heatmap_file.draw_heads(parameters)
+    query, key, _ = figure.axes
+    torch.testing.assert_close(torch.tensor(query.images[0].get_array()), torch.tensor([[0.0] * 4, [-1.0] * 4, [-2.0] * 4]))
+    assert [label.get_text() for label in query.get_yticklabels()] == ["h.0.q", "h.1.q", "h.2.q"]
+    assert key.images[0].get_array().shape == (1, 4)  # as wide as the widest, empty where there is no head
+    assert key.images[0].get_array().count() == 2
+    assert heatmap_file.draw_heads(parameters[-1:]) is None
+
+
+def test_heat_map_needs_matplotlib(monkeypatch):
+    monkeypatch.setattr(heatmap_file, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"heatmap=True needs matplotlib.*pip install matplotlib"):
+        BlockLearningRateLogger(heatmap=True)
+    BlockLearningRateLogger()
+
+
+def test_max_blocks_is_checked():
+    with pytest.raises(ValueError, match="max_blocks=0"):
+        BlockLearningRateLogger(max_blocks=0)
