@@ -1,0 +1,57 @@
+"""``python -m recipes``: train, test, compare and benchmark the recipes."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+USAGE = """\
+usage: python -m recipes COMMAND ...
+
+  fit        train a recipe, test it and say what was reached: fit --config configs/resnet18_digits.yaml
+  validate   measure a checkpoint on the validation set
+  test       measure a checkpoint on the test set
+  predict    predict the test set with a checkpoint
+  compare    train a recipe under several optimizers and seeds; write a table
+  benchmark  time something: benchmark callback
+
+`python -m recipes COMMAND --help` explains each.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The command line, without the program's name; ``sys.argv`` by default.
+    """
+    command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return 0
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch, which no user can change
+    if command == "compare":
+        from recipes.compare.command import main as compare
+
+        return compare(args)
+    if command == "benchmark":
+        from recipes.benchmarks.command import main as benchmark
+
+        return benchmark(args)
+    if command not in ("fit", "validate", "test", "predict"):
+        sys.stderr.write(f"{USAGE}\nerror: there is no command {command!r}\n")
+        return 2
+
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from recipes.cli import RecipeCLI
+
+    try:
+        RecipeCLI([command, *args])
+    except MisconfigurationException as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The LightningCLI of the recipes: ``python -m recipes fit|validate|test|predict --config configs/<x>.yaml``."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from typing_extensions import override
+
+import lightning_adam_mini  # noqa: F401  (a YAML may then say AdamMiniCallback for short)
+import recipes.vision  # noqa: F401  (the same for the recipes' classes)
+from recipes.recipe import Recipe
+from recipes.summary import run_summary
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI over the recipes' models and data; after ``fit`` it tests and says what was reached in one line.
+
+    Args:
+        args: The command line, without the program's name.
+        run: Whether to run the subcommand that the command line names; else the classes are only instantiated.
+        edit: Changes the parsed configuration before anything is instantiated from it.
+    """
+
+    def __init__(self, args: ArgsType, run: bool = True, edit: Callable[[Namespace], None] | None = None) -> None:
+        self.edit = edit
+        super().__init__(
+            model_class=Recipe,
+            datamodule_class=pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            args=args,
+            run=run,
+        )
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line that was handed in, whatever ``sys.argv`` holds."""
+        self.config = parser.parse_args(list(args)) if isinstance(args, Sequence) else parser.parse_object(args or {})
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Apply the edit; let ``fit --ckpt_path last`` go on in the log folder of the run that it resumes."""
+        config: Namespace = self.config if self.subcommand is None else self.config[self.subcommand]
+        if self.subcommand == "fit" and config.get("ckpt_path") == "last":
+            continue_latest_version(config)
+        if self.edit is not None:
+            self.edit(config)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint (the final weights where none was kept) and report on the run in one line."""
+        summary = run_summary(self.trainer)
+        checkpoint = self.trainer.checkpoint_callback
+        best = getattr(checkpoint, "best_model_path", "")
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"{summary.line(self.model.headline, self.trainer.callback_metrics)}\n")
+
+
+def continue_latest_version(config: Namespace) -> None:
+    """Point the TensorBoardLogger of a configuration at the latest version in its folder, where the last checkpoint lies.
+
+    Args:
+        config: The configuration, changed in place; left alone where it names a version itself or there is nothing to resume.
+    """
+    loggers: Any = config.trainer.logger
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if (
+            not isinstance(logger, Namespace)
+            or "save_dir" not in logger.get("init_args", {})
+            or logger.init_args.get("version") is not None
+        ):
+            continue
+        folder = Path(logger.init_args.save_dir) / str(logger.init_args.get("name"))
+        versions = [int(found.name.removeprefix("version_")) for found in folder.glob("version_*") if found.name[8:].isdecimal()]
+        if versions:
+            logger.init_args.version = max(versions)

@@ -1,0 +1,134 @@
+"""The table of a comparison, in Markdown for people and CSV for programs."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from recipes.compare.plan import POINTS
+from recipes.compare.results import Result, select_by_validation
+from recipes.statistics import Interval, mean_interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer.
+
+    Args:
+        optimizer: Its name.
+        lr: The learning rate selected on validation; none for the recipe's own.
+        seeds: Number of runs.
+        points: Test metric by share of the steps: mean and standard deviation over seeds.
+        difference: To the first optimizer at the end, paired by seed, with its 95 % interval; none for the first itself.
+        state_bytes: Bytes of the optimizer's state.
+        steps_per_second: Mean speed.
+    """
+
+    optimizer: str
+    lr: float | None
+    seeds: int
+    points: tuple[tuple[float, float], ...]
+    difference: Interval | None
+    state_bytes: int
+    steps_per_second: float
+
+
+def build_rows(results: Sequence[Result], optimizers: Sequence[str]) -> list[Row]:
+    """Summarise the results, optimizer by optimizer.
+
+    Args:
+        results: All of them.
+        optimizers: The order of the rows; the first is what the others are compared with.
+    """
+    chosen = {name: select_by_validation([result for result in results if result.run.optimizer == name]) for name in optimizers}
+    baseline = {result.run.seed: headline_at(result) for result in chosen[optimizers[0]]}
+    rows: list[Row] = []
+    for name in optimizers:
+        runs = chosen[name]
+        columns = [[headline_at(result, f"{point:g}") for result in runs] for point in POINTS]
+        speeds = [result.steps_per_second for result in runs if result.steps_per_second is not None]
+        pairs = [headline_at(result) - baseline[result.run.seed] for result in runs if result.run.seed in baseline]
+        rows.append(
+            Row(
+                optimizer=name,
+                lr=runs[0].run.lr,
+                seeds=len(runs),
+                points=tuple((fmean(column), stdev(column) if len(column) > 1 else math.nan) for column in columns),
+                difference=None if name == optimizers[0] or not pairs else mean_interval(pairs),
+                state_bytes=max(result.state_bytes for result in runs),
+                steps_per_second=fmean(speeds) if speeds else math.nan,
+            )
+        )
+    return rows
+
+
+def headline_at(result: Result, point: str = "1") -> float:
+    """Return a run's headline metric on the test set, nan where it was not measured.
+
+    Args:
+        result: The run's result.
+        point: Share of the training steps.
+    """
+    value = result.metric("test", point)
+    return math.nan if value is None else value
+
+
+def markdown(rows: Sequence[Row], title: str) -> str:
+    """Return the table in Markdown.
+
+    Args:
+        rows: Its rows, the first of which is the baseline.
+        title: How a person calls the metric.
+    """
+    baseline = rows[0]
+    shares = [f"{point:.0%} of steps" for point in POINTS]
+    head = ["optimizer", "lr", *shares, f"difference to {baseline.optimizer} [95 %]", "state", "steps/s"]
+    lines = [
+        f"Test {title}, mean ± standard deviation over {baseline.seeds} seed{'s' if baseline.seeds != 1 else ''}; "
+        "the difference is paired by seed, at the end of training.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+    ]
+    for row in rows:
+        points = [f"{mean:.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}") for mean, spread in row.points]
+        share = "" if row is baseline else f" ({row.state_bytes / baseline.state_bytes:.1%})"
+        cells = [
+            row.optimizer,
+            "config" if row.lr is None else f"{row.lr:g}",
+            *points,
+            _difference(row.difference),
+            f"{row.state_bytes / 1e6:.2f} MB{share}",
+            "-" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _difference(difference: Interval | None) -> str:
+    if difference is None:
+        return "-"
+    if math.isnan(difference.low):
+        return f"{difference.centre:+.4f} (one seed: no interval)"
+    return f"{difference.centre:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Return the table as CSV; what does not exist is empty.
+
+    Args:
+        rows: Its rows.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    points = [f"test_{kind}_{point:g}" for point in POINTS for kind in ("mean", "std")]
+    writer.writerow(["optimizer", "lr", "seeds", *points, "difference", "low95", "high95", "state_bytes", "steps_per_second"])
+    for row in rows:
+        difference = row.difference or (math.nan, math.nan, math.nan)
+        numbers = [value for pair in row.points for value in pair] + list(difference)
+        texts = ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
+        speed = "" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.4f}"
+        writer.writerow([row.optimizer, "" if row.lr is None else row.lr, row.seeds, *texts, row.state_bytes, speed])
+    return buffer.getvalue()

@@ -1,0 +1,123 @@
+"""One run of a comparison: train, measure the weights at four points of the run, write one JSON file."""
+
+import json
+import math
+import os
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from typing_extensions import override
+
+from recipes.cli import RecipeCLI
+from recipes.compare.plan import POINTS, Plan, Run, edit_for
+from recipes.summary import run_summary
+from recipes.timing import StepTimer
+
+
+class Snapshots(Callback):
+    """Keep a copy of the weights at given shares of the training steps.
+
+    Args:
+        points: The shares, the last of which is 1.
+    """
+
+    def __init__(self, points: tuple[float, ...] = POINTS) -> None:
+        self.points = points
+        self.weights: dict[float, dict[str, Tensor]] = {}
+
+    @override
+    def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Copy the weights where a share is reached for the first time."""
+        total = trainer.estimated_stepping_batches
+        for point in self.points:
+            if point not in self.weights and trainer.global_step >= math.ceil(point * total):
+                self.weights[point] = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
+
+
+class Curve(Callback):
+    """Keep what the model logs at the end of each validation, for the figures."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    @override
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Append the metrics of a validation."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows.append({"step": trainer.global_step, **metrics})
+
+
+def train(plan: Plan, run: Run, threads: int | None = None) -> dict[str, Any]:
+    """Train one run and write its result.
+
+    Args:
+        plan: The comparison.
+        run: The run.
+        threads: Threads of torch, where several runs share the machine.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    cli = RecipeCLI([*plan.args, "--seed_everything", str(run.seed)], run=False, edit=partial(edit_for, run, plan.out))
+    snapshots, curve, timer = Snapshots(), Curve(), StepTimer()
+    trainer = cli.trainer
+    trainer.callbacks += [snapshots, curve, timer]  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.fit(cli.model, datamodule=cli.datamodule)
+    if not snapshots.weights:
+        raise MisconfigurationException(f"The run {run.name} took no training step, so there is nothing to compare.")
+    summary = run_summary(trainer)
+    trainer.loggers = []  # every further measurement would open another log file
+    measured: dict[str, dict[str, float]] = {}
+    for point, weights in sorted(snapshots.weights.items()):
+        cli.model.load_state_dict(weights)
+        measured[f"{point:g}"] = measure(trainer, cli)
+    result = {
+        "optimizer": run.optimizer,
+        "lr": run.lr,
+        "seed": run.seed,
+        "recipe": plan.fingerprint,
+        "headline": asdict(cli.model.headline),
+        "points": measured,
+        "curve": curve.rows,
+        "state_bytes": summary.state_bytes,
+        "steps": trainer.global_step,
+        "steps_per_second": timer.steps_per_second(),
+    }
+    write_atomically(plan.result_file(run), json.dumps(result, indent=1))
+    return result
+
+
+def measure(trainer: pl.Trainer, cli: RecipeCLI) -> dict[str, float]:
+    """Return the validation and test metrics of a model's present weights.
+
+    Args:
+        trainer: Its trainer.
+        cli: What holds the model and its data.
+    """
+    metrics: dict[str, float] = {}
+    for measure_split in (trainer.validate, trainer.test):
+        measure_split(cli.model, datamodule=cli.datamodule, verbose=False)
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return metrics
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file so that it is there in full or not at all, whenever the process is killed.
+
+    Args:
+        file: The file; its folder is made.
+        text: What to write.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)

@@ -1,0 +1,71 @@
+"""What a training run amounts to: where its log is, what it reached and what its optimizer holds."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_adam_mini import AdamMiniCallback
+from recipes.recipe import Headline
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A training run.
+
+    Args:
+        log_dir: Folder of its log; none without a logger.
+        state_bytes: Bytes that its optimizer's state holds.
+        adamw_bytes: Bytes that AdamW's would hold; none where the optimizer was not Adam-mini.
+    """
+
+    log_dir: str | None
+    state_bytes: int
+    adamw_bytes: int | None
+
+    def line(self, headline: Headline, metrics: Mapping[str, Tensor]) -> str:
+        """Return the run in one line.
+
+        Args:
+            headline: What the recipe is judged by.
+            metrics: The metrics of the test.
+        """
+        reached = metrics.get(f"test/{headline.metric}")
+        parts = [
+            f"log: {self.log_dir or 'none'}",
+            f"test {headline.title}: {'not measured' if reached is None else f'{float(reached):.4f}'}",
+            f"optimizer state: {self.memory()}",
+        ]
+        return " | ".join(parts)
+
+    def memory(self) -> str:
+        """Return the optimizer's memory beside AdamW's."""
+        if self.adamw_bytes is None:
+            return f"{self.state_bytes / 1e6:.2f} MB"
+        saved = 100.0 * (1.0 - self.state_bytes / self.adamw_bytes)
+        return f"{self.state_bytes / 1e6:.2f} MB, AdamW's would be {self.adamw_bytes / 1e6:.2f} MB ({saved:.2f} % saved)"
+
+
+def run_summary(trainer: pl.Trainer) -> RunSummary:
+    """Read a summary off a trainer that has just fitted.
+
+    Args:
+        trainer: The trainer, before it tests.
+    """
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, AdamMiniCallback):
+            ours, adamw = callback.optimizer_state_bytes
+            return RunSummary(trainer.log_dir, ours, adamw)
+    return RunSummary(trainer.log_dir, state_bytes(trainer.optimizers), None)
+
+
+def state_bytes(optimizers: Iterable[Optimizer]) -> int:
+    """Return the bytes of all tensors in the state of some optimizers.
+
+    Args:
+        optimizers: Optimizers that have taken a step.
+    """
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
