@@ -10,12 +10,14 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_adam_mini.callbacks.heatmap import draw_heads, require_matplotlib
-from lightning_adam_mini.callbacks.summary import PREFIX, ParameterRates, group_tag, summarize
+from lightning_adam_mini.callbacks.summary import PREFIX, ParameterRates, group_tag, parts_of, summarize
 from lightning_adam_mini.layout import BlockLayout
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch.utils.tensorboard import SummaryWriter
+
+    from lightning_adam_mini.detection import ModelReport
 
 _MLFLOW_METRICS = 1000  # a call
 
@@ -38,13 +40,13 @@ class BlockLearningRateLogger:
 
     Tags are ``effective_lr.<layer type>/<parameter>``, then ``/q.0`` for the head of a projection, or ``/min``, ``/median`` and ``/max``
     where there are many blocks (rows, tokens, elements). A parameter's tags appear with its first step and stay. TensorBoard also gets
-    a page of custom scalars with one chart a layer type.
+    a page of custom scalars with one chart a layer type (one a role of a fused projection), which leaves out min and max.
 
     Args:
         histograms: Whether to log a histogram of log10 of the rates for each layer type (TensorBoard only).
         heatmap: Whether :meth:`log_heatmap` draws (TensorBoard only; needs matplotlib).
         max_blocks: Heads of a role in one parameter that are logged each by itself.
-        groups: Layer type of each parameter by name; may be set later. [default: all ``"parameters"``]
+        groups: Layer type of each parameter by name, as from :func:`layer_types`; may be set later. [default: all ``"parameters"``]
 
     Raises:
         ModuleNotFoundError: If ``heatmap`` is asked for and matplotlib is missing.
@@ -123,10 +125,41 @@ class BlockLearningRateLogger:
         if writer.log_dir in self._charted:
             return
         self._charted.add(writer.log_dir)
-        groups = dict.fromkeys(self.groups.get(name, "parameters") for optimizer in optimizers for name in optimizer.layouts)
-        # One pattern a chart: TensorBoard's page sends a chart's tags in one request, which a list of hundreds would overflow.
-        charts = {group: ["Multiline", [re.escape(f"{prefix}{group_tag(group)}/") + r"(?!.*/(?:min|max)$)"]] for group in groups}
+        labels: dict[str, set[str]] = {}
+        for optimizer in optimizers:
+            for name, layout in optimizer.layouts.items():
+                here = {part.label for part in parts_of(layout, self.max_blocks)}
+                labels.setdefault(self.groups.get(name, "parameters"), set()).update(here)
+        charts = {
+            title: ["Multiline", [re.escape(f"{prefix}{group_tag(group)}/") + pattern]]
+            for group, roles in labels.items()
+            for title, pattern in _charts(group, roles)
+        }
         writer.add_custom_scalars({"effective learning rate": charts})
+
+
+def layer_types(report: ModelReport) -> dict[str, str]:
+    """Layer type of each parameter, as :class:`BlockLearningRateLogger` takes it: the role of the parameter.
+
+    Example:
+        >>> from lightning_adam_mini.detection import inspect_model
+        >>> from torch import nn
+        >>> layer_types(inspect_model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))))
+        {'0.weight': 'first_conv', '0.bias': 'bias', '1.weight': 'norm', '1.bias': 'bias'}
+    """
+    return {name: parameter.role.value for name, parameter in report.by_name.items()}
+
+
+def _charts(group: str, roles: set[str]) -> Iterator[tuple[str, str]]:
+    """Title and pattern of the charts of a layer type: one, or one a role where its tensors are fused ones.
+
+    A pattern and not a list of tags: TensorBoard's page sends all of a chart's in one request, which hundreds of tags would overflow.
+    """
+    if len(roles) == 1 or "" in roles:
+        yield group, r"(?!.*/(?:min|max)$)"
+    else:
+        for role in sorted(roles):
+            yield f"{group} {role}", rf".*/{role}(?:\.\d+|/median)?$"
 
 
 def _loggers(trainer: pl.Trainer) -> list[Logger]:

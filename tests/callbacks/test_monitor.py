@@ -219,7 +219,7 @@ def test_one_event_a_logging_step(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("prefix", ["", "run"])
 def test_custom_scalars(tmp_path, prefix):
-    """One chart a layer type, whose pattern matches that type's curves, but neither min nor max, and those of no other type."""
+    """One chart a layer type or role, whose pattern matches that type's curves, but neither min nor max, and those of no other type."""
     fit(tmp_path, TensorBoardLogger(tmp_path, prefix=prefix))
     events = read(tmp_path)
     (config,) = events.Tensors("custom_scalars__config__")
@@ -232,7 +232,9 @@ def test_custom_scalars(tmp_path, prefix):
         for chart in category.chart
     }
     assert shown == {
-        "qkv": {f"{start}effective_lr.qkv/qkv.weight/{name}" for name in [*HEADS, "v/median"]},
+        "qkv q": {f"{start}effective_lr.qkv/qkv.weight/{name}" for name in ("q.0", "q.1")},
+        "qkv k": {f"{start}effective_lr.qkv/qkv.weight/{name}" for name in ("k.0", "k.1")},
+        "qkv v": {f"{start}effective_lr.qkv/qkv.weight/v/median"},
         "bias": {f"{start}effective_lr.bias/{name}" for name in ("qkv.bias/median", "out.bias")},
         "classifier": {f"{start}effective_lr.classifier/out.weight"},
         "parameters": {f"{start}effective_lr.parameters/late.weight"},
