@@ -27,12 +27,31 @@ _PARTS = {
 }
 # Words that may stand beside them in the name of a projection. Any other word means something else: `key_padding`, `q_norm`.
 _BESIDE = frozenset(
-    {"proj", "projection", "projections", "to", "lin", "linear", "w", "layer", "in", "add", "added", "dense", "fc", "conv", "map"}
+    {
+        "proj",
+        "projection",
+        "projections",
+        "projector",
+        "to",
+        "lin",
+        "linear",
+        "w",
+        "layer",
+        "in",
+        "add",
+        "added",
+        "dense",
+        "fc",
+        "conv",
+        "map",
+    }
     | {"transform", "weight", "matrix", "pos", "global", "self", "attn", "attention", "cross", "c", "img", "txt", "and", "0", "1", "2", "d"}
+    | {"head", "heads", "ca", "sa", "content", "text", "vision", "image", "src", "tgt", "embed", "states", "sine"}
 )
-_OUT = frozenset(
-    {"o", "out", "output", "proj", "projection", "dense", "wo", "final", "to", "c", "linear", "lin", "fc", "add", "added", "post"}
-    | {"attention", "attn", "context", "img", "txt", "0", "layer", "self"}
+# A projection of positions that queries are compared with, as in Transformer-XL: keys.
+_POSITIONAL = (
+    frozenset({"pos", "position", "relative"}),
+    frozenset({"pos", "position", "relative", "linear", "lin", "proj", "projection"}),
 )
 
 
@@ -53,7 +72,7 @@ def projection_parts(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Projection:
+class Projection:
     """A weight of an attention module and what its name says."""
 
     name: str
@@ -62,47 +81,52 @@ class _Projection:
 
     @property
     def axis(self) -> int:
+        """The dimension of its output lines."""
         return line_axis(self.slot.layer)
 
     @property
     def rows(self) -> int:
+        """The number of its output lines."""
         return self.slot.shape[self.axis]
 
 
 def claim_attention(tree: Tree, claims: Claims) -> None:
     """Add the claims of all modules that look like attention and are not known."""
     for module in tree.modules.values():
-        projections = _projections(tree, claims, module)
+        projections = find_projections(tree, claims, module)
         parts = "".join(p.parts for p in projections)
         # A memory network has keys and values, a feed-forward of RWKV too; attention compares queries with keys.
         if not ("q" in parts and "k" in parts):
             continue
+        claims.attention.setdefault(module)
         open_ = [p for p in projections if claims.is_open(p.slot)]
         if open_:
             _claim_projections(tree, claims, module, projections, open_)
-        claim_output(tree, claims, module, projections)
 
 
-def _projections(tree: Tree, claims: Claims, module: nn.Module) -> list[_Projection]:
-    found: list[_Projection] = []
+def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Projection]:
+    """The children and parameters of ``module`` that are called a query, key or value projection."""
+    found: list[Projection] = []
+    positional: list[Projection] = []
     for name, child in tree.children(module).items():
         parts = projection_parts(name)
-        if not parts:
+        is_positional = not parts and not _POSITIONAL[0].isdisjoint(words(name)) and _POSITIONAL[1].issuperset(words(name))
+        if not parts and not is_positional:
             continue
         weights = [slot for slot in main_weights(tree, child) if is_linear(slot.layer) or is_conv(slot.layer)]
         if len(weights) == 1:
-            found.append(_Projection(name, parts, weights[0]))
+            (positional if is_positional else found).append(Projection(name, parts or "k", weights[0]))
     for name, slot in tree.own(module).items():
         parts = projection_parts(name)
-        if parts and len(slot.shape) >= 2 and not slot.magnitude and claims.role(slot) is not Role.SPECIAL_TOKEN:
-            found.append(_Projection(name, parts, slot))
-    return found
+        if parts and len(slot.shape) >= 2 and not slot.magnitude and "bias" not in name and claims.role(slot) is not Role.SPECIAL_TOKEN:
+            found.append(Projection(name, parts, slot))
+    return found + positional if found else []
 
 
-def _claim_projections(tree: Tree, claims: Claims, module: nn.Module, projections: list[_Projection], open_: list[_Projection]) -> None:
+def _claim_projections(tree: Tree, claims: Claims, module: nn.Module, projections: list[Projection], open_: list[Projection]) -> None:
     kind = type(module).__name__
     queries = next((p for p in projections if p.parts == "q"), None)
-    heads = _heads(tree, module, queries) if queries else None
+    heads = find_heads(tree, module, queries) if queries else None
     for p in open_:
         if len(p.parts) > 1:
             why = f"{kind}.{p.name} holds {', '.join(p.parts)}, but their line order is not known"
@@ -118,7 +142,7 @@ def _claim_projections(tree: Tree, claims: Claims, module: nn.Module, projection
             claims.add(p.slot, Claim(Source.STRUCTURE, role, why, axis=p.axis, lines=lines))
 
 
-def _heads(tree: Tree, module: nn.Module, queries: _Projection) -> tuple[int, int] | None:
+def find_heads(tree: Tree, module: nn.Module, queries: Projection) -> tuple[int, int] | None:
     """Query heads and their size, if what the module declares fits the rows of the query projection."""
     counts, sizes = declared_heads(module), declared_head_dims(module)
     for count in counts:
@@ -129,11 +153,11 @@ def _heads(tree: Tree, module: nn.Module, queries: _Projection) -> tuple[int, in
         return counts[0], queries.rows // counts[0]
     if sizes and not counts and queries.rows % sizes[0] == 0:
         return queries.rows // sizes[0], sizes[0]
-    return _one_head_each(tree, module, queries)
+    return (1, queries.rows) if head_list(tree, module, queries.rows) else None
 
 
-def _one_head_each(tree: Tree, module: nn.Module, queries: _Projection) -> tuple[int, int] | None:
-    """One head, if ``module`` is one of a list of equals whose outputs together are what the next layer reads."""
+def head_list(tree: Tree, module: nn.Module, rows: int) -> nn.Module | None:
+    """The module that holds ``module`` in a list of equals, one a head, whose outputs together are what its next layer reads."""
     parent = tree.parents.get(module)
     if parent is None or not isinstance(parent[0], nn.ModuleList):
         return None
@@ -142,10 +166,10 @@ def _one_head_each(tree: Tree, module: nn.Module, queries: _Projection) -> tuple
     if holder is None or len(peers) < 2 or any(type(peer) is not type(module) for peer in peers):
         return None
     widths = [child.in_features for child in tree.children(holder[0]).values() if isinstance(child, nn.Linear)]
-    return (1, queries.rows) if len(peers) * queries.rows in widths else None
+    return holder[0] if len(peers) * rows in widths else None
 
 
-def _lines(module: nn.Module, p: _Projection, heads: tuple[int, int] | None) -> str | None:
+def _lines(module: nn.Module, p: Projection, heads: tuple[int, int] | None) -> str | None:
     if heads is None:
         return None
     count, size = heads
@@ -161,47 +185,3 @@ def _lines(module: nn.Module, p: _Projection, heads: tuple[int, int] | None) -> 
     if p.parts == "v" and p.rows % count == 0:
         return f"v:{count}x{p.rows // count}"
     return None
-
-
-def claim_output(tree: Tree, claims: Claims, module: nn.Module, projections: list[_Projection]) -> None:
-    """The projection behind attention: a child with a name for it that reads what the heads give, in ``module`` or beside it."""
-    values = next((p for p in projections if p.parts == "v"), None)
-    taken = {id(p.slot) for p in projections}
-    if _claim_output_in(tree, claims, module, taken, values.rows if values else None):
-        return
-    # BERT's way: `attention.self` holds q, k, v and `attention.output` beside it the projection.
-    parent = tree.parents.get(module)
-    if (
-        parent is not None
-        and len(tree.children(parent[0])) <= 4
-        and not any(claims.role(s) is Role.ATTN_OUT for s in tree.under(parent[0]))
-    ):
-        for slot in tree.under(module):
-            taken.add(id(slot))
-        _claim_output_in(tree, claims, parent[0], taken, values.rows if values else None)
-
-
-def _claim_output_in(tree: Tree, claims: Claims, module: nn.Module, taken: set[int], width: int | None) -> bool:
-    found = False
-    for name, child in tree.children(module).items():
-        if not set(words(name)) <= _OUT:
-            continue
-        for slot in main_weights(tree, child):
-            if id(slot) in taken or not (is_linear(slot.layer) or is_conv(slot.layer)):
-                continue
-            if claims.role(slot) is Role.ATTN_OUT:
-                found = True
-            elif claims.is_open(slot) and (width is None or _reads(slot, width)):
-                claims.add(
-                    slot,
-                    Claim(Source.STRUCTURE, Role.ATTN_OUT, f"{type(module).__name__}.{name} reads the heads", axis=line_axis(slot.layer)),
-                )
-                found = True
-    return found
-
-
-def _reads(slot: Slot, width: int) -> bool:
-    """Whether the layer has a multiple of ``width`` inputs: with grouped queries the heads give more than one v has."""
-    axis = line_axis(slot.layer)
-    inputs = slot.shape[1 - axis] * getattr(slot.layer, "groups", 1)
-    return inputs % width == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from torch import nn
+
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot
 
@@ -41,6 +43,8 @@ class Claim:
 class Claims:
     """All claims on all parameters of a model."""
 
+    attention: dict[nn.Module, None] = field(default_factory=dict)
+    """The modules that are attention, in order."""
     _best: dict[int, Claim] = field(default_factory=dict)
 
     def add(self, slot: Slot, claim: Claim) -> None:

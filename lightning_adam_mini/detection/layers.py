@@ -19,7 +19,10 @@ _TRANSPOSED = frozenset({"transformers.pytorch_utils.Conv1D"})
 # Words of the names of bare parameters. Strategies treat all of these alike (neither heads nor rows), so a name may decide among them.
 _BARE: tuple[tuple[frozenset[str], Role], ...] = (
     (frozenset({"pos", "position", "positions", "positional", "rel", "relative", "biases", "rope", "posenc"}), Role.POSITION_EMBEDDING),
-    (frozenset({"token", "tokens", "cls", "mask", "latents", "latent", "query", "mem", "registers", "class"}), Role.SPECIAL_TOKEN),
+    (
+        frozenset({"token", "tokens", "cls", "mask", "masked", "latents", "latent", "query", "mem", "registers", "class"}),
+        Role.SPECIAL_TOKEN,
+    ),
     (frozenset({"gamma", "scale", "ls", "temperature", "temp", "lambda", "alpha", "factor", "sinks", "decay"}), Role.SCALE),
 )
 
@@ -27,6 +30,11 @@ _BARE: tuple[tuple[frozenset[str], Role], ...] = (
 def is_norm(layer: nn.Module) -> bool:
     """Whether ``layer`` normalises: torch's own norms, or a class with the word Norm in its name."""
     return isinstance(layer, _NORMS) or "norm" in words(type(layer).__name__)
+
+
+def is_norm_weight(slot: Slot) -> bool:
+    """Whether the tensor is the scale or the shift of a norm."""
+    return is_norm(slot.layer) and len(_long_dims(slot)) <= 1
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -42,9 +50,20 @@ def is_transposed(layer: nn.Module) -> bool:
     return any(name in _TRANSPOSED for name in qualified_names(type(layer)))
 
 
+def is_embedding(layer: nn.Module) -> bool:
+    """Whether ``layer`` is a table of vectors, torch's own or one with ``Embedding`` in its name and a matrix ``weight``."""
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        return True
+    weight = layer._parameters.get("weight")
+    return weight is not None and weight.ndim == 2 and "embedding" in words(type(layer).__name__)
+
+
 def is_conv(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a convolution."""
-    return isinstance(layer, _ConvNd)
+    """Whether ``layer`` is a convolution, torch's own or one with ``Conv`` in its name and a ``weight`` of 3 to 5 dimensions."""
+    if isinstance(layer, _ConvNd):
+        return True
+    weight = layer._parameters.get("weight")
+    return weight is not None and 3 <= weight.ndim <= 5 and "conv" in words(type(layer).__name__)
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -76,16 +95,17 @@ def _claim(slot: Slot) -> Claim:
         return Claim(Source.LAYER, role, reason, **more)  # pyright: ignore[reportArgumentType]
 
     if slot.magnitude:
-        return claim(Role.SCALE, "magnitude of weight normalisation")
+        return claim(Role.NORM, "magnitude of weight normalisation")
     if is_norm(layer) and len(_long_dims(slot)) <= 1:
         if is_bias or slot.attr in ("beta", "b"):
             return claim(Role.BIAS, f"bias of {kind}", owner=Role.NORM)
         return claim(Role.NORM, f"weight of {kind}")
-    if is_bias and len(slot.shape) <= 1 and not is_relative(slot):
+    beside = layer._parameters.get(slot.attr.removesuffix("_bias"))
+    if is_bias and not is_relative(slot) and (len(slot.shape) <= 1 or (beside is not None and beside.ndim > len(slot.shape))):
         return claim(Role.BIAS, f"bias of {kind}")
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+    if is_embedding(layer) and slot.attr == "weight":
         return claim(Role.TOKEN_EMBEDDING, f"{kind} of {slot.param.shape[0]} entries", guess=True)
-    if is_conv(layer) and len(slot.shape) >= 3:
+    if is_conv(layer) and slot.attr == "weight" and len(slot.shape) >= 3:
         if is_depthwise(layer):
             return claim(Role.CONV_DEPTHWISE, f"depthwise {kind}")
         return claim(Role.CONV, kind, axis=line_axis(layer))
@@ -98,6 +118,8 @@ def _claim_bare(slot: Slot) -> Claim:
     """A parameter that a module holds itself: its shape and the words of its name are all there is."""
     kind = type(slot.layer).__name__
     named = words(slot.attr)
+    if "bias" in named and not is_relative(slot) and len(slot.shape) <= 2:
+        return Claim(Source.LAYER, Role.BIAS, f"parameter of {kind} named {slot.attr}")
     for known, role in _BARE:
         if not known.isdisjoint(named):
             return Claim(Source.LAYER, role, f"parameter of {kind} named {slot.attr}")
@@ -108,7 +130,7 @@ def _claim_bare(slot: Slot) -> Claim:
 
 def is_relative(slot: Slot) -> bool:
     """Whether a bias is one of positions (a table of relative position biases)."""
-    return not {"rel", "relative", "position", "pos", "biases", "table"}.isdisjoint(words(slot.attr))
+    return not {"rel", "relative", "biases", "table"}.isdisjoint(words(slot.attr))
 
 
 def _long_dims(slot: Slot) -> list[int]:

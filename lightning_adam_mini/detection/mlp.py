@@ -32,6 +32,9 @@ def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[s
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)) or len(child._modules) > 8:
             continue
         weights = main_weights(tree, child)
+        if len(weights) > 1:  # MobileBERT's `output` holds its own layer and a bottleneck behind it
+            own = [slot for inner in tree.children(child).values() if is_linear(inner) for slot in tree.own(inner).values()]
+            weights = [slot for slot in own if slot.attr == "weight"]
         if len(weights) == 1 and is_linear(weights[0].layer) and claims.is_open(weights[0]) and claims.role(weights[0]) is Role.LINEAR:
             found.append((name, weights[0]))
     return found
@@ -40,7 +43,9 @@ def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[s
 def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tuple[str, Slot]]) -> None:
     kind = type(module).__name__
     named = set(words(kind)) | (set(words(tree.parents[module][1])) if module in tree.parents else set())
-    is_named = not named.isdisjoint(_NAMED)
+    if isinstance(module, (nn.ModuleList, nn.Sequential)) and module in tree.parents:
+        named |= set(words(type(tree.parents[module][0]).__name__))
+    is_named = isinstance(module, nn.Sequential) or not named.isdisjoint(_NAMED)
 
     def add(slot: Slot, role: Role) -> None:
         claims.add(slot, Claim(Source.STRUCTURE, role, f"feed-forward layers of {kind}", axis=line_axis(slot.layer)))

@@ -7,7 +7,8 @@ are covered. Its ``parts`` say what each child or parameter is: a role, or a lin
 
 ``{H}``, ``{G}`` and ``{D}`` stand for heads, key/value heads and head size. Where they are not given they are looked up among the usual
 attribute names (``num_heads``, ``num_key_value_heads``, ...), ``G`` falls back to ``H``, and ``D`` is solved for so that the lines fill the
-weight. Other names in braces are attributes. A template that does not fill the weight exactly is not believed.
+weight. ``rows`` is the length of the weight along its lines, and other names in braces are attributes. A template that does not fill the
+weight exactly is not believed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ STACKED = "q:{H}x{D}|k:{G}x{D}|v:{G}x{D}"
 PER_HEAD = "{H}*(q:1x{D}|k:1x{D}|v:1x{D})"
 """Head by head, each with its query, key and value."""
 
+# A module that says how large its heads are is taken at its word.
+_OWN_HEAD_DIM = ("head_dim", "attention_head_size", "head_size", "dim_head", "dim_heads", "d_head")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _ROLES = frozenset(role.value for role in Role)
 
@@ -144,21 +147,26 @@ def find_entry(module: nn.Module) -> tuple[str, KnownModule] | None:
 
 def fill_template(template: str, rows: int, module: nn.Module, symbols: Mapping[str, str]) -> str | None:
     """The line order that ``template`` means for a weight of ``rows`` lines; None if it does not fill them exactly."""
-    used = set(re.findall(r"\w+", " ".join(_BRACES.findall(template) + [text for name, text in symbols.items() if name not in ("H", "G")])))
-    heads = [_evaluate(symbols["H"], module)] if "H" in symbols else declared_heads(module) if used & {"H", "G"} else [1]
+    texts = [*_BRACES.findall(template), *(text for name, text in symbols.items() if name not in ("H", "G"))]
+    used = set(re.findall(r"\w+", " ".join(texts)))
+    given = {"rows": rows}
+    heads = [_evaluate(symbols["H"], module, given)] if "H" in symbols else declared_heads(module) if used & {"H", "G"} else [1]
     for count in heads:
         if count is None:
             continue
-        groups = [_evaluate(symbols["G"], module)] if "G" in symbols else [*declared_key_heads(module), count] if "G" in used else [count]
+        known = {**given, "H": count, "G": count}
+        groups = [count]
+        if "G" in used:
+            groups = [_evaluate(symbols["G"], module, known)] if "G" in symbols else [*declared_key_heads(module), count]
         for group in groups:
             if group is None:
                 continue
-            known = {"H": count, "G": group}
+            values = {**known, "G": group}
             try:
                 for name, expression in symbols.items():
                     if name not in ("H", "G"):
-                        known[name] = evaluate(expression, module, known)
-                lines = _fill(template, rows, module, known)
+                        values[name] = evaluate(expression, module, values)
+                lines = _fill(template, rows, module, values)
             except (MissingError, TypeError, ZeroDivisionError):
                 continue
             if lines is not None:
@@ -166,9 +174,9 @@ def fill_template(template: str, rows: int, module: nn.Module, symbols: Mapping[
     return None
 
 
-def _evaluate(expression: str, module: nn.Module) -> int | None:
+def _evaluate(expression: str, module: nn.Module, symbols: Mapping[str, int]) -> int | None:
     try:
-        return int(evaluate(expression, module, {}))
+        return int(evaluate(expression, module, symbols))
     except (MissingError, TypeError, ValueError):
         return None
 
@@ -185,6 +193,9 @@ def _fill(template: str, rows: int, module: nn.Module, symbols: Mapping[str, int
         if two == one or (rows - one) % (two - one) or rows < one:
             return None
         symbols = {**symbols, "D": 1 + (rows - one) // (two - one)}
+        declared = [value for value in (getattr(module, name, None) for name in _OWN_HEAD_DIM) if isinstance(value, int)]
+        if declared and symbols["D"] not in declared:
+            return None
     try:
         return text(symbols) if size(symbols) == rows else None
     except ValueError:  # a negative or fractional number leaves no readable line order

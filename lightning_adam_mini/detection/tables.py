@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
-from lightning_adam_mini.detection.layers import is_conv, is_linear, is_norm, line_axis
+from lightning_adam_mini.detection.layers import is_conv, is_embedding, is_linear, is_norm, line_axis
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.roles import Architecture, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
@@ -16,6 +16,8 @@ _POSITION = frozenset({"pos", "position", "positions", "positional", "rel", "rel
 _TYPE = frozenset({"type", "segment", "class", "label", "labels", "language", "langs", "lang"})
 _TIME = frozenset({"time", "timestep", "timesteps"})
 _SPECIAL = frozenset({"query", "queries", "token", "cls", "refpoint", "prompt"})
+_MODULATION = frozenset({"ada", "adaptive", "adaln", "zero", "single", "continuous", "modulation", "modulated", "mod", "modulate", "film"})
+_MODULATORS = frozenset({"modulation", "mod", "modulate", "film", "adaln"})
 _HEADS = frozenset({"head", "heads", "classifier", "fc", "classification", "logits", "output", "out", "predictor", "prediction"})
 
 
@@ -23,11 +25,12 @@ def claim_tables(tree: Tree, claims: Claims, architecture: Architecture) -> None
     """Add the claims of all embeddings and output layers."""
     declared = {id(slot) for slot in _declared(tree, "get_input_embeddings")}
     for slot in tree.slots:
-        if isinstance(slot.layer, (nn.Embedding, nn.EmbeddingBag)) and claims.is_open(slot):
+        if is_embedding(slot.layer) and slot.attr == "weight" and claims.is_open(slot):
             claims.add(slot, _claim_embedding(slot, id(slot) in declared))
     _claim_time(tree, claims)
     _claim_output(tree, claims, architecture)
     _claim_first(tree, claims)
+    _claim_patches(tree, claims)
 
 
 def _declared(tree: Tree, method: str) -> Iterator[Slot]:
@@ -66,7 +69,7 @@ def _claim_time(tree: Tree, claims: Claims) -> None:
             named |= set(words(tree.parents[module][1]))
         if not named.isdisjoint(_TIME):
             role, why = Role.TIME_EMBEDDING, "embeds the time step"
-        elif not is_linear(module) and is_norm(module):
+        elif not is_linear(module) and not named.isdisjoint(_MODULATION) and (is_norm(module) or not named.isdisjoint(_MODULATORS)):
             role, why = Role.MODULATION, "scales and shifts a norm"
         else:
             continue
@@ -83,8 +86,9 @@ def _claim_output(tree: Tree, claims: Claims, architecture: Architecture) -> Non
     vocabularies = {slot.shape for slot in tree.slots if claims.role(slot) is Role.TOKEN_EMBEDDING}
     for slot in open_:
         axis = line_axis(slot.layer)
-        if (slot.shape[axis], slot.shape[1 - axis]) in vocabularies:
-            why = "maps back to as many outputs as there are tokens"
+        is_table = (slot.shape[axis], slot.shape[1 - axis]) in vocabularies or slot.path.rsplit(".", 1)[-1] == "lm_head"
+        if is_table and not is_repeated(tree, slot.layer):
+            why = "one output a token"
             claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, why, axis=axis))
     for slot in _declared(tree, "get_classifier"):
         if claims.is_open(slot):
@@ -94,8 +98,34 @@ def _claim_output(tree: Tree, claims: Claims, architecture: Architecture) -> Non
     last = next((slot for slot in reversed(tree.slots) if len(slot.shape) >= 2), None)
     named = set() if last is None else set(words(last.path.replace(".", "_")))
     plain = architecture in (Architecture.MLP, Architecture.CNN, Architecture.RNN)
-    if last is not None and any(last is slot for slot in open_) and claims.is_open(last) and (plain or not named.isdisjoint(_HEADS)):
+    is_open = last is not None and any(last is slot for slot in open_) and claims.is_open(last)
+    if last is not None and is_open and not is_repeated(tree, last.layer) and (plain or not named.isdisjoint(_HEADS)):
         claims.add(last, Claim(Source.STRUCTURE, Role.CLASSIFIER, "last linear layer", axis=line_axis(last.layer)))
+
+
+def is_repeated(tree: Tree, module: nn.Module) -> bool:
+    """Whether ``module`` is part of one of several like blocks in a list."""
+    while module in tree.parents:
+        parent, _ = tree.parents[module]
+        if isinstance(parent, (nn.ModuleList, nn.Sequential)) and module._modules:
+            peers = [type(child) for child in tree.children(parent).values()]
+            if peers.count(type(module)) > 1:
+                return True
+        module = parent
+    return False
+
+
+def _claim_patches(tree: Tree, claims: Claims) -> None:
+    """A linear layer in a module that is called a patch embedding."""
+    for module in tree.modules.values():
+        named = set(words(type(module).__name__)) | (set(words(tree.parents[module][1])) if module in tree.parents else set())
+        if not ({"patch", "patches"} & named and {"embed", "embedding", "embedder", "embeddings"} & named):
+            continue
+        linears = [s for s in tree.under(module) if is_linear(s.layer) and claims.is_open(s) and claims.role(s) is Role.LINEAR]
+        if len(linears) == 1:
+            slot = linears[0]
+            why = f"{type(module).__name__} embeds patches"
+            claims.add(slot, Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, why, axis=line_axis(slot.layer)))
 
 
 def _claim_first(tree: Tree, claims: Claims) -> None:

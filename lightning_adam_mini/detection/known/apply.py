@@ -8,15 +8,15 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
-from lightning_adam_mini.detection.known import diffusers, graph, timm, torch_nn, transformers
-from lightning_adam_mini.detection.layers import is_depthwise, is_lora, is_norm, line_axis
+from lightning_adam_mini.detection.known import diffusers, graph, others, timm, torch_nn, transformers
+from lightning_adam_mini.detection.layers import is_depthwise, is_lora, is_norm_weight, line_axis
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.registry import KnownModule, Part, add_builtin, fill_template, find_entry
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 
-for _table in (torch_nn, timm, transformers, diffusers, graph):
+for _table in (torch_nn, timm, transformers, diffusers, graph, others):
     add_builtin(_table.MODULES)
 
 
@@ -38,12 +38,18 @@ def role_of_lines(lines: str) -> Role:
     return {frozenset("q"): Role.QUERY, frozenset("k"): Role.KEY, frozenset("v"): Role.VALUE}.get(frozenset(attention), Role.QKV)
 
 
-def main_weights(tree: Tree, target: Slot | nn.Module) -> list[Slot]:
-    """The matrices of a child that is named as one weight: its own, or those of the layers in it that mix channels."""
+def main_weights(tree: Tree, target: Slot | nn.Module, adapters: bool = False) -> list[Slot]:
+    """The matrices of a child that is named as one weight: its own, or those of the layers in it that mix channels.
+
+    Args:
+        tree: The model.
+        target: The child, or the parameter itself.
+        adapters: Whether low-rank adapters beside a layer count.
+    """
     if isinstance(target, Slot):
         return [target]
     slots = (slot for slot in tree.under(target) if len(slot.shape) >= 2 and not slot.magnitude)
-    return [slot for slot in slots if not (is_lora(slot) or is_norm(slot.layer) or is_depthwise(slot.layer))]
+    return [slot for slot in slots if (adapters or not is_lora(slot)) and not is_norm_weight(slot) and not is_depthwise(slot.layer)]
 
 
 def _targets(tree: Tree, module: nn.Module, path: list[str]) -> Iterator[Slot | nn.Module]:
@@ -67,7 +73,7 @@ def _claim_part(tree: Tree, claims: Claims, module: nn.Module, name: str, entry:
     role = Role(part.role) if part.role else None
     if part.template is None:
         assert role is not None
-        for slot in main_weights(tree, target) or ([target] if isinstance(target, Slot) else []):
+        for slot in main_weights(tree, target, adapters=role in (Role.LORA_A, Role.LORA_B)):
             claims.add(slot, Claim(Source.KNOWN, role, reason, axis=_axis(part, slot)))
         return
     weights = main_weights(tree, target)
@@ -77,12 +83,15 @@ def _claim_part(tree: Tree, claims: Claims, module: nn.Module, name: str, entry:
         if lines is None:
             continue
         owner = role or role_of_lines(lines)
+        if owner in (Role.QUERY, Role.KEY, Role.VALUE, Role.QKV):
+            claims.attention.setdefault(module)
         if len(slot.shape) == 1 and "bias" in words(slot.attr):
             claims.add(slot, Claim(Source.KNOWN, Role.BIAS, reason, owner=owner, lines=lines))
         else:
             claims.add(slot, Claim(Source.KNOWN, owner, reason, axis=axis, lines=lines))
         return
     for slot in weights[-1:]:
+        claims.attention.setdefault(module)
         why = f"{reason}, but {part.template} does not fill {slot.shape[_axis(part, slot)]} lines"
         claims.add(slot, Claim(Source.KNOWN, role or Role.QKV, why, axis=_axis(part, slot), guess=True))
 

@@ -1,0 +1,88 @@
+"""The projection behind attention, in the attention module or beside it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_adam_mini.detection.attention import find_heads, find_projections, head_list
+from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.known.apply import main_weights
+from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
+from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.lines import parse_lines
+
+# Words of the names that libraries give it. A name proposes; the layer must read as many channels as the heads give.
+_WORDS = frozenset(
+    {"o", "out", "output", "proj", "projection", "dense", "wo", "final", "to", "c", "linear", "lin", "fc", "add", "added", "post"}
+    | {"attention", "attn", "context", "img", "txt", "0", "layer", "self", "merge", "resid", "ca", "sa"}
+)
+_ATTENTION = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.QKV})
+
+
+def claim_attention_outputs(tree: Tree, claims: Claims) -> None:
+    """Add a claim for the output projection of each attention module that has none yet."""
+    for module in claims.attention:
+        widths = _widths(tree, claims, module)
+        if not widths or _claim_in(tree, claims, module, widths):
+            continue
+        # BERT's way: `attention.self` holds q, k, v and `attention.output` beside it the projection.
+        parent = tree.parents.get(module)
+        holder = None if parent is None else parent[0]
+        if isinstance(holder, nn.ModuleList):
+            projections = find_projections(tree, claims, module)
+            queries = next((p for p in projections if p.parts == "q"), None)
+            if queries is not None and find_heads(tree, module, queries) == (1, queries.rows):
+                holder = head_list(tree, module, queries.rows)
+                widths = {len(parent[0]) * queries.rows} if parent is not None and isinstance(parent[0], nn.ModuleList) else set()
+        if holder is not None and not isinstance(holder, nn.ModuleList) and len(holder._modules) <= 5:
+            _claim_in(tree, claims, holder, widths, beside=module)
+
+
+def _widths(tree: Tree, claims: Claims, module: nn.Module) -> set[int]:
+    """How many channels the heads may give together: as many as values have, or one value a query head."""
+    query_heads, value_size, widths = 0, 0, set[int]()
+    for slot in tree.under(module):
+        claim = claims.best(slot)
+        if claim is None or claim.role not in _ATTENTION or len(slot.shape) < 2:
+            continue
+        if claim.lines is None:
+            widths.add(slot.shape[claim.axis] // (3 if claim.role is Role.QKV else 1))
+            continue
+        counts: dict[str, list[int]] = {}
+        for role, head in parse_lines(claim.lines).expand():
+            counts.setdefault(role, []).append(head)
+        if "v" in counts:
+            heads = max(1, len(set(counts["v"])))
+            value_size = len(counts["v"]) // heads
+            widths.add(len(counts["v"]))
+        if "q" in counts:
+            query_heads = max(query_heads, len(set(counts["q"])))
+            widths.add(len(counts["q"]))
+    return widths | {query_heads * value_size} - {0}
+
+
+def _claim_in(tree: Tree, claims: Claims, module: nn.Module, widths: set[int], beside: nn.Module | None = None) -> bool:
+    """Claim it among the children of ``module``; only the first one if attention itself is the child ``beside``."""
+    found = False
+    for name, child in tree.children(module).items():
+        if child is beside or not _WORDS.issuperset(words(name)):
+            continue
+        for slot in main_weights(tree, child):
+            if not (is_linear(slot.layer) or is_conv(slot.layer)):
+                continue
+            if claims.role(slot) is Role.ATTN_OUT:
+                found = True
+            elif claims.is_open(slot) and _inputs(slot) in widths:
+                why = f"{type(module).__name__}.{name} reads what the heads give"
+                claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OUT, why, axis=line_axis(slot.layer)))
+                found = True
+            if found and beside is not None:
+                return True
+    return found
+
+
+def _inputs(slot: Slot) -> int:
+    axis = line_axis(slot.layer)
+    return slot.shape[1 - axis] * getattr(slot.layer, "groups", 1)
