@@ -64,7 +64,7 @@ def draw_heads(parameters: Iterable[ParameterRates]) -> Figure | None:
 
     height = max(len(rows) for rows in panels.values())
     width = max(len(heads) for rows in panels.values() for heads in rows.values())
-    figure = Figure(figsize=(len(panels) * (3.5 + 0.3 * width), 1.2 + 0.28 * height), layout="constrained")
+    figure = Figure(figsize=(len(panels) * (3.5 + 0.3 * width), max(2.5, 1.2 + 0.28 * height)), layout="constrained")
     everything = [value for rows in panels.values() for heads in rows.values() for value in heads]
     image = None
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -75,8 +75,9 @@ def draw_heads(parameters: Iterable[ParameterRates]) -> Figure | None:
         image = panel.imshow(table.numpy(), aspect="auto", interpolation="nearest", vmin=min(everything), vmax=max(everything))
         panel.set_title(_PANELS[letter])
         panel.set_xlabel("head")
-        panel.set_yticks(range(len(rows)), list(rows), fontsize=7)
+        labels = list(rows) if panel is axes[0] or list(rows) != list(next(iter(panels.values()))) else [""] * len(rows)
+        panel.set_yticks(range(len(rows)), labels, fontsize=7)
         panel.set_xticks(range(0, width, max(1, width // 8)))
     if image is not None:
-        figure.colorbar(image, ax=list(axes), label="log10 of effective learning rate")
+        figure.colorbar(image, ax=list(axes), label="log10 of rate")
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
@@ -16,8 +16,6 @@ from lightning_adam_mini.layout import BlockLayout
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch.utils.tensorboard import SummaryWriter
-
-    from lightning_adam_mini.detection import ModelReport
 
 _MLFLOW_METRICS = 1000  # a call
 
@@ -46,7 +44,7 @@ class BlockLearningRateLogger:
         histograms: Whether to log a histogram of log10 of the rates for each layer type (TensorBoard only).
         heatmap: Whether :meth:`log_heatmap` draws (TensorBoard only; needs matplotlib).
         max_blocks: Heads of a role in one parameter that are logged each by itself.
-        groups: Layer type of each parameter by name, as from :func:`layer_types`; may be set later. [default: all ``"parameters"``]
+        groups: Layer type of each parameter by name; may be set later. [default: all ``"parameters"``]
 
     Raises:
         ModuleNotFoundError: If ``heatmap`` is asked for and matplotlib is missing.
@@ -125,11 +123,11 @@ class BlockLearningRateLogger:
         if writer.log_dir in self._charted:
             return
         self._charted.add(writer.log_dir)
-        labels: dict[str, set[str]] = {}
+        labels: dict[str, dict[str, None]] = {}
         for optimizer in optimizers:
             for name, layout in optimizer.layouts.items():
-                here = {part.label for part in parts_of(layout, self.max_blocks)}
-                labels.setdefault(self.groups.get(name, "parameters"), set()).update(here)
+                here = dict.fromkeys(part.label for part in parts_of(layout, self.max_blocks))
+                labels.setdefault(self.groups.get(name, "parameters"), {}).update(here)
         charts = {
             title: ["Multiline", [re.escape(f"{prefix}{group_tag(group)}/") + pattern]]
             for group, roles in labels.items()
@@ -138,19 +136,7 @@ class BlockLearningRateLogger:
         writer.add_custom_scalars({"effective learning rate": charts})
 
 
-def layer_types(report: ModelReport) -> dict[str, str]:
-    """Layer type of each parameter, as :class:`BlockLearningRateLogger` takes it: the role of the parameter.
-
-    Example:
-        >>> from lightning_adam_mini.detection import inspect_model
-        >>> from torch import nn
-        >>> layer_types(inspect_model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))))
-        {'0.weight': 'first_conv', '0.bias': 'bias', '1.weight': 'norm', '1.bias': 'bias'}
-    """
-    return {name: parameter.role.value for name, parameter in report.by_name.items()}
-
-
-def _charts(group: str, roles: set[str]) -> Iterator[tuple[str, str]]:
+def _charts(group: str, roles: Collection[str]) -> Iterator[tuple[str, str]]:
     """Title and pattern of the charts of a layer type: one, or one a role where its tensors are fused ones.
 
     A pattern and not a list of tags: TensorBoard's page sends all of a chart's in one request, which hundreds of tags would overflow.
@@ -158,7 +144,7 @@ def _charts(group: str, roles: set[str]) -> Iterator[tuple[str, str]]:
     if len(roles) == 1 or "" in roles:
         yield group, r"(?!.*/(?:min|max)$)"
     else:
-        for role in sorted(roles):
+        for role in roles:
             yield f"{group} {role}", rf".*/{role}(?:\.\d+|/median)?$"
 
 
