@@ -137,6 +137,8 @@ class AdamMiniCallback(Callback):
         for optimizer in foreign:
             check_translatable(optimizer, self.force)
         self.report = inspect_model(module)
+        if self._logger is not None:
+            self._logger.groups = {p.name: p.role.value for p in self.report.parameters}
         swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
         notes: list[str] = []
         if foreign:
@@ -228,7 +230,7 @@ class AdamMiniCallback(Callback):
         # So that the run can be resumed without this callback, by the optimizer that the module configures.
         states = checkpoint.get("optimizer_states", [])
         for i, optimizer in enumerate(trainer.optimizers[: len(states)]):
-            if optimizer in self._swapped.values():
+            if isinstance(optimizer, AdamMini):
                 states[i] = to_adamw_state_dict(states[i])
 
 

@@ -63,7 +63,8 @@ def convert_state_dict(
         if how and not convert:
             raise ValueError(
                 f"The loaded second moment of parameter {name!r} has other blocks ({saved}) than the present ones ({layout}), and converting is"
-                " forbidden (convert_state=False). Use the partition that it was written with, or allow it."
+                " forbidden (convert_state=False; convert_checkpoints=False of AdamMiniCallback). Use the partition that it was written with,"
+                " or allow it."
             )
         if how == "mixed":
             raise ValueError(

@@ -1,0 +1,1 @@
+from lightning_adam_mini.callbacks.adam_mini import AdamMiniCallback as AdamMiniCallback
