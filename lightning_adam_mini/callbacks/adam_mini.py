@@ -31,8 +31,8 @@ class AdamMiniCallback(Callback):
     block's effective learning rate is logged to every logger. Checkpoints load with the callback and without it.
 
     Args:
-        partition: What a block is: ``auto`` or ``adam_mini`` (Adam-mini v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``, or a
-            :class:`~lightning_adam_mini.PartitionStrategy`.
+        partition: What a block is: ``auto`` or ``adam_mini`` (Adam-mini v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``, or
+            a :class:`~lightning_adam_mini.PartitionStrategy`.
         overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.
         options: Options of the partition, such as ``{"value": "whole", "embedding": "parameter"}``.
         force: Whether to replace other optimizers than exactly torch's Adam and AdamW too.
@@ -101,8 +101,8 @@ class AdamMiniCallback(Callback):
         twins = [callback for callback in trainer.callbacks if isinstance(callback, AdamMiniCallback)]  # type: ignore[attr-defined]
         if len(twins) > 1:
             raise MisconfigurationException(
-                f"The trainer has {len(twins)} AdamMiniCallbacks, and only one can swap the optimizer. Keep one; give it overrides={{...}} if"
-                " parts of the model need different blocks."
+                f"The trainer has {len(twins)} AdamMiniCallbacks, and only one can swap the optimizer. Keep one; give it overrides={{...}}"
+                " if parts of the model need different blocks."
             )
         self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
         self._intercept_configure_optimizers(pl_module)
@@ -170,8 +170,8 @@ class AdamMiniCallback(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._called:
             raise MisconfigurationException(
-                "AdamMiniCallback could not swap the optimizer because configure_optimizers was replaced after the callback's setup hook, as when"
-                " LightningModule.setup assigns it. Define configure_optimizers as a method, or assign it in __init__."
+                "AdamMiniCallback could not swap the optimizer because configure_optimizers was replaced after the callback's setup hook,"
+                " as when LightningModule.setup assigns it. Define configure_optimizers as a method, or assign it in __init__."
             )
         self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
 
@@ -203,9 +203,7 @@ class AdamMiniCallback(Callback):
     # ---- monitoring and checkpoints -------------------------------------------------------------------------------------
 
     @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         if not self._optimizers or step == 0 or step == self._last_logged_step:  # while gradients accumulate, nothing changes
             return

@@ -40,10 +40,10 @@ def check_translatable(optimizer: Any, force: bool) -> None:
         )
     if kind not in _FAITHFUL and not force:
         raise MisconfigurationException(
-            f"AdamMiniCallback has no faithful translation of {name}: only torch.optim.Adam and torch.optim.AdamW (and not their subclasses)"
-            " are replaced. Return one of them from configure_optimizers; or return an AdamMini with the settings that you want"
-            " (AdamMini(self.named_parameters(), layouts=partition_model(self))); or pass AdamMiniCallback(force=True) to replace it all the"
-            " same, with its groups' lr, betas, eps and weight decay."
+            f"AdamMiniCallback has no faithful translation of {name}: only torch.optim.Adam and torch.optim.AdamW (and not their"
+            " subclasses) are replaced. Return one of them from configure_optimizers; or return an AdamMini with the settings that you want"
+            " (AdamMini(self.named_parameters(), layouts=partition_model(self))); or pass AdamMiniCallback(force=True) to replace it all"
+            " the same, with its groups' lr, betas, eps and weight decay."
         )
     for flag, why in (
         ("amsgrad", "no block-wise method defines the maximum of second moments"),
@@ -53,8 +53,8 @@ def check_translatable(optimizer: Any, force: bool) -> None:
             raise MisconfigurationException(f"AdamMiniCallback cannot replace {name} with {flag}=True because {why}. Set {flag}=False.")
     if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
         raise MisconfigurationException(
-            f"AdamMiniCallback found no trainable parameter in {name}: all are frozen. Unfreeze some before configure_optimizers returns, or"
-            " remove the callback."
+            f"AdamMiniCallback found no trainable parameter in {name}: all are frozen. Unfreeze some before configure_optimizers returns,"
+            " or remove the callback."
         )
 
 
@@ -79,9 +79,9 @@ def translate(
         for p in group["params"]:
             if p not in names:
                 raise MisconfigurationException(
-                    f"Group {i} of the configured {type(optimizer).__name__} holds a parameter of shape {tuple(p.shape)} that is not one of the"
-                    " LightningModule's, so its role is unknown. Register its module as an attribute of the LightningModule, or give it to an"
-                    " AdamMini of your own."
+                    f"Group {i} of the configured {type(optimizer).__name__} holds a parameter of shape {tuple(p.shape)} that is not one of"
+                    " the LightningModule's, so its role is unknown. Register its module as an attribute of the LightningModule, or give it"
+                    " to an AdamMini of your own."
                 )
     notes = [
         f"{flag}=True dropped: AdamMini has no such path yet"

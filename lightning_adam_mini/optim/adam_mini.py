@@ -181,7 +181,10 @@ class AdamMini(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [
-            (group, [(p, p.grad, _from_plain(plain)) for p, plain in zip(group["params"], group["layouts"], strict=True) if p.grad is not None])
+            (
+                group,
+                [(p, p.grad, _from_plain(plain)) for p, plain in zip(group["params"], group["layouts"], strict=True) if p.grad is not None],
+            )
             for group in self.param_groups
         ]
         for _, members in work:
@@ -239,9 +242,7 @@ class AdamMini(Optimizer):
         """Blocks of each parameter, by name."""
         names = self.parameter_names()
         return {
-            names[p]: _from_plain(plain)
-            for group in self.param_groups
-            for p, plain in zip(group["params"], group["layouts"], strict=True)
+            names[p]: _from_plain(plain) for group in self.param_groups for p, plain in zip(group["params"], group["layouts"], strict=True)
         }
 
     @torch.no_grad()
@@ -292,7 +293,11 @@ class AdamMini(Optimizer):
         """
         names = self.parameter_names()
         present = [list(group["layouts"]) for group in self.param_groups]
-        flat = [(names[p], p, _from_plain(plain)) for group in self.param_groups for p, plain in zip(group["params"], group["layouts"], strict=True)]
+        flat = [
+            (names[p], p, _from_plain(plain))
+            for group in self.param_groups
+            for p, plain in zip(group["params"], group["layouts"], strict=True)
+        ]
         state_dict, second_moments, converted = convert_state_dict(state_dict, flat, self._convert_state)
         super().load_state_dict(state_dict)
         for group, layouts in zip(self.param_groups, present, strict=True):

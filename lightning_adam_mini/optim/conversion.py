@@ -39,8 +39,10 @@ def convert_state_dict(
             " Load it into an optimizer of the same parameters in the same groups."
         )
     if any(group.get("amsgrad") for group in saved_groups):
-        raise ValueError("The loaded state was written with amsgrad=True, which no block-wise second moment defines. Start a new run without it.")
-    state: dict[Any, Any] = {k: v for k, v in state_dict["state"].items()}
+        raise ValueError(
+            "The loaded state was written with amsgrad=True, which no block-wise second moment defines. Start a new run without it."
+        )
+    state: dict[Any, Any] = dict(state_dict["state"])
     second_moments: dict[int, Tensor] = {}
     done: dict[str, str] = {}
     for index, ((saved_id, group, place), (name, p, layout)) in enumerate(zip(saved_ids, present, strict=True)):
@@ -62,14 +64,14 @@ def convert_state_dict(
         how = _how(saved, layout)
         if how and not convert:
             raise ValueError(
-                f"The loaded second moment of parameter {name!r} has other blocks ({saved}) than the present ones ({layout}), and converting is"
-                " forbidden (convert_state=False; convert_checkpoints=False of AdamMiniCallback). Use the partition that it was written with,"
-                " or allow it."
+                f"The loaded second moment of parameter {name!r} has other blocks ({saved}) than the present ones ({layout}), and"
+                " converting is forbidden (convert_state=False; convert_checkpoints=False of AdamMiniCallback). Use the partition that it"
+                " was written with, or allow it."
             )
         if how == "mixed":
             raise ValueError(
-                f"The loaded second moment of parameter {name!r} has blocks ({saved}) that are neither finer nor coarser than the present ones"
-                f" ({layout}). Resume with the partition that it was written with."
+                f"The loaded second moment of parameter {name!r} has blocks ({saved}) that are neither finer nor coarser than the present"
+                f" ones ({layout}). Resume with the partition that it was written with."
             )
         value = entry["exp_avg_sq"]
         if value.shape != saved.block_shape and value.shape != p.shape:

@@ -7,7 +7,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.optim import lr_scheduler as ls
@@ -187,7 +193,15 @@ def test_weight_averaging_averages_as_without_the_callback(make):
 def test_weight_averaging_resumes_with_the_callback(tmp_path):
     def run(**kwargs):
         model = TokenModel()
-        fit(model, AdamMiniCallback(), EMAWeightAveraging(decay=0.9), every_epoch(tmp_path), enable_checkpointing=True, max_epochs=4, **kwargs)
+        fit(
+            model,
+            AdamMiniCallback(),
+            EMAWeightAveraging(decay=0.9),
+            every_epoch(tmp_path),
+            enable_checkpointing=True,
+            max_epochs=4,
+            **kwargs,
+        )
         return model
 
     straight = run()

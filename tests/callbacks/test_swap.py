@@ -87,8 +87,8 @@ def foreach(model):
 
 
 FORMS = [
-    single, as_list, as_tuple, as_dict, dict_with_scheduler, dict_with_config, lists, lists_with_bare_scheduler, list_of_dicts, adam_coupled,
-    two_groups, named, foreach,
+    single, as_list, as_tuple, as_dict, dict_with_scheduler, dict_with_config, lists, lists_with_bare_scheduler, list_of_dicts,
+    adam_coupled, two_groups, named, foreach,
 ]  # fmt: skip
 
 
@@ -101,7 +101,9 @@ def test_every_form_trains_as_without_the_callback(configure):
     assert_equal(weights(plain), weights(swapped))
     for ours, theirs in zip(trainer.optimizers, reference.optimizers, strict=True):
         for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
-            assert {k: v for k, v in b.items() if k not in ("params", "amsgrad", "capturable", "differentiable", "fused")}.items() <= a.items()
+            assert {
+                k: v for k, v in b.items() if k not in ("params", "amsgrad", "capturable", "differentiable", "fused")
+            }.items() <= a.items()
     for a, b in zip(trainer.lr_scheduler_configs, reference.lr_scheduler_configs, strict=True):
         assert a.scheduler.optimizer in trainer.optimizers
         assert (a.interval, a.frequency, a.name, a.monitor) == (b.interval, b.frequency, b.name, b.monitor)

@@ -46,7 +46,7 @@ def indices(shape):
 
 
 def whole(shape):
-    return {i: 0 for i in indices(shape)}
+    return dict.fromkeys(indices(shape), 0)
 
 
 def per_parameter(shape):
