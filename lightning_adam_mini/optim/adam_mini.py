@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, overload
 
@@ -261,15 +261,17 @@ class AdamMini(Optimizer):
         Returns:
             For each parameter that has been stepped, a float32 tensor that broadcasts to the parameter. Nothing waits for the device.
         """
+        stepped = list(self._stepped())
+        # One read of all steps: one a parameter would take longer than the rest.
+        steps = torch.stack([state["step"].reshape(()) for _, _, state, _ in stepped]).tolist() if stepped else []
         rates = {}
-        for name, group, state, layout in self._stepped():
-            bias_correction2 = 1 - group["betas"][1] ** state["step"].item()
-            denom = (state["exp_avg_sq"] / bias_correction2).sqrt_().add_(group["eps"])
+        for (name, group, state, layout), step in zip(stepped, steps, strict=True):
+            denom = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
             lr = group["lr"]
             rates[name] = layout.spread((lr.reshape(()) if isinstance(lr, Tensor) else lr) / denom)
         return rates
 
-    def _stepped(self) -> Iterable[tuple[str, dict[str, Any], dict[str, Any], BlockLayout]]:
+    def _stepped(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout]]:
         names = self.parameter_names()
         for group in self.param_groups:
             for p, plain in zip(group["params"], group["layouts"], strict=True):
