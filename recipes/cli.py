@@ -1,5 +1,6 @@
 """The LightningCLI of the recipes: ``python -m recipes fit|validate|test|predict --config configs/<x>.yaml``."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
@@ -35,6 +37,7 @@ class RecipeCLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
+            parser_kwargs=parser_texts() if run else {},
             args=args,
             run=run,
         )
@@ -53,6 +56,17 @@ class RecipeCLI(LightningCLI):
         if self.edit is not None:
             self.edit(config)
 
+    @override
+    def instantiate_classes(self) -> None:
+        """Instantiate the classes; a mistake that one of them finds in its arguments is raised as it was, not as jsonargparse wraps it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            found = re.search(r"^Errors:\n  - (.*?)\n  - Expected", str(error), flags=re.DOTALL | re.MULTILINE)
+            if found is None:
+                raise
+            raise MisconfigurationException(found[1]) from error
+
     def after_fit(self) -> None:
         """Test the best checkpoint (the final weights where none was kept) and report on the run in one line."""
         summary = run_summary(self.trainer)
@@ -61,6 +75,22 @@ class RecipeCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
             sys.stdout.write(f"{summary.line(self.model.headline, self.trainer.callback_metrics)}\n")
+
+
+def parser_texts() -> dict[str, dict[str, Any]]:
+    """Return what the help of each subcommand says before it lists the arguments."""
+    doing = {
+        "fit": "Train a recipe, test its best checkpoint, and say what was reached and how much optimizer memory was saved.",
+        "validate": "Measure a checkpoint on the validation set.",
+        "test": "Measure a checkpoint on the test set.",
+        "predict": "Predict the test set with a checkpoint.",
+    }
+    texts: dict[str, dict[str, Any]] = {}
+    for command, description in doing.items():
+        usage = f"python -m recipes {command} --config configs/<recipe>.yaml [--model.ARG VALUE] [--data.ARG VALUE] [--trainer.ARG VALUE]"
+        more = "`--model.help ImageClassifier` and `--data.help DigitsData` explain a class; `--print_config` prints what a run would use."
+        texts[command] = {"usage": usage, "description": f"{description} {more}"}
+    return texts
 
 
 def continue_latest_version(config: Namespace) -> None:

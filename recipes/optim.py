@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim import AdamW
@@ -48,7 +49,7 @@ def adamw_warmup_cosine(
         warmup: Share of the run over which the learning rate rises.
     """
     if not 0.0 <= warmup < 1.0:
-        raise ValueError(f"Invalid warmup value: {warmup}, because it is a share of the run; give a number in [0, 1)")
+        raise MisconfigurationException(f"Invalid warmup value: {warmup}, because it is a share of the run; give a number in [0, 1)")
     optimizer = AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     warmup_steps = round(warmup * total_steps)
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_steps))

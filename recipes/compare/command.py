@@ -11,8 +11,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 
-from recipes.compare.plan import Plan, Run
+from lightning_adam_mini import partition_model
+from recipes.compare.plan import BASELINE, Plan, Run
 from recipes.compare.results import Result, load_result
 from recipes.compare.table import build_rows, csv_text, markdown
 from recipes.compare.train import train, write_atomically
@@ -56,6 +58,12 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int]:
         parser.error(f"there is no file {known.config}")
     if not optimizers or len(set(optimizers)) < len(optimizers):
         parser.error(f"--optimizers {known.optimizers!r} must name at least one optimizer, each once")
+    for name in optimizers:
+        try:
+            if name != BASELINE:
+                partition_model(nn.Linear(1, 1), name)
+        except ValueError as error:
+            parser.error(f"--optimizers names neither {BASELINE} nor a partition: {error}")
     if known.seeds < 1 or known.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, not {min(known.seeds, known.jobs)}")
     try:

@@ -1,5 +1,6 @@
 """timm models, and the ResNet stem that small images need."""
 
+from difflib import get_close_matches
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,9 +22,8 @@ def create_backbone(
     """
     import timm  # seconds to import, so that --help does without
 
-    if name not in timm.list_models() and "." not in name and ":" not in name:
-        parts = [part for part in name.replace("_", " ").split() if not part.isdigit()]
-        near = timm.list_models(f"*{parts[0]}*" if parts else "*")[:8]
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=5)
         raise MisconfigurationException(
             f"timm has no model called {name!r}; near matches: {', '.join(near) or 'none'}. `timm.list_models()` lists them all."
         )

@@ -1,0 +1,120 @@
+import re
+
+import pytest
+import torch
+
+from recipes.__main__ import main
+
+from .conftest import CONFIGS, NARROW, QUIET
+
+DIGITS = str(CONFIGS / "resnet18_digits.yaml")
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_trains_for_two_steps(config, tiny_recipe, tmp_path, capsys):
+    assert main(["fit", "--config", str(config), *tiny_recipe[config.stem], "--trainer.max_steps", "2"]) == 0
+
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    found = re.fullmatch(
+        r"log: (\S+) \| test (\w+): [\d.]+ \| optimizer state: [\d.]+ MB, AdamW's would be [\d.]+ MB \([\d.]+ % saved\)", last
+    )
+    assert found, last
+    assert list((tmp_path / found[1]).glob("events.out.tfevents.*"))
+    assert (tmp_path / found[1] / "config.yaml").is_file()
+
+
+def test_memory_in_the_last_line_is_half_of_adamw(capsys):
+    main(
+        [
+            "fit",
+            "--config",
+            DIGITS,
+            *QUIET,
+            "--trainer.max_steps",
+            "1",
+            "--trainer.limit_val_batches",
+            "0",
+            "--trainer.limit_test_batches",
+            "1",
+        ]
+    )
+    saved = re.search(r"([\d.]+) % saved", capsys.readouterr().out)
+    assert saved is not None
+    assert float(saved[1]) >= 49.9
+
+
+def test_without_the_callback_it_is_plain_adamw(capsys):
+    assert main(["fit", "--config", DIGITS, *NARROW, *QUIET, "--trainer.callbacks", "null", "--trainer.max_steps", "2"]) == 0
+    assert re.search(r"optimizer state: [\d.]+ MB$", capsys.readouterr().out.strip())
+
+
+def test_fast_dev_run_without_logger(capsys):
+    assert main(["fit", "--config", DIGITS, *NARROW, *QUIET, "--trainer.fast_dev_run", "true"]) == 0
+    assert "log: none" in capsys.readouterr().out
+
+
+def test_resume_from_last_goes_on_in_the_same_log(tmp_path):
+    args = ["fit", "--config", DIGITS, *NARROW, *QUIET, "--trainer.limit_train_batches", "2"]
+    assert main([*args, "--trainer.max_epochs", "1"]) == 0
+    assert main([*args, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+
+    runs = list((tmp_path / "runs" / "resnet18_digits").iterdir())
+    assert [run.name for run in runs] == ["version_0"]
+    newest = max(runs[0].glob("checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert torch.load(newest, weights_only=True)["global_step"] == 4
+
+
+def test_test_command_measures_a_checkpoint(tmp_path, capsys):
+    assert main(["fit", "--config", DIGITS, *NARROW, *QUIET, "--trainer.max_steps", "2"]) == 0
+    reached = re.search(r"test accuracy: ([\d.]+)", capsys.readouterr().out)
+    checkpoint = next((tmp_path / "runs/resnet18_digits/version_0/checkpoints").glob("last.ckpt"))
+    assert main(["test", "--config", DIGITS, *NARROW, *QUIET, "--ckpt_path", str(checkpoint)]) == 0
+    shown = re.search(r"test/acc\W+([\d.]+)", capsys.readouterr().out)
+    assert reached is not None
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(float(reached[1]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.num_classes", "7"], "The model has 7 classes but the data have 10; set --model.num_classes 10."),
+        (["--model.name", "resnt18"], "timm has no model called 'resnt18'"),
+        (
+            ["--model.name", "vit_tiny_patch16_224", "--model.model_args", "null"],
+            "small_images replaces the `conv1` and `maxpool` of a ResNet",
+        ),
+        (["--model.model_args", "{chanels: 3}"], "timm's resnet18 does not take --model.model_args"),
+        (["--model.warmup", "1.5"], "Invalid warmup value: 1.5"),
+    ],
+)
+def test_a_mistake_is_one_clear_error(args, message, capsys):
+    assert main(["fit", "--config", DIGITS, *QUIET, "--trainer.max_steps", "1", *args]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_missing_data_root_says_what_was_looked_for(capsys):
+    assert main(["fit", "--config", str(CONFIGS / "resnet18_imagenet.yaml"), *NARROW, *QUIET, "--data.root", "nowhere"]) == 1
+    error = capsys.readouterr().err
+    assert "looked for the folder nowhere/train" in error
+    assert "nowhere/train/<class>/*.JPEG" in error
+
+
+def test_help_names_every_command_and_explains_arguments(capsys):
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(command in overview for command in ("fit", "validate", "test", "predict", "compare", "benchmark"))
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--model.help", "ImageClassifier"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Peak learning rate." in text
+    assert main(["train"]) == 2
+    assert "there is no command 'train'" in capsys.readouterr().err
+
+
+def test_print_config_is_a_config(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", DIGITS, "--print_config"])
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert main(["fit", "--config", str(printed), *NARROW, *QUIET, "--trainer.max_steps", "1"]) == 0

@@ -1,0 +1,117 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes.__main__ import main
+from recipes.compare.plan import Plan, Run
+from recipes.compare.results import Result, select_by_validation
+from recipes.compare.table import build_rows, markdown
+from recipes.recipe import Headline
+
+from .conftest import CONFIGS, NARROW, REPOSITORY
+
+ACCURACY = Headline("acc", "accuracy", "max")
+COMPARE = ["compare", "--config", str(CONFIGS / "resnet18_digits.yaml"), "--out", "out", *NARROW, "--trainer.max_steps", "4"]
+SMALL = ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]
+
+
+def result(optimizer, seed, test, lr=None, val=0.5, headline=ACCURACY):
+    points = {point: {"val/acc": val, "test/acc": test} for point in ("0.25", "0.5", "0.75", "1")}
+    return Result(Run(optimizer, lr, seed), headline, points, [], 800 if optimizer == "adamw" else 401, 2.0)
+
+
+def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, capsys):
+    out = tmp_path / "out" / "runs"
+    command = [sys.executable, "-m", "recipes", *COMPARE, *SMALL, "--seeds", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("*.json")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {file: file.stat().st_mtime_ns for file in out.glob("*.json")}
+    assert before
+
+    assert main([*COMPARE, *SMALL, "--seeds", "2"]) == 0
+    text = capsys.readouterr().out
+    assert f"{len(before)} of 4 runs were finished before" in text
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    names = {f"{name}_seed{seed}.json" for name in ("adamw", "adam_mini") for seed in (0, 1)}
+    assert {file.name for file in out.glob("*.json")} == names
+
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table in text
+    assert "mean ± standard deviation over 2 seeds" in table
+    with (tmp_path / "out" / "table.csv").open() as file:
+        rows = {row["optimizer"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["adamw", "adam_mini"]
+    assert 0.49 < int(rows["adam_mini"]["state_bytes"]) / int(rows["adamw"]["state_bytes"]) < 0.51
+    low, centre, high = (float(rows["adam_mini"][key]) for key in ("low95", "difference", "high95"))
+    assert low <= centre <= high
+
+    stored = [json.loads((out / f"adamw_seed{seed}.json").read_text()) for seed in (0, 1)]
+    assert stored[0]["points"]["1"]["val/loss"] != stored[1]["points"]["1"]["val/loss"]  # the seeds are different runs
+    assert len({point["val/loss"] for point in stored[0]["points"].values()}) == 4  # and so are the four points of one
+
+    assert main([*COMPARE, *SMALL, "--seeds", "2", "--data.batch_size", "32"]) == 1
+    assert "was made with another configuration" in capsys.readouterr().err
+
+
+def test_a_learning_rate_in_a_process_of_its_own(capsys):
+    assert main([*COMPARE, *SMALL, "--optimizers", "tensor", "--seeds", "1", "--lrs", "1e-2", "--jobs", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "[1/1] tensor_lr0.01_seed0: val 0." in text
+    assert "| tensor | 0.01 | 0." in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--optimizers", "adamw,adam_minni"], "adam_minni"),
+        (["--optimizers", "adamw,adamw"], "each once"),
+        (["--seeds", "0"], "must be at least 1"),
+        (["--lrs", "1e-3,fast"], "must be numbers"),
+        (["--config", "absent.yaml"], "there is no file absent.yaml"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_runs(args, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*COMPARE, *args])
+    assert message in capsys.readouterr().err
+
+
+def test_learning_rate_is_selected_on_validation_not_on_test():
+    runs = [result("adamw", seed, test=test, lr=lr, val=val) for lr, val, test in ((1e-3, 0.9, 0.1), (1e-2, 0.8, 0.99)) for seed in (0, 1)]
+    assert [chosen.run for chosen in select_by_validation(runs)] == [Run("adamw", 1e-3, 0), Run("adamw", 1e-3, 1)]
+
+
+def test_learning_rate_of_a_loss_is_the_one_that_makes_it_small():
+    loss = Headline("acc", "loss", "min")
+    runs = [result("adamw", 0, test=0.5, lr=lr, val=val, headline=loss) for lr, val in ((1e-3, 0.9), (1e-2, 0.8))]
+    assert select_by_validation(runs)[0].run.lr == 1e-2
+
+
+def test_difference_is_paired_by_seed():
+    results = [result("adamw", seed, 0.90 + seed / 100) for seed in range(3)]
+    results += [result("tensor", seed, 0.91 + seed / 100 + noise) for seed, noise in enumerate((-0.001, 0.0, 0.001))]
+    baseline, tensor = build_rows(results, ["adamw", "tensor"])
+    assert baseline.difference is None
+    assert tensor.difference is not None
+    assert tensor.difference.centre == pytest.approx(0.01)
+    assert tensor.difference.high - tensor.difference.low == pytest.approx(2 * 4.302653 * 0.001 / 3**0.5, rel=1e-5)
+    table = markdown([baseline, tensor], "accuracy")
+    assert "| tensor | config | 0.9200 ± 0.0110 |" in table
+    assert "+0.0100 [+0.0075, +0.0125]" in table
+    assert "(50.1%)" in table
+
+
+def test_runs_are_ordered_so_that_every_optimizer_is_there_early():
+    plan = Plan(Path("x.yaml"), (), Path("out"), ("adamw", "tensor"), (), (0, 1))
+    assert [run.name for run in plan.runs()] == ["adamw_seed0", "tensor_seed0", "adamw_seed1", "tensor_seed1"]
