@@ -10,12 +10,15 @@ from torch import nn
 
 from lightning_adam_mini.detection.claims import Claims
 from lightning_adam_mini.detection.graph import is_message_passing
+from lightning_adam_mini.detection.layers import is_linear
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.roles import Architecture, Role
 from lightning_adam_mini.detection.tree import Tree
 
 _GRAPH_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "graph", "g"})
 _TIME_ARGUMENTS = frozenset({"timestep", "timesteps", "time"})
+_TIME_WORDS = frozenset({"time", "timestep", "timesteps", "temb", "t"})
+_STATE_SPACE = frozenset({"A_log", "time_decay"})
 _ATTENTION = frozenset({Role.QUERY, Role.KEY, Role.QKV})
 _CONV = frozenset({Role.CONV, Role.CONV_DEPTHWISE})
 _RECURRENT = frozenset({Role.RECURRENT_INPUT, Role.RECURRENT_HIDDEN})
@@ -49,6 +52,11 @@ def find_architecture(tree: Tree, claims: Claims) -> tuple[Architecture, str]:
 def _by_size(tree: Tree, claims: Claims, sizes: Counter[Role], has_attention: bool) -> tuple[Architecture, str]:
     total = max(1, sum(sizes.values()))
     convs = sum(sizes[role] for role in _CONV)
+    states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
+    if has_attention and states:
+        return Architecture.HYBRID, "has attention and state space layers"
+    if states:
+        return Architecture.RNN, "has state space layers"
     if has_attention:
         # A transformer of images has a convolution or two to make patches; more than that takes part in the work.
         layers = sum(1 for slot in tree.slots if claims.role(slot) in _CONV)
@@ -60,7 +68,7 @@ def _by_size(tree: Tree, claims: Claims, sizes: Counter[Role], has_attention: bo
     recurrent = sum(sizes[role] for role in _RECURRENT)
     if recurrent and recurrent >= convs:
         return Architecture.RNN, "has recurrent layers"
-    if convs:
+    if convs > 0.05 * total or (convs and not sizes[Role.LINEAR]):
         return Architecture.CNN, "has convolutions and no attention"
     if sizes[Role.LINEAR] + sizes[Role.TOKEN_EMBEDDING]:
         return Architecture.MLP, "has linear layers only"
@@ -92,11 +100,14 @@ def _argument(modules: Iterable[nn.Module], names: frozenset[str]) -> str | None
 
 def _time(tree: Tree, core: list[nn.Module]) -> str | None:
     argument = _argument(core, _TIME_ARGUMENTS)
-    if argument is not None:
-        return f"forward() takes {argument}"
     for module in tree.modules.values():
-        named = words(type(module).__name__)
-        if "timestep" in named or "timesteps" in named:
+        named = {*words(type(module).__name__), *(words(tree.parents[module][1]) if module in tree.parents else ())}
+        # A table of positions in time is not an embedding of diffusion time: that is computed by linear layers.
+        if named.isdisjoint(_TIME_WORDS) or not any(is_linear(inner) for inner in module.modules()):
+            continue
+        if argument is not None:
+            return f"forward() takes {argument}"
+        if not {"timestep", "timesteps"}.isdisjoint(words(type(module).__name__)):
             return f"embeds time steps ({type(module).__name__})"
     return None
 

@@ -47,11 +47,12 @@ _BESIDE = frozenset(
     }
     | {"transform", "weight", "matrix", "pos", "global", "self", "attn", "attention", "cross", "c", "img", "txt", "and", "0", "1", "2", "d"}
     | {"head", "heads", "ca", "sa", "content", "text", "vision", "image", "src", "tgt", "embed", "states", "sine"}
+    | {"project", "layout", "e", "protein", "structure", "msa"}
 )
 # A projection of positions that queries are compared with, as in Transformer-XL: keys.
 _POSITIONAL = (
     frozenset({"pos", "position", "relative"}),
-    frozenset({"pos", "position", "relative", "linear", "lin", "proj", "projection"}),
+    frozenset({"pos", "position", "relative", "k", "linear", "lin", "proj", "projection"}),
 )
 
 
@@ -96,7 +97,9 @@ def claim_attention(tree: Tree, claims: Claims) -> None:
         projections = find_projections(tree, claims, module)
         parts = "".join(p.parts for p in projections)
         # A memory network has keys and values, a feed-forward of RWKV too; attention compares queries with keys.
-        if not ("q" in parts and "k" in parts):
+        # One of them may be missing: a learned query, keys of another layer.
+        is_named = not {"attention", "attn"}.isdisjoint(words(type(module).__name__)) and bool(declared_heads(module))
+        if not ("q" in parts and "k" in parts) and not (is_named and ("q" in parts or "k" in parts)):
             continue
         claims.attention.setdefault(module)
         open_ = [p for p in projections if claims.is_open(p.slot)]
@@ -110,7 +113,7 @@ def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Proj
     positional: list[Projection] = []
     for name, child in tree.children(module).items():
         parts = projection_parts(name)
-        is_positional = not parts and not _POSITIONAL[0].isdisjoint(words(name)) and _POSITIONAL[1].issuperset(words(name))
+        is_positional = parts in ("", "k") and not _POSITIONAL[0].isdisjoint(words(name)) and _POSITIONAL[1].issuperset(words(name))
         if not parts and not is_positional:
             continue
         weights = [slot for slot in main_weights(tree, child) if is_linear(slot.layer) or is_conv(slot.layer)]
@@ -125,7 +128,7 @@ def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Proj
 
 def _claim_projections(tree: Tree, claims: Claims, module: nn.Module, projections: list[Projection], open_: list[Projection]) -> None:
     kind = type(module).__name__
-    queries = next((p for p in projections if p.parts == "q"), None)
+    queries = next((p for p in projections if p.parts == "q"), None) or next((p for p in projections if p.parts == "k"), None)
     heads = find_heads(tree, module, queries) if queries else None
     for p in open_:
         if len(p.parts) > 1:

@@ -40,6 +40,18 @@ def claim_attention_outputs(tree: Tree, claims: Claims) -> None:
             _claim_in(tree, claims, holder, widths, beside=module)
 
 
+def claim_attention_rest(tree: Tree, claims: Claims) -> None:
+    """The other linear layers that attention itself holds: gates, decays, mixing of heads."""
+    for module in claims.attention:
+        if {"attention", "attn", "mixer"}.isdisjoint(words(type(module).__name__)):
+            continue
+        for name, child in tree.children(module).items():
+            slot = tree.own(child).get("weight")
+            if slot is not None and is_linear(child) and claims.is_open(slot) and claims.role(slot) is Role.LINEAR:
+                why = f"{type(module).__name__}.{name}, neither a projection of queries, keys and values nor their output"
+                claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OTHER, why, axis=line_axis(child)))
+
+
 def _widths(tree: Tree, claims: Claims, module: nn.Module) -> set[int]:
     """How many channels the heads may give together: as many as values have, or one value a query head."""
     query_heads, value_size, widths = 0, 0, set[int]()

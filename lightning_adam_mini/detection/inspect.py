@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_adam_mini.detection.architecture import find_architecture
 from lightning_adam_mini.detection.attention import claim_attention
-from lightning_adam_mini.detection.attention_output import claim_attention_outputs
+from lightning_adam_mini.detection.attention_output import claim_attention_outputs, claim_attention_rest
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
 from lightning_adam_mini.detection.experts import claim_experts
 from lightning_adam_mini.detection.graph import claim_graph
@@ -43,6 +43,7 @@ def inspect_model(module: nn.Module) -> ModelReport:
     claim_known(tree, claims)
     claim_attention(tree, claims)
     claim_attention_outputs(tree, claims)
+    claim_attention_rest(tree, claims)
     claim_graph(tree, claims)
     claim_experts(tree, claims)
     architecture, why = find_architecture(tree, claims)

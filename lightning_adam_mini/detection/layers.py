@@ -18,9 +18,14 @@ _TRANSPOSED = frozenset({"transformers.pytorch_utils.Conv1D"})
 
 # Words of the names of bare parameters. Strategies treat all of these alike (neither heads nor rows), so a name may decide among them.
 _BARE: tuple[tuple[frozenset[str], Role], ...] = (
-    (frozenset({"pos", "position", "positions", "positional", "rel", "relative", "biases", "rope", "posenc"}), Role.POSITION_EMBEDDING),
     (
-        frozenset({"token", "tokens", "cls", "mask", "masked", "latents", "latent", "query", "mem", "registers", "class"}),
+        frozenset({"pos", "position", "positions", "positional", "rel", "relative", "biases", "rope", "posenc", "level"}),
+        Role.POSITION_EMBEDDING,
+    ),
+    (
+        frozenset(
+            {"token", "tokens", "cls", "mask", "masked", "prompt", "prompts", "latents", "latent", "query", "mem", "registers", "class"}
+        ),
         Role.SPECIAL_TOKEN,
     ),
     (frozenset({"gamma", "scale", "ls", "temperature", "temp", "lambda", "alpha", "factor", "sinks", "decay"}), Role.SCALE),
@@ -123,6 +128,8 @@ def _claim_bare(slot: Slot) -> Claim:
     for known, role in _BARE:
         if not known.isdisjoint(named):
             return Claim(Source.LAYER, role, f"parameter of {kind} named {slot.attr}")
+    if slot.attr == "A_log":
+        return Claim(Source.LAYER, Role.OTHER, f"state matrix of {kind}")
     if len(_long_dims(slot)) <= 1:
         return Claim(Source.LAYER, Role.BIAS if "bias" in named else Role.SCALE, f"vector of {kind}")
     return Claim(Source.LAYER, Role.OTHER, f"parameter of {kind}, which is not known", guess=True)

@@ -14,6 +14,7 @@ from lightning_adam_mini.detection.roles import Architecture, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _NAMED = frozenset({"mlp", "ff", "ffn", "feed", "feedforward", "ffwd", "intermediate", "expert", "swiglu", "glu", "dense", "fc"})
+_POSITION = frozenset({"cpb", "position", "pos", "meta"})
 _GATE = frozenset({"gate", "w1", "g"})
 
 
@@ -21,8 +22,13 @@ def claim_mlp(tree: Tree, claims: Claims, architecture: Architecture) -> None:
     """Add the claims of all feed-forward blocks, innermost first."""
     for module in reversed(tree.modules.values()):
         linears = _open_linears(tree, claims, module)
-        if len(linears) >= 2:
+        if len(linears) >= 2 and not _is_state_space(tree, module):
             _claim_block(tree, claims, module, linears)
+
+
+def _is_state_space(tree: Tree, module: nn.Module) -> bool:
+    """Whether ``module`` is a state space layer: its projections are sized like those of a feed-forward layer."""
+    return "A_log" in tree.own(module)
 
 
 def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[str, Slot]]:
@@ -43,6 +49,10 @@ def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[s
 def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tuple[str, Slot]]) -> None:
     kind = type(module).__name__
     named = set(words(kind)) | (set(words(tree.parents[module][1])) if module in tree.parents else set())
+    if not _POSITION.isdisjoint(named):  # Swin V2 computes its position biases by a small network
+        for _, slot in linears:
+            claims.add(slot, Claim(Source.STRUCTURE, Role.POSITION_EMBEDDING, f"{kind} computes positions", axis=line_axis(slot.layer)))
+        return
     if isinstance(module, (nn.ModuleList, nn.Sequential)) and module in tree.parents:
         named |= set(words(type(tree.parents[module][0]).__name__))
     is_named = isinstance(module, nn.Sequential) or not named.isdisjoint(_NAMED)

@@ -24,6 +24,12 @@ MODULES = (
             "lin_beta": "gnn_weight",
         },
     ),
+    # It has the names, but gates its messages without a softmax over heads.
+    KnownModule(
+        (f"{_CONV}.res_gated_graph_conv.ResGatedGraphConv",),
+        dict.fromkeys(("lin_key", "lin_query", "lin_value", "lin_skip"), "gnn_weight"),
+    ),
+    KnownModule((f"{_CONV}.han_conv.HANConv",), {"k_lin": "gnn_weight", "proj.*": "gnn_weight"}),
     KnownModule(
         (f"{_CONV}.hgt_conv.HGTConv",),
         {"kqv_lin.lins.*": "k:{heads}x{D}|q:{heads}x{D}|v:{heads}x{D}", "out_lin.lins.*": "attn_out"},

@@ -2,7 +2,7 @@
 
 from lightning_adam_mini.detection.registry import PER_HEAD, STACKED, KnownModule
 
-_FUSED = ("qkv", "qkv_proj", "Wqkv", "query_key_value", "c_attn", "in_proj", "qkv_linear")
+_FUSED = ("qkv", "qkv_proj", "Wqkv", "query_key_value", "c_attn", "att_proj", "in_proj", "qkv_linear")
 _OUT = dict.fromkeys(("c_proj", "proj", "projection", "o_proj", "out_proj", "Wo", "dense", "to_out", "resid_proj"), "attn_out")
 _KEY_VALUE = "k:{G}x{D}|v:{G}x{D}"
 
@@ -27,6 +27,7 @@ MODULES = (
         *_GPT2,
         "*VisionAttention",  # the towers for images of Qwen, GLM, SAM, ...
         "openai.modeling_openai.Attention",
+        "bark.modeling_bark.BarkSelf*Attention",
         "mpt.modeling_mpt.MptAttention",
         "timesformer.modeling_timesformer.TimesformerSelfAttention",
         "mgp_str.modeling_mgp_str.MgpstrAttention",
@@ -123,7 +124,7 @@ MODULES = (
     ),
     # ---- latent attention ------------------------------------------------------------------------------------------------
     KnownModule(
-        ("*Attention*",),
+        ("*",),
         {
             "q_a_proj": "attn_other",
             "q_b_proj": "q:{H}x{qk_nope_head_dim + qk_rope_head_dim}",
@@ -132,6 +133,12 @@ MODULES = (
             "kv_b_proj": "{H}*(k:1x{qk_nope_head_dim}|v:1x{v_head_dim})",
             "o_proj": "attn_out",
         },
+        when="qk_nope_head_dim and kv_lora_rank and qk_rope_head_dim and kv_b_proj",
+    ),
+    KnownModule(
+        ("*",),
+        {"q_a_proj": "attn_other", "q_b_proj": "q:{H}x{D}", "q_proj": "q:{H}x{D}", "kv_a_proj_with_mqa": "attn_other"}
+        | {"kv_b_proj": "{H}*(k:1x{qk_nope_head_dim}|v:1x{v_head_dim})", "o_proj": "attn_out"},
         when="qk_nope_head_dim and kv_lora_rank and kv_b_proj",
     ),
     KnownModule(
@@ -159,6 +166,54 @@ MODULES = (
         _names("xlnet.modeling_xlnet.XLNetRelativeAttention"),
         {"q": "q:{n_head}x1@1", "k": "k:{n_head}x1@1", "v": "v:{n_head}x1@1", "r": "k:{n_head}x1@1", "o": "attn_out@0"}
         | {"r_r_bias": "bias", "r_s_bias": "bias", "r_w_bias": "bias", "seg_embed": "type_embedding"},
+    ),
+    KnownModule(
+        _names("funnel.modeling_funnel.FunnelRelMultiheadAttention"),
+        {"q_head": "q:{n_head}x{d_head}", "k_head": "k:{n_head}x{d_head}", "v_head": "v:{n_head}x{d_head}", "r_kernel": "k:{n_head}x1@1"}
+        | {"post_proj": "attn_out", "seg_embed": "type_embedding"},
+    ),
+    KnownModule(_names("gemma3n*RelativePositionEmbedding"), {"pos_proj": "k:{H}x{D}"}),
+    KnownModule(
+        _names("*GroundingDinoBiMultiHeadAttention"),
+        {"vision_proj": "q:{H}x{D}", "text_proj": "k:{H}x{D}", "values_vision_proj": "v:{H}x{D}", "values_text_proj": "v:{H}x{D}"}
+        | {"out_vision_proj": "attn_out", "out_text_proj": "attn_out"},
+    ),
+    # Deformable attention has no keys: where to look and how much to take are linear in the query.
+    KnownModule(
+        _names("*DeformableAttention"),
+        {"sampling_offsets": "attn_other", "attention_weights": "attn_other", "value_proj": "v:{H}x{D}", "output_proj": "attn_out"},
+    ),
+    KnownModule(
+        _names("dab_detr.modeling_dab_detr.DabDetrDecoderLayerSelfAttention"),
+        {"self_attn_query_*": "q:{H}x{D}", "self_attn_key_*": "k:{H}x{D}", "self_attn_value_*": "v:{H}x{D}"},
+        {"H": "self_attn.attention_heads"},
+    ),
+    KnownModule(
+        _names("dab_detr.modeling_dab_detr.DabDetrDecoderLayerCrossAttention"),
+        {"cross_attn_query_*": "q:{H}x{D}", "cross_attn_key_*": "k:{H}x{D}", "cross_attn_value_*": "v:{H}x{D}"},
+        {"H": "cross_attn.attention_heads"},
+    ),
+    KnownModule(_names("dab_detr.modeling_dab_detr.DabDetrAttention"), {"output_proj": "attn_out"}),
+    KnownModule(
+        _names("lilt.modeling_lilt.LiltSelfAttention"),
+        {"layout_query": "q:{H}x{D}", "layout_key": "k:{H}x{D}", "layout_value": "v:{H}x{D}"},
+        {"D": "attention_head_size // channel_shrink_ratio"},
+    ),
+    KnownModule(_names("lilt.modeling_lilt.LiltAttention"), {"layout_output.dense": "attn_out"}),
+    KnownModule(_names("convbert.modeling_convbert.ConvBertAttention"), {"output.dense": "attn_out"}),
+    KnownModule(
+        _names("convbert.modeling_convbert.ConvBertSelfAttention"),
+        {"key_conv_attn_layer.pointwise": "conv", "conv_kernel_layer": "attn_other", "conv_out_layer": "attn_other"},
+    ),
+    # One head.
+    KnownModule(
+        _names("*VQVAE*AttnBlock", "*VQVAE*AttentionBlock", "groupvit*AssignAttention"),
+        {name: f"{name[0]}:1x{{D}}" for name in ("q", "k", "v", "q_proj", "k_proj", "v_proj")}
+        | {"proj_out": "attn_out", "out_proj": "attn_out"},
+    ),
+    KnownModule(
+        _names("swiftformer*EfficientAdditiveAttention"),
+        {"to_query": "q:1x{D}", "to_key": "k:1x{D}", "w_g": "attn_other", "proj": "attn_out", "final": "attn_out"},
     ),
     # One projection for queries and keys, as locality-sensitive hashing asks.
     KnownModule(
