@@ -19,6 +19,20 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def text(self, form: str) -> str:
+        """Return the estimate and its interval for people.
+
+        Args:
+            form: Format of each number, such as ``+.4f``.
+
+        Example:
+            >>> Interval(0.5, 0.25, 0.75).text("+.2f")
+            '+0.50 [+0.25, +0.75]'
+        """
+        if math.isnan(self.low):
+            return f"{self.centre:{form}} (too few for an interval)"
+        return f"{self.centre:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean and its Student-t interval.

@@ -110,7 +110,7 @@ def tables(times: dict[str, list[float]], every: int) -> tuple[str, str]:
         speeds = [every / second for second in seconds]
         first, _, third = quantiles(speeds, n=4) if len(speeds) > 1 else (speeds[0],) * 3
         pairs = [None if name == to else ratios(times, name, to) for to in (plain, quiet)]
-        shown = ["-" if ratio is None else f"{ratio.centre:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]" for ratio in pairs]
+        shown = ["-" if ratio is None else ratio.text(".4f") for ratio in pairs]
         lines.append(f"| {name} | {median(speeds):.2f} ({first:.2f}-{third:.2f}) | {shown[0]} | {shown[1]} |")
         numbers = [number for ratio in pairs for number in (ratio or ("", "", ""))]
         writer.writerow([name, rounds, median(speeds), first, third, *numbers])

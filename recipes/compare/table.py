@@ -99,20 +99,12 @@ def markdown(rows: Sequence[Row], title: str) -> str:
             row.optimizer,
             "config" if row.lr is None else f"{row.lr:g}",
             *points,
-            _difference(row.difference),
+            "-" if row.difference is None else row.difference.text("+.4f"),
             f"{row.state_bytes / 1e6:.2f} MB{share}",
             "-" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _difference(difference: Interval | None) -> str:
-    if difference is None:
-        return "-"
-    if math.isnan(difference.low):
-        return f"{difference.centre:+.4f} (one seed: no interval)"
-    return f"{difference.centre:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
 def csv_text(rows: Sequence[Row]) -> str:
