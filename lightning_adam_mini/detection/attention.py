@@ -12,6 +12,7 @@ from lightning_adam_mini.detection.known.apply import main_weights, role_of_line
 from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.source import read_lines
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _PARTS = {
@@ -49,6 +50,7 @@ _BESIDE = frozenset(
     | {"head", "heads", "ca", "sa", "content", "text", "vision", "image", "src", "tgt", "embed", "states", "sine"}
     | {"project", "layout", "e", "protein", "structure", "msa"}
 )
+_ATTENTION = frozenset({"attention", "attn", "mha", "mhsa"})
 # A projection of positions that queries are compared with, as in Transformer-XL: keys.
 _POSITIONAL = (
     frozenset({"pos", "position", "relative"}),
@@ -98,13 +100,36 @@ def claim_attention(tree: Tree, claims: Claims) -> None:
         parts = "".join(p.parts for p in projections)
         # A memory network has keys and values, a feed-forward of RWKV too; attention compares queries with keys.
         # One of them may be missing: a learned query, keys of another layer.
-        is_named = not {"attention", "attn"}.isdisjoint(words(type(module).__name__)) and bool(declared_heads(module))
+        is_named = not _ATTENTION.isdisjoint(words(type(module).__name__)) and bool(declared_heads(module))
         if not ("q" in parts and "k" in parts) and not (is_named and ("q" in parts or "k" in parts)):
             continue
         claims.attention.setdefault(module)
         open_ = [p for p in projections if claims.is_open(p.slot)]
         if open_:
             _claim_projections(tree, claims, module, projections, open_)
+
+
+def claim_unnamed_attention(tree: Tree, claims: Claims) -> None:
+    """Add claims for attention whose projections have names of their own: what the source code says, or else that it is not known."""
+    for module in tree.modules.values():
+        if module in claims.attention or _ATTENTION.isdisjoint(words(type(module).__name__)):
+            continue
+        linears = {name: tree.own(child).get("weight") for name, child in tree.children(module).items() if is_linear(child)}
+        for name, slot in linears.items():
+            if slot is None or not claims.is_open(slot):
+                continue
+            axis = line_axis(slot.layer)
+            lines = read_lines(module, name, slot.shape[axis])
+            kind = type(module).__name__
+            if lines is not None:
+                why = f"source code of {kind}, which cuts {name} so"
+                claims.add(slot, Claim(Source.STRUCTURE, role_of_lines(lines), why, axis=axis, lines=lines))
+            elif declared_heads(module) and slot.shape[axis] == 3 * slot.shape[1 - axis]:
+                why = f"{kind}.{name} gives three times what it reads, but the line order is not known"
+                claims.add(slot, Claim(Source.STRUCTURE, Role.QKV, why, axis=axis, guess=True))
+            else:
+                continue
+            claims.attention.setdefault(module)
 
 
 def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Projection]:
@@ -132,6 +157,11 @@ def _claim_projections(tree: Tree, claims: Claims, module: nn.Module, projection
     heads = find_heads(tree, module, queries) if queries else None
     for p in open_:
         if len(p.parts) > 1:
+            lines = read_lines(module, p.name, p.rows)
+            if lines is not None:
+                why = f"source code of {kind}, which cuts {p.name} so"
+                claims.add(p.slot, Claim(Source.STRUCTURE, role_of_lines(lines), why, axis=p.axis, lines=lines))
+                continue
             why = f"{kind}.{p.name} holds {', '.join(p.parts)}, but their line order is not known"
             claims.add(p.slot, Claim(Source.STRUCTURE, Role.QKV, why, axis=p.axis, guess=True))
             continue

@@ -92,6 +92,14 @@ def _claim_in(tree: Tree, claims: Claims, module: nn.Module, widths: set[int], b
                 found = True
             if found and beside is not None:
                 return True
+    if not found and beside is None:  # a name of its own, but no other layer could be it
+        children = [(name, tree.own(child).get("weight")) for name, child in tree.children(module).items() if is_linear(child)]
+        fits = [(name, slot) for name, slot in children if slot is not None and claims.is_open(slot) and _inputs(slot) in widths]
+        if len(fits) == 1:
+            name, slot = fits[0]
+            why = f"{type(module).__name__}.{name} is the only layer that reads what the heads give"
+            claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OUT, why, axis=line_axis(slot.layer)))
+            found = True
     return found
 
 

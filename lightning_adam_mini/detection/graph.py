@@ -25,9 +25,6 @@ def claim_graph(tree: Tree, claims: Claims) -> None:
         if not is_message_passing(module):
             continue
         kind = type(module).__name__
-        for slot in tree.under(module):  # a layer of its own kind, such as DNAConv's grouped one
-            if claims.role(slot) is Role.OTHER and claims.is_open(slot) and len(slot.shape) >= 2:
-                claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=len(slot.shape) - 1))
         for slot in _direct(tree, module):
             if not claims.is_open(slot) or claims.role(slot) in (Role.BIAS, Role.NORM):
                 continue
@@ -35,6 +32,9 @@ def claim_graph(tree: Tree, claims: Claims) -> None:
                 claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OTHER, f"attention vector of {kind}"))
             elif len(slot.shape) >= 2:
                 claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=_axis(module, slot)))
+        for slot in tree.under(module):  # a layer of its own kind, such as DNAConv's grouped one
+            if claims.role(slot) is Role.OTHER and claims.is_open(slot) and len(slot.shape) >= 2:
+                claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=len(slot.shape) - 1))
 
 
 def _direct(tree: Tree, module: nn.Module) -> list[Slot]:

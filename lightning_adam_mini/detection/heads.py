@@ -71,6 +71,11 @@ def _declared(module: nn.Module, names: tuple[str, ...]) -> Iterator[int]:
                 yield value
 
 
+def is_head_count(name: str) -> bool:
+    """Whether an attribute called ``name`` is a number of heads by its name."""
+    return name in _HEADS or name in _KEY_HEADS
+
+
 def declared_heads(module: nn.Module) -> tuple[int, ...]:
     """Head counts that ``module`` or its ``config`` declares, likeliest first."""
     return tuple(dict.fromkeys(_declared(module, _HEADS)))

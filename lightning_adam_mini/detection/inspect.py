@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_adam_mini.detection.architecture import find_architecture
-from lightning_adam_mini.detection.attention import claim_attention
+from lightning_adam_mini.detection.attention import claim_attention, claim_unnamed_attention
 from lightning_adam_mini.detection.attention_output import claim_attention_outputs, claim_attention_rest
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
 from lightning_adam_mini.detection.experts import claim_experts
@@ -42,6 +42,7 @@ def inspect_model(module: nn.Module) -> ModelReport:
     claim_layers(tree, claims)
     claim_known(tree, claims)
     claim_attention(tree, claims)
+    claim_unnamed_attention(tree, claims)
     claim_attention_outputs(tree, claims)
     claim_attention_rest(tree, claims)
     claim_graph(tree, claims)

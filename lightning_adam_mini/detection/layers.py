@@ -64,11 +64,11 @@ def is_embedding(layer: nn.Module) -> bool:
 
 
 def is_conv(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a convolution, torch's own or one with ``Conv`` in its name and a ``weight`` of 3 to 5 dimensions."""
+    """Whether ``layer`` is a convolution, torch's own or one with ``Conv`` in its name and a ``weight``."""
     if isinstance(layer, _ConvNd):
         return True
     weight = layer._parameters.get("weight")
-    return weight is not None and 3 <= weight.ndim <= 5 and "conv" in words(type(layer).__name__)
+    return weight is not None and weight.ndim >= 2 and not is_linear(layer) and "conv" in words(type(layer).__name__)
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -110,7 +110,7 @@ def _claim(slot: Slot) -> Claim:
         return claim(Role.BIAS, f"bias of {kind}")
     if is_embedding(layer) and slot.attr == "weight":
         return claim(Role.TOKEN_EMBEDDING, f"{kind} of {slot.param.shape[0]} entries", guess=True)
-    if is_conv(layer) and slot.attr == "weight" and len(slot.shape) >= 3:
+    if is_conv(layer) and slot.attr == "weight":
         if is_depthwise(layer):
             return claim(Role.CONV_DEPTHWISE, f"depthwise {kind}")
         return claim(Role.CONV, kind, axis=line_axis(layer))
@@ -125,6 +125,8 @@ def _claim_bare(slot: Slot) -> Claim:
     named = words(slot.attr)
     if "bias" in named and not is_relative(slot) and len(slot.shape) <= 2:
         return Claim(Source.LAYER, Role.BIAS, f"parameter of {kind} named {slot.attr}")
+    if len(slot.shape) == 2 and not {"proj", "projection"}.isdisjoint(named):
+        return Claim(Source.LAYER, Role.LINEAR, f"matrix of {kind} named {slot.attr}", axis=1)
     for known, role in _BARE:
         if not known.isdisjoint(named):
             return Claim(Source.LAYER, role, f"parameter of {kind} named {slot.attr}")

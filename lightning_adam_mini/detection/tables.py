@@ -49,8 +49,10 @@ def _declared(tree: Tree, method: str) -> Iterator[Slot]:
 
 def _claim_embedding(slot: Slot, declared: bool) -> Claim:
     kind = type(slot.layer).__name__
-    name = slot.path.rsplit(".", 1)[-1]
+    *outer, name = slot.path.split(".")
     named = set(words(name)) | set(words(kind))
+    if name in ("emb", "embedding", "embed", "weight") and outer:
+        named |= set(words(outer[-1]))
     if declared and named.isdisjoint(_POSITION):
         return Claim(Source.KNOWN, Role.TOKEN_EMBEDDING, "what get_input_embeddings() returns")
     for known, role in ((_POSITION, Role.POSITION_EMBEDDING), (_TIME, Role.TIME_EMBEDDING), (_TYPE, Role.TYPE_EMBEDDING)):

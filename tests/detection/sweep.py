@@ -98,14 +98,15 @@ def pyg_models() -> Iterator[tuple[str, Build]]:
 
     meta = (["a", "b"], [("a", "x", "b"), ("b", "y", "a")])
     known = {
-        "in_channels": 16, "out_channels": 32, "hidden_channels": 32, "channels": 32, "num_layers": 2, "num_relations": 3, "K": 2,
-        "kernel_size": 2, "dim": 2, "edge_dim": 8, "heads": 4, "metadata": meta, "in_edge_channels": 8, "num_nodes": 20, "embedding_dim": 16,
-        "aggregators": ["mean"], "scalers": ["identity"], "deg": torch.ones(8, dtype=torch.long), "num_node_types": 2, "num_edge_types": 2,
-        "edge_type_emb_dim": 8, "edge_attr_emb_dim": 8, "alpha": 0.1, "theta": 0.5, "layer": 1, "pos_channels": 3, "num_types": 2, "ratio": 0.5,
-        "walk_length": 2, "emb_dim": 8, "embed_dim": 8, "space_dimensions": 2, "propagate_dimensions": 8, "k": 2, "first_aggr": True,
-        "filter_size": 2, "depth": 2, "num_timesteps": 2, "num_blocks": 2, "num_bilinear": 4, "num_spherical": 3, "num_radial": 3, "dim_emb": 8,
-        "int_emb_size": 8, "basis_emb_size": 4, "out_emb_channels": 8, "dim_pe_in": 8, "dim_pe_out": 8, "num_classes": 4, "num_groups": 2,
-        "hidden_node_channels": 16, "hidden_edge_channels": 16, "channel_list": [16, 32, 7],
+        "in_channels": 16, "out_channels": 32, "hidden_channels": 32, "channels": 32, "num_layers": 2, "num_relations": 3, "K":
+        2, "kernel_size": 2, "dim": 2, "edge_dim": 8, "heads": 4, "metadata": meta, "in_edge_channels": 8, "num_nodes": 20,
+        "embedding_dim": 16, "aggregators": ["mean"], "scalers": ["identity"], "deg": torch.ones(8, dtype=torch.long),
+        "num_node_types": 2, "num_edge_types": 2, "edge_type_emb_dim": 8, "edge_attr_emb_dim": 8, "alpha": 0.1, "theta": 0.5,
+        "layer": 1, "pos_channels": 3, "num_types": 2, "ratio": 0.5, "walk_length": 2, "emb_dim": 8, "embed_dim": 8,
+        "space_dimensions": 2, "propagate_dimensions": 8, "k": 2, "first_aggr": True, "filter_size": 2, "depth": 2,
+        "num_timesteps": 2, "num_blocks": 2, "num_bilinear": 4, "num_spherical": 3, "num_radial": 3, "dim_emb": 8,
+        "int_emb_size": 8, "basis_emb_size": 4, "out_emb_channels": 8, "dim_pe_in": 8, "dim_pe_out": 8, "num_classes": 4,
+        "num_groups": 2, "hidden_node_channels": 16, "hidden_edge_channels": 16, "channel_list": [16, 32, 7],
     }  # fmt: skip
 
     def build(cls: type) -> nn.Module:
