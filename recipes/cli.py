@@ -68,7 +68,7 @@ class RecipeCLI(LightningCLI):
             raise MisconfigurationException(found[1]) from error
 
     def after_fit(self) -> None:
-        """Test the best checkpoint (the final weights where none was kept) and report on the run in one line."""
+        """Test the best checkpoint (the final weights where none was kept as the best) and report on the run in one line."""
         summary = run_summary(self.trainer)
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
@@ -80,7 +80,7 @@ class RecipeCLI(LightningCLI):
 def parser_texts() -> dict[str, dict[str, Any]]:
     """Return what the help of each subcommand says before it lists the arguments."""
     doing = {
-        "fit": "Train a recipe, test its best checkpoint, and say what was reached and how much optimizer memory was saved.",
+        "fit": "Train a recipe, test it, and say what was reached and how much optimizer memory was saved.",
         "validate": "Measure a checkpoint on the validation set.",
         "test": "Measure a checkpoint on the test set.",
         "predict": "Predict the test set with a checkpoint.",

@@ -9,13 +9,13 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
+from recipes.vision.splits import stratified_folds
+
 Split = Literal["train", "val", "test"]
 
 
 def digit_splits(labels: Tensor) -> dict[Split, Tensor]:
     """Return the indices of each split: of every five images of a class, in order, one tests, one validates and three train.
-
-    The rule has no random number in it, so every seed and every machine has the same splits, and each class the same share.
 
     Args:
         labels: The class of every image.
@@ -25,11 +25,7 @@ def digit_splits(labels: Tensor) -> dict[Split, Tensor]:
         >>> {name: indices.tolist() for name, indices in splits.items()}
         {'train': [3, 5, 6], 'val': [2, 4], 'test': [0, 1, 7]}
     """
-    position = torch.empty_like(labels)
-    for label in labels.unique():
-        where = labels == label
-        position[where] = torch.arange(int(where.sum()))
-    fold = position % 5
+    fold = stratified_folds(labels, folds=5)
     masks: dict[Split, Tensor] = {"train": fold >= 2, "val": fold == 1, "test": fold == 0}
     return {name: mask.nonzero().flatten() for name, mask in masks.items()}
 

@@ -1,11 +1,15 @@
 """Small recipes: every test works in an empty folder, with a ResNet18 of a few channels."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from recipes.vision.cifar import DATASETS
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -36,11 +40,47 @@ def image_tree(tmp_path):
     return tmp_path / "imagenet"
 
 
+def write_cifar(root, dataset):
+    """Write a data set of twenty images a class in the true layout of torchvision's `dataset`, CIFAR10 or CIFAR100."""
+    generator = np.random.default_rng(0)
+    fine = dataset.base_folder == "cifar-100-python"
+    names = [f"class {number}" for number in range(100 if fine else 10)]
+    folder = root / dataset.base_folder
+    folder.mkdir(parents=True)
+    (folder / dataset.meta["filename"]).write_bytes(pickle.dumps({dataset.meta["key"]: names}))
+    files = [file for file, _ in dataset.train_list + dataset.test_list]
+    for file in files:
+        labels = list(range(len(names))) * (20 if fine and file == "train" else 4)
+        pixels = generator.integers(0, 256, size=(len(labels), 3072), dtype=np.uint8)
+        (folder / file).write_bytes(pickle.dumps({"data": pixels, "fine_labels" if fine else "labels": labels}))
+
+
 @pytest.fixture
-def tiny_recipe(image_tree):
+def cifar(tmp_path, monkeypatch):
+    """CIFAR-10 and CIFAR-100 on disk, and torchvision's readers without the checksums of the true files."""
+
+    class AnyCIFAR10(CIFAR10):
+        train_list = [[file, None] for file, _ in CIFAR10.train_list]
+        test_list = [[file, None] for file, _ in CIFAR10.test_list]
+        meta = {**CIFAR10.meta, "md5": None}
+
+    class AnyCIFAR100(CIFAR100):
+        train_list = [[file, None] for file, _ in CIFAR100.train_list]
+        test_list = [[file, None] for file, _ in CIFAR100.test_list]
+        meta = {**CIFAR100.meta, "md5": None}
+
+    for name, dataset in (("cifar10", AnyCIFAR10), ("cifar100", AnyCIFAR100)):
+        write_cifar(tmp_path / "cifar", dataset)
+        monkeypatch.setitem(DATASETS, name, dataset)
+    return tmp_path / "cifar"
+
+
+@pytest.fixture
+def tiny_recipe(image_tree, cifar):
     """Command lines that make each YAML in configs/ small; a YAML without one fails its test."""
     imagenet = ["--data.root", str(image_tree), "--data.num_workers", "0", "--data.image_size", "32", "--data.resize", "36"]
     return {
+        "resnet18_cifar10": [*NARROW, *QUIET, "--data.root", str(cifar), "--data.num_workers", "0", "--data.batch_size", "8"],
         "resnet18_digits": [*NARROW, *QUIET],
         "resnet18_imagenet": [*NARROW, *QUIET, *imagenet, "--model.num_classes", "2", "--data.batch_size", "3"],
     }

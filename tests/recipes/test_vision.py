@@ -3,7 +3,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from sklearn.datasets import load_digits
 
-from recipes.vision import DigitsData, ImageClassifier, ImageFolderData
+from recipes.vision import CIFARData, DigitsData, ImageClassifier, ImageFolderData
 from recipes.vision.digits import digit_splits, jitter
 
 
@@ -106,3 +106,21 @@ def test_an_unreadable_image_is_named(image_tree):
     data.setup("fit")
     with pytest.raises(MisconfigurationException, match=r"n01440764_1\.JPEG cannot be read as an image"):
         list(data.val_dataloader())
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_validates_on_one_training_image_in_ten(cifar, name, classes):
+    data = CIFARData(str(cifar), name, num_workers=0, batch_size=4)
+    data.setup("fit")
+    assert data.num_classes == classes
+    labels = torch.cat([labels for _, labels in data.val_dataloader()])
+    assert sorted(labels.tolist()) == sorted(list(range(classes)) * 2)
+    assert len(data.train_dataloader().dataset) == 18 * classes
+    assert len(data.test_dataloader().dataset) == 4 * classes
+    assert next(iter(data.train_dataloader()))[0].shape == (4, 3, 32, 32)
+    assert not set(data._sets["train"].indices) & set(data._sets["val"].indices)
+
+
+def test_missing_cifar_says_what_was_looked_for(tmp_path):
+    with pytest.raises(MisconfigurationException, match=r"looked for the folder .*cifar-10-batches-py.*--data.download true"):
+        CIFARData(str(tmp_path / "nowhere")).setup("fit")
