@@ -38,7 +38,9 @@ def find_architecture(tree: Tree, claims: Claims) -> tuple[Architecture, str]:
         role = claims.role(slot)
         if role is not None:
             sizes[role] += slot.param.numel()
-    has_attention = any(sizes[role] for role in _ATTENTION)
+    attention = sum(sizes[role] for role in _ATTENTION)
+    # Three numbers of attention in a network of convolutions (CSATv2) do not make it a transformer.
+    has_attention = attention > 0 and not (attention < 1e-3 * sum(sizes.values()) and any(sizes[role] for role in _CONV))
     time = _time(tree, core)
     if time is not None:
         stages = _down_and_up(core)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from torch import nn
 
 from lightning_adam_mini.detection.attention import find_heads, find_projections, head_list
@@ -62,17 +64,25 @@ def _widths(tree: Tree, claims: Claims, module: nn.Module) -> set[int]:
         if claim.lines is None:
             widths.add(slot.shape[claim.axis] // (3 if claim.role is Role.QKV else 1))
             continue
-        counts: dict[str, list[int]] = {}
-        for role, head in parse_lines(claim.lines).expand():
-            counts.setdefault(role, []).append(head)
+        counts = _counts(claim.lines)
         if "v" in counts:
-            heads = max(1, len(set(counts["v"])))
-            value_size = len(counts["v"]) // heads
-            widths.add(len(counts["v"]))
+            heads, size = counts["v"]
+            value_size = size // heads
+            widths.add(size)
         if "q" in counts:
-            query_heads = max(query_heads, len(set(counts["q"])))
-            widths.add(len(counts["q"]))
+            heads, size = counts["q"]
+            query_heads = max(query_heads, heads)
+            widths.add(size)
     return widths | {query_heads * value_size} - {0}
+
+
+@lru_cache(maxsize=1024)
+def _counts(lines: str) -> dict[str, tuple[int, int]]:
+    """Heads and lines of each role in a line order."""
+    found: dict[str, list[int]] = {}
+    for role, head in parse_lines(lines).expand():
+        found.setdefault(role, []).append(head)
+    return {role: (len(set(heads)), len(heads)) for role, heads in found.items()}
 
 
 def _claim_in(tree: Tree, claims: Claims, module: nn.Module, widths: set[int], beside: nn.Module | None = None) -> bool:

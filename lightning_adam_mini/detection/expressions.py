@@ -32,6 +32,24 @@ def _parse(text: str) -> ast.expr:
         raise ValueError(message) from error
 
 
+_ALLOWED = (ast.Constant, ast.Name, ast.Attribute, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp)
+_WORDS = (ast.expr_context, ast.boolop, ast.Not, ast.Eq, ast.NotEq, *_OPERATORS)
+
+
+def check(text: str) -> None:
+    """Refuse what :func:`evaluate` does not understand.
+
+    Raises:
+        ValueError: If ``text`` is anything but attributes, integers and arithmetic.
+    """
+    for node in ast.walk(_parse(text)):
+        if not isinstance(node, (*_ALLOWED, *_WORDS)):
+            raise ValueError(
+                f"Cannot use {text!r} because of its {type(node).__name__}: only attributes, integers, + - * // %, ==, !=, and, or, not and"
+                " if-else are understood."
+            )
+
+
 def evaluate(text: str, module: nn.Module, symbols: Mapping[str, int]) -> Any:
     """The value of ``text``, where names are ``symbols`` or else attributes of ``module``.
 
@@ -58,7 +76,7 @@ def evaluate(text: str, module: nn.Module, symbols: Mapping[str, int]) -> Any:
             return (run(node.left) == run(node.comparators[0])) == isinstance(node.ops[0], ast.Eq)
         if isinstance(node, ast.IfExp):
             return run(node.body) if run(node.test) else run(node.orelse)
-        raise ValueError(f"Cannot read {text!r} because only attributes, integers, + - * // %, ==, and, or, not, if-else are understood.")
+        raise ValueError(f"Cannot evaluate {text!r} because of its {type(node).__name__}.")
 
     return run(_parse(text))
 

@@ -28,7 +28,10 @@ _BARE: tuple[tuple[frozenset[str], Role], ...] = (
         ),
         Role.SPECIAL_TOKEN,
     ),
-    (frozenset({"gamma", "scale", "ls", "temperature", "temp", "lambda", "alpha", "factor", "sinks", "decay"}), Role.SCALE),
+    (
+        frozenset({"gamma", "scale", "ls", "temperature", "temp", "lambda", "alpha", "factor", "sinks", "decay", "modulation", "modulate"}),
+        Role.SCALE,
+    ),
 )
 
 

@@ -55,6 +55,8 @@ def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tu
         return
     if isinstance(module, (nn.ModuleList, nn.Sequential)) and module in tree.parents:
         named |= set(words(type(tree.parents[module][0]).__name__))
+    if isinstance(module, nn.ModuleList) and named.isdisjoint(_NAMED):
+        return  # not one after another, but side by side
     is_named = isinstance(module, nn.Sequential) or not named.isdisjoint(_NAMED)
 
     def add(slot: Slot, role: Role) -> None:

@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from lightning_adam_mini.detection.expressions import MissingError, evaluate
+from lightning_adam_mini.detection.expressions import MissingError, check, evaluate
 from lightning_adam_mini.detection.heads import declared_heads, declared_key_heads
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.lines import parse_lines
@@ -63,6 +63,10 @@ class KnownModule:
                     f"Cannot register {self.names[0]!r} because its part {path!r} is {part.role!r}, neither a role nor a line order."
                     f" Write one of {', '.join(sorted(_ROLES))}, or a line order such as {STACKED!r}."
                 )
+            for expression in _BRACES.findall(part.template or ""):
+                check(expression)
+        for expression in (*self.symbols.values(), *([self.when] if self.when else [])):
+            check(expression)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def register_module(name: str | Iterable[str], parts: Mapping[str, str | Role], 
         **symbols: Expressions on attributes for names in the templates, such as ``H="num_heads"``.
 
     Raises:
-        ValueError: If a part is neither a role nor a line order.
+        ValueError: If a part is neither a role nor a line order, or an expression is more than arithmetic on attributes.
 
     Example:
         >>> register_module("my_package.Attention", {"qkv": "q:{H}x{D}|k:{H}x{D}|v:{H}x{D}", "proj": "attn_out"}, H="num_heads")

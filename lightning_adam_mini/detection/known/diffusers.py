@@ -45,6 +45,11 @@ MODULES = (
             "to_out": "attn_out",
         },
     ),
+    # The attention block of image autoencoders has one head.
+    KnownModule(
+        (f"{_M}.autoencoders.*AttnBlock*",),
+        {name: f"{name[-1]}:1x{{D}}" for name in ("q", "k", "v", "to_q", "to_k", "to_v")} | {"proj_out": "attn_out", "to_out": "attn_out"},
+    ),
     KnownModule((f"{_M}.autoencoders.*AttentionBlock",), {"to_qkv": _ONE_HEAD, "proj": "attn_out"}),
     KnownModule(
         (f"{_M}.autoencoders.autoencoder_mmaudio.MMAudioAttnBlock1D",),

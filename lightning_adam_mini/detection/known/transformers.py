@@ -169,7 +169,12 @@ MODULES = (
     ),
     KnownModule(
         _names("funnel.modeling_funnel.FunnelRelMultiheadAttention"),
-        {"q_head": "q:{n_head}x{d_head}", "k_head": "k:{n_head}x{d_head}", "v_head": "v:{n_head}x{d_head}", "r_kernel": "k:{n_head}x1@1"}
+        {
+            "q_head": "q:{config.n_head}x{config.d_head}",
+            "k_head": "k:{config.n_head}x{config.d_head}",
+            "v_head": "v:{config.n_head}x{config.d_head}",
+            "r_kernel": "k:{config.n_head}x1@1",
+        }
         | {"post_proj": "attn_out", "seg_embed": "type_embedding"},
     ),
     KnownModule(_names("gemma3n*RelativePositionEmbedding"), {"pos_proj": "k:{H}x{D}"}),
