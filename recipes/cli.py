@@ -13,7 +13,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from typing_extensions import override
 
 import lightning_adam_mini  # noqa: F401  (a YAML may then say AdamMiniCallback for short)
-import recipes.vision  # noqa: F401  (the same for the recipes' classes)
+import recipes.graph
+import recipes.vision  # noqa: F401
 from recipes.recipe import Recipe
 from recipes.summary import run_summary
 

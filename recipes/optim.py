@@ -1,13 +1,16 @@
-"""The optimizer of the recipes: torch's AdamW with a linear warm-up and a cosine to zero, stepped every step."""
+"""The optimizer of the recipes: torch's AdamW with a linear warm-up, stepped every step, and what follows it."""
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+
+Schedule = Literal["cosine", "constant", "plateau"]
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
@@ -28,7 +31,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def adamw_warmup_cosine(
+def adamw(
     parameters: Iterable[nn.Parameter],
     total_steps: int,
     lr: float,
@@ -36,7 +39,8 @@ def adamw_warmup_cosine(
     eps: float,
     weight_decay: float,
     warmup: float,
-) -> OptimizerLRSchedulerConfig:
+    schedule: Schedule = "cosine",
+) -> OptimizerLRScheduler:
     """Build what ``configure_optimizers`` returns.
 
     Args:
@@ -47,10 +51,19 @@ def adamw_warmup_cosine(
         eps: Added to the root of the second moment.
         weight_decay: Decoupled weight decay.
         warmup: Share of the run over which the learning rate rises.
+        schedule: What follows the warm-up; ``plateau`` watches ``train/loss`` each epoch.
     """
     if not 0.0 <= warmup < 1.0:
         raise MisconfigurationException(f"Invalid warmup value: {warmup}, because it is a share of the run; give a number in [0, 1)")
     optimizer = AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     warmup_steps = round(warmup * total_steps)
-    scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_steps))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    if schedule == "cosine":
+        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    # LinearLR, unlike LambdaLR, multiplies the rate that it finds, so that the plateau's cuts last
+    rise = LinearLR(optimizer, start_factor=1.0 / max(1, warmup_steps), total_iters=max(0, warmup_steps - 1))
+    schedulers: list[LRSchedulerConfigType] = [{"scheduler": rise, "interval": "step"}]
+    if schedule == "plateau":
+        plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=100, min_lr=1e-3)
+        schedulers.append({"scheduler": plateau, "interval": "epoch", "monitor": "train/loss"})
+    return [optimizer], schedulers  # pyright: ignore[reportReturnType]  (Lightning takes dicts here, its type does not)

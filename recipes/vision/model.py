@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from recipes.optim import adamw_warmup_cosine
+from recipes.optim import adamw
 from recipes.recipe import Headline, Recipe
 from recipes.vision.backbone import create_backbone
 
@@ -111,7 +111,7 @@ class ImageClassifier(Recipe):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
         total_steps = int(self.trainer.estimated_stepping_batches)
-        return adamw_warmup_cosine(self.parameters(), total_steps, **self.optimizer_args)
+        return adamw(self.parameters(), total_steps, **self.optimizer_args)
 
     def _loss(self, batch: tuple[Tensor, Tensor], split: str, accuracy: MetricCollection) -> Tensor:
         images, labels = batch
