@@ -41,13 +41,13 @@ def find_architecture(tree: Tree, claims: Claims) -> tuple[Architecture, str]:
     attention = sum(sizes[role] for role in _ATTENTION)
     # Three numbers of attention in a network of convolutions (CSATv2) do not make it a transformer.
     has_attention = attention > 0 and not (attention < 1e-3 * sum(sizes.values()) and any(sizes[role] for role in _CONV))
-    time = _time(tree, core)
-    if time is not None:
-        stages = _down_and_up(core)
-        if stages is not None:
-            return Architecture.DIFFUSION_UNET, f"{time} and has {stages}"
-        if has_attention:
-            return Architecture.DIFFUSION_TRANSFORMER, f"{time} and has attention"
+    stages = _down_and_up(core)
+    time = _time_argument(core, _TIME_ARGUMENTS) if stages else None
+    time = time or _time_embedding(tree, core)
+    if time is not None and stages is not None:
+        return Architecture.DIFFUSION_UNET, f"{time} and has {stages}"
+    if time is not None and has_attention:
+        return Architecture.DIFFUSION_TRANSFORMER, f"{time} and has attention"
     return _by_size(tree, claims, sizes, has_attention)
 
 
@@ -80,8 +80,10 @@ def _by_size(tree: Tree, claims: Claims, sizes: Counter[Role], has_attention: bo
 def _core(tree: Tree) -> Iterator[nn.Module]:
     """The root, and what it holds as long as one child holds nearly all of it: a network in its LightningModule."""
     module, total = next(iter(tree.modules.values())), sum(slot.param.numel() for slot in tree.slots)
-    while True:
+    seen: set[nn.Module] = set()
+    while module not in seen:
         yield module
+        seen.add(module)
         heavy = [c for c in tree.children(module).values() if sum(s.param.numel() for s in tree.under(c)) > 0.95 * total]
         if len(heavy) != 1 or isinstance(heavy[0], (nn.ModuleList, nn.Sequential)):
             return
@@ -100,17 +102,22 @@ def _argument(modules: Iterable[nn.Module], names: frozenset[str]) -> str | None
     return None
 
 
-def _time(tree: Tree, core: list[nn.Module]) -> str | None:
-    argument = _argument(core, _TIME_ARGUMENTS)
+def _time_argument(core: list[nn.Module], names: frozenset[str]) -> str | None:
+    argument = _argument(core, names)
+    return None if argument is None else f"forward() takes {argument}"
+
+
+def _time_embedding(tree: Tree, core: list[nn.Module]) -> str | None:
+    """What shows that the model embeds diffusion time, which linear layers compute; a table of positions in time is not it."""
+    argument = _time_argument(core, _TIME_ARGUMENTS)
     for module in tree.modules.values():
-        named = {*words(type(module).__name__), *(words(tree.parents[module][1]) if module in tree.parents else ())}
-        # A table of positions in time is not an embedding of diffusion time: that is computed by linear layers.
-        if named.isdisjoint(_TIME_WORDS) or not any(is_linear(inner) for inner in module.modules()):
+        kind = type(module).__name__
+        if not {"timestep", "timesteps"}.isdisjoint(words(kind)):
+            return argument or f"embeds time steps ({kind})"
+        if argument is None or module not in tree.parents or _TIME_WORDS.isdisjoint(words(tree.parents[module][1])):
             continue
-        if argument is not None:
-            return f"forward() takes {argument}"
-        if not {"timestep", "timesteps"}.isdisjoint(words(type(module).__name__)):
-            return f"embeds time steps ({type(module).__name__})"
+        if any(is_linear(inner) for inner in module.modules()):
+            return argument
     return None
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from lightning_adam_mini.detection.attention import find_heads, find_projections, head_list
+from lightning_adam_mini.detection.attention import find_projections, head_list
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
 from lightning_adam_mini.detection.known.apply import main_weights
 from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
@@ -29,16 +29,16 @@ def claim_attention_outputs(tree: Tree, claims: Claims) -> None:
         widths = _widths(tree, claims, module)
         if not widths or _claim_in(tree, claims, module, widths):
             continue
-        # BERT's way: `attention.self` holds q, k, v and `attention.output` beside it the projection.
         parent = tree.parents.get(module)
-        holder = None if parent is None else parent[0]
-        if isinstance(holder, nn.ModuleList):
-            projections = find_projections(tree, claims, module)
-            queries = next((p for p in projections if p.parts == "q"), None)
-            if queries is not None and find_heads(tree, module, queries) == (1, queries.rows):
-                holder = head_list(tree, module, queries.rows)
-                widths = {len(parent[0]) * queries.rows} if parent is not None and isinstance(parent[0], nn.ModuleList) else set()
-        if holder is not None and not isinstance(holder, nn.ModuleList) and len(holder._modules) <= 5:
+        if parent is None:
+            continue
+        holder = parent[0]
+        if isinstance(holder, nn.ModuleList):  # a module a head: what they give is put together
+            queries = next((p for p in find_projections(tree, claims, module) if p.parts == "q"), None)
+            outer = None if queries is None else head_list(tree, module, queries.rows)
+            if queries is not None and outer is not None:
+                _claim_in(tree, claims, outer, {len(holder) * queries.rows}, beside=holder)
+        elif len(holder._modules) <= 5:  # BERT's way: `attention.self` holds q, k and v, and `attention.output` the projection
             _claim_in(tree, claims, holder, widths, beside=module)
 
 

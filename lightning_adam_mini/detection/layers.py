@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -99,9 +101,7 @@ def _claim(slot: Slot) -> Claim:
     layer, kind = slot.layer, type(slot.layer).__name__
     is_bias = "bias" in words(slot.attr)
 
-    def claim(role: Role, reason: str, **more: object) -> Claim:
-        return Claim(Source.LAYER, role, reason, **more)  # pyright: ignore[reportArgumentType]
-
+    claim = partial(Claim, Source.LAYER)
     if slot.magnitude:
         return claim(Role.NORM, "magnitude of weight normalisation")
     if is_norm(layer) and len(_long_dims(slot)) <= 1:

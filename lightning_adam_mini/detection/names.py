@@ -26,7 +26,9 @@ def canonical_name(name: str, root: nn.Module | None = None) -> str:
         'layer1.0.conv1.weight'
     """
     name = strip_wrappers(name)
-    return name.removeprefix("module.") if root is None or type(root).__name__ in _DATA_PARALLEL else name
+    for _ in range(1 if root is None else unwrap_root(root)[1]):
+        name = name.removeprefix("module.")
+    return name
 
 
 def strip_wrappers(name: str) -> str:
@@ -35,15 +37,23 @@ def strip_wrappers(name: str) -> str:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside wrappers (torch.compile, checkpointing, FSDP, data parallel)."""
+    """The module inside wrappers (torch.compile, checkpointing, FSDP)."""
     while True:
-        children = module._modules
-        inner = next((children[name] for name in _WRAPPERS if children.get(name) is not None), None)
-        if inner is None and type(module).__name__ in _DATA_PARALLEL:
-            inner = children.get("module")
+        inner = next((module._modules[name] for name in _WRAPPERS if module._modules.get(name) is not None), None)
         if inner is None:
             return module
         module = inner
+
+
+def unwrap_root(root: nn.Module) -> tuple[nn.Module, int]:
+    """The module inside all wrappers around a whole model, and how many of them are data parallelism, which adds ``module.``."""
+    layers = 0
+    while True:
+        root = unwrap(root)
+        inner = root._modules.get("module") if type(root).__name__ in _DATA_PARALLEL else None
+        if inner is None:
+            return root, layers
+        root, layers = inner, layers + 1
 
 
 @lru_cache(maxsize=16384)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_adam_mini.detection.names import canonical_name, unwrap
+from lightning_adam_mini.detection.names import strip_wrappers, unwrap, unwrap_root
 
 
 @dataclass(eq=False)
@@ -63,10 +63,10 @@ class Tree:
             ValueError: If a parameter has no shape yet.
         """
         tree = cls(root)
-        tree._walk(unwrap(root), "")
+        tree._walk(unwrap_root(root)[0], "", ())
         return tree
 
-    def _walk(self, module: nn.Module, path: str) -> None:
+    def _walk(self, module: nn.Module, path: str, around: tuple[nn.Module, ...]) -> None:
         if module not in self._own:
             self.modules[path] = module
             self._own[module] = {}
@@ -77,12 +77,12 @@ class Tree:
             if child is None:
                 continue
             child = unwrap(child)
-            if child is not module:
+            if child is not module and child not in around:  # a module may hold one that it is in itself
                 self.parents.setdefault(child, (module, name))
-                self._walk(child, f"{path}.{name}" if path else name)
+                self._walk(child, f"{path}.{name}" if path else name, (*around, module))
 
     def _add(self, module: nn.Module, path: str, attr: str, param: nn.Parameter) -> None:
-        name = canonical_name(f"{path}.{attr}" if path else attr, self.root)
+        name = strip_wrappers(f"{path}.{attr}" if path else attr)
         if is_lazy(param):
             raise ValueError(
                 f"Cannot inspect the parameter {name!r} because it is lazy and has no shape yet. Run one batch through the model first"

@@ -84,6 +84,22 @@ def test_wrapped_models_report_as_bare_ones():
         assert inspect_model(model).parameters == expected
 
 
+def test_names_are_the_canonical_ones_of_named_parameters():
+    inner = nn.Sequential(nn.DataParallel(nn.Linear(2, 2)), torch.compile(nn.Linear(2, 2)))
+    own = nn.Module()
+    own.module = inner
+    for root in (inner, own, nn.DataParallel(own), torch.compile(nn.DataParallel(inner)), nn.DataParallel(torch.compile(own))):
+        names = [canonical_name(name, root) for name, _ in root.named_parameters(remove_duplicate=False)]
+        assert [p.name for p in inspect_model(root).parameters] == names
+
+
+def test_a_module_that_holds_the_module_it_is_in():
+    outer, inner = nn.Module(), nn.Linear(2, 2)
+    outer.inner = inner
+    inner.back = outer
+    assert [p.name for p in inspect_model(outer).parameters] == ["inner.weight", "inner.bias"]
+
+
 def test_a_users_own_attribute_called_module_keeps_its_name():
     model = nn.Module()
     model.module = nn.Linear(2, 2)
