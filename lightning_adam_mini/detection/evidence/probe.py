@@ -1,0 +1,182 @@
+"""Running a model once, without leaving a trace in it, and reading off where its attention comes from."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten
+
+from lightning_adam_mini.detection.evidence.assemble import Assembler, unique
+from lightning_adam_mini.detection.evidence.evidence import Evidence, NotSeen, ParameterEvidence
+from lightning_adam_mini.detection.evidence.graph import Graph
+from lightning_adam_mini.detection.evidence.origins import Lost, OriginFinder
+from lightning_adam_mini.detection.evidence.recorder import Recorder
+from lightning_adam_mini.detection.evidence.sites import find_sites
+from lightning_adam_mini.detection.tree import Slot, Tree
+
+_running = threading.local()
+
+
+def probe_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Evidence:
+    """Run ``module`` once on an example and find the lines of its parameters that make queries, keys and values.
+
+    Sees softmax attention however it is written, in custom autograd functions, checkpoints and compiled modules too (these run without
+    compilation). What it cannot trace is listed in :attr:`Evidence.not_seen`, and nothing is claimed of it. Parameters, buffers,
+    gradients, random numbers and attributes are left as they were. Works on the meta device, unless the model needs values.
+
+    Args:
+        module: The model. It runs in the mode, train or eval, that it is in.
+        args: What to call it with: an example of at least two tokens.
+        kwargs: What to call it with.
+
+    Raises:
+        ValueError: If the model does not run on the example.
+
+    Example:
+        >>> layer = nn.MultiheadAttention(8, 2)
+        >>> x = torch.zeros(5, 1, 8)
+        >>> probe_attention(layer, x, x, x).by_name["in_proj_weight"].lines
+        'q:2x4|k:2x4|v:2x4'
+    """
+    return probe_call(module, lambda: module(*args, **kwargs), (args, kwargs))
+
+
+def example_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example input as arguments: a mapping as keywords, a tuple or list one by one, anything else as the only one.
+
+    Example:
+        >>> example_call({"x": 1}), example_call((1, 2)), example_call(1)
+        (((), {'x': 1}), ((1, 2), {}), ((1,), {}))
+    """
+    if isinstance(example, Mapping):
+        return (), {str(key): value for key, value in example.items()}
+    return (tuple(example), {}) if isinstance(example, (tuple, list)) else ((example,), {})
+
+
+def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = ()) -> Evidence:
+    """Like :func:`probe_attention`, for any way of running ``module``, such as a training step.
+
+    Args:
+        module: The model whose parameters are wanted.
+        function: What runs it.
+        inputs: The tensors that ``function`` works on, in any nesting.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16)
+        >>> x = torch.zeros(5, 1, 8)
+        >>> probe_call(layer, lambda: layer(x).sum(), x).attentions
+        ('self_attn',)
+    """
+    if getattr(_running, "on", False):  # a hook of the module probes the module that runs because of a probe
+        return Evidence(not_seen=(NotSeen("", "a probe is already running"),))
+    _running.on = True
+    try:
+        tree = Tree.of(module)
+        recorder = _record(module, tree, function, inputs)
+    finally:
+        _running.on = False
+    return _read(recorder, tree.slots)
+
+
+def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: Any) -> Recorder:
+    names = {inner: path for path, inner in tree.modules.items()}
+    weights = {slot.name: slot.param for slot in tree.slots}
+    tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
+    recorder = Recorder(module, names, weights, tensors)
+    with _as_it_was(module, [t.device for t in (*weights.values(), *tensors)], recorder), ExitStack() as stack:
+        hooks = (register_module_forward_pre_hook(recorder.enter_module), register_module_forward_hook(recorder.leave_module, always_call=True))
+        for hook in hooks:
+            stack.callback(hook.remove)
+        stack.enter_context(_plainly())
+        try:
+            with recorder:
+                function()
+        except Exception as error:
+            raise ValueError(
+                f"Cannot probe {type(module).__name__} because it does not run on the example: {type(error).__name__}: {error}. Give it an input"
+                " that its forward accepts, on its own device."
+            ) from error
+    return recorder
+
+
+@contextmanager
+def _as_it_was(module: nn.Module, devices: list[torch.device], recorder: Recorder) -> Iterator[None]:
+    """Put everything back: written tensors, buffers and attributes of modules, random states."""
+    cuda = {device.index for device in devices if device.type == "cuda" and device.index is not None}
+    states = [(m, dict(vars(m)), [dict(group) for group in _groups(m)]) for m in module.modules()]
+    state, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    with torch.random.fork_rng(devices=sorted(cuda)):
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            if numpy is not None and numpy_state is not None:
+                numpy.random.set_state(numpy_state)
+            for holder, attributes, groups in states:
+                vars(holder).clear()
+                vars(holder).update(attributes)
+                for group, before in zip(_groups(holder), groups, strict=True):
+                    if list(group.items()) != list(before.items()) if not group else any(group.get(k) is not before.get(k) for k in {**group, **before}):
+                        group.clear()
+                        group.update(before)
+            recorder.put_back()
+
+
+def _groups(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._parameters, module._buffers, module._modules
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Every operation by itself: no compilation, no fused layers, no casts from before; and no graph, which would take memory."""
+    flex = sys.modules.get("torch.nn.attention.flex_attention")
+    switch = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    before = None if flex is None else getattr(flex, switch, None)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        if before is not None:
+            stack.callback(setattr, flex, switch, before)
+            setattr(flex, switch, True)
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        torch.clear_autocast_cache()
+        stack.callback(torch.clear_autocast_cache)
+        yield
+
+
+def _read(recorder: Recorder, slots: list[Slot]) -> Evidence:
+    graph = Graph(recorder.tape)
+    finder, assembler = OriginFinder(graph), Assembler(graph, slots)
+    attentions: list[str] = []
+    lost: list[NotSeen] = []
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        torch.manual_seed(0)
+        for site in find_sites(graph):
+            attentions.append(site.module)
+            if site.problem is not None:
+                lost.append(NotSeen(site.module, f"attention: {site.problem}"))
+            for origin in finder.find(site):
+                if isinstance(origin, Lost):
+                    lost.append(NotSeen(site.module, f"{_NAMES[origin.role]}: {origin.reason}"))
+                else:
+                    assembler.add(origin)
+        results = list(assembler.finish())
+    lost += [r for r in results if isinstance(r, NotSeen)]
+    lost += [NotSeen(where, "a tensor is made where running cannot be recorded") for where in recorder.tape.unknown.values()]
+    found = tuple(r for r in results if isinstance(r, ParameterEvidence))
+    return Evidence(found, tuple(dict.fromkeys(attentions)), unique(lost))
+
+
+_NAMES = {"q": "queries", "k": "keys", "v": "values"}
