@@ -57,7 +57,7 @@ def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
     claim = claims.best(slot)
     assert claim is not None
     owner, lines, axis = claim.owner or claim.role, claim.lines, claim.axis
-    if claim.role in _FOLLOWERS:
+    if claim.role is Role.BIAS:
         weight = _weight_beside(tree, slot)
         held = None if weight is None else claims.best(weight)
         if weight is not None and held is not None and claim.source is Source.LAYER:
@@ -79,17 +79,9 @@ def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
     )
 
 
-# A bias follows the lines of its weight, and so do the magnitudes of weight normalisation.
-_FOLLOWERS = frozenset({Role.BIAS, Role.SCALE})
-
-
 def _weight_beside(tree: Tree, slot: Slot) -> Slot | None:
-    own = tree.own(slot.layer)
-    if slot.magnitude:
-        return own.get(slot.attr)
-    if "bias" not in slot.attr:
-        return None
-    weight = own.get(slot.attr.replace("bias", "weight"))
+    """The weight that a bias belongs to, whose lines it follows: ``in_proj_weight`` for ``in_proj_bias``."""
+    weight = tree.own(slot.layer).get(slot.attr.replace("bias", "weight"))
     return weight if weight is not slot else None
 
 

@@ -1,6 +1,7 @@
 """Roles and line orders of small models, against what their forward code says."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -131,6 +132,38 @@ def test_biases_follow_the_heads_of_their_weight():
     assert [report[f"{n}_proj.weight"].lines for n in "qkv"] == ["q:4x8", "k:2x8", "v:2x8"]
     assert (report["k_proj.bias"].role, report["k_proj.bias"].owner, report["k_proj.bias"].lines) == (Role.BIAS, Role.KEY, "k:2x8")
     assert report["o_proj.weight"].role is Role.ATTN_OUT
+
+
+class Projections(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 4
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(16, 16) for _ in range(4))
+
+
+def test_parametrized_weights_are_those_of_their_layer():
+    model = Projections()
+    nn.utils.parametrizations.weight_norm(model.q_proj)
+    nn.utils.parametrizations.orthogonal(model.k_proj)
+    nn.utils.parametrize.register_parametrization(model.v_proj, "weight", nn.Identity())
+    report = inspect_model(model).by_name
+    assert report["q_proj.parametrizations.weight.original1"].lines == "q:4x4"
+    assert report["q_proj.parametrizations.weight.original0"].role is Role.NORM
+    assert report["k_proj.parametrizations.weight.original"].lines == "k:4x4"
+    assert report["v_proj.parametrizations.weight.original"].lines == "v:4x4"
+    assert report["q_proj.bias"].lines == "q:4x4"
+
+
+def test_old_weight_norm_and_spectral_norm():
+    model = Projections()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nn.utils.weight_norm(model.q_proj)
+        nn.utils.spectral_norm(model.k_proj)
+    report = inspect_model(model).by_name
+    assert report["q_proj.weight_v"].lines == "q:4x4"
+    assert report["q_proj.weight_g"].role is Role.NORM
+    assert report["k_proj.weight_orig"].lines == "k:4x4"
 
 
 def test_heads_that_do_not_fit_the_rows_are_not_believed():
