@@ -1,4 +1,4 @@
-"""Timing of training steps, validation and the first steps left out."""
+"""Timing of training steps; what lies between them, and the first of them, left out."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from typing_extensions import override
 
 
 class StepTimer(Callback):
-    """Measure the time from the end of one training step to the end of the next, everything in between included.
+    """Measure the training steps, the other callbacks' hooks included; it must be the last callback.
 
     Args:
         warmup: Steps at the start of the run that are left out.
@@ -20,27 +20,20 @@ class StepTimer(Callback):
         self.seconds = 0.0
         self.steps = 0
         self._seen = 0
-        self._last: float | None = None
+        self._started = 0.0
 
     @override
-    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Do not count what lies between two epochs."""
-        self._last = None
-
-    @override
-    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Do not count a validation."""
-        self._last = None
+    def on_train_batch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int) -> None:
+        """Note when a step starts."""
+        self._started = time.perf_counter()
 
     @override
     def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the step that has just ended, unless it was the first of its stretch."""
-        now = time.perf_counter()
+        """Count the step that has just ended."""
         self._seen += 1
-        if self._last is not None and self._seen > self.warmup:
-            self.seconds += now - self._last
+        if self._seen > self.warmup:
+            self.seconds += time.perf_counter() - self._started
             self.steps += 1
-        self._last = now
 
     def steps_per_second(self) -> float | None:
         """Return the mean speed, or none where too few steps were taken to tell."""
