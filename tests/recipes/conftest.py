@@ -1,5 +1,6 @@
 """Small recipes: every test works in an empty folder, with a ResNet18 of a few channels."""
 
+import gzip
 import pickle
 from pathlib import Path
 
@@ -95,11 +96,32 @@ def cora(tmp_path):
 
 
 @pytest.fixture
-def tiny_recipe(image_tree, cifar, cora):
+def arxiv(tmp_path):
+    """ogbn-arxiv's folder, of 30 papers that each cite the one before."""
+    folder = tmp_path / "graphs" / "ogbn_arxiv"
+    tables = {
+        "raw/edge": [[node, node - 1] for node in range(1, 30)],
+        "raw/node-feat": np.random.default_rng(0).normal(size=(30, 128)).round(4).tolist(),
+        "raw/node-label": [[node % 40] for node in range(29)] + [[39]],
+        "split/time/train": [[node] for node in range(20)],
+        "split/time/valid": [[node] for node in range(20, 25)],
+        "split/time/test": [[node] for node in range(25, 30)],
+    }
+    for name, rows in tables.items():
+        file = folder / f"{name}.csv.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(gzip.compress("".join(",".join(map(str, row)) + "\n" for row in rows).encode()))
+    return tmp_path / "graphs"
+
+
+@pytest.fixture
+def tiny_recipe(image_tree, cifar, cora, arxiv):
     """Command lines that make each YAML in configs/ small; a YAML without one fails its test."""
     imagenet = ["--data.root", str(image_tree), "--data.num_workers", "0", "--data.image_size", "32", "--data.resize", "36"]
     return {
+        "gat_arxiv": [*QUIET, "--data.root", str(arxiv), "--model.hidden_channels", "8"],
         "gat_digits": QUIET,
+        "gcn_arxiv": [*QUIET, "--data.root", str(arxiv), "--model.hidden_channels", "8"],
         "gcn_cora": [*QUIET, "--data.root", str(cora), "--model.in_channels", "12"],
         "gcn_digits": QUIET,
         "resnet18_cifar10": [*NARROW, *QUIET, "--data.root", str(cifar), "--data.num_workers", "0", "--data.batch_size", "8"],

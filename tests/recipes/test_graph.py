@@ -6,7 +6,7 @@ from torch_geometric.data import Data
 
 from lightning_adam_mini import inspect_model
 from recipes.__main__ import main
-from recipes.graph import DigitsGraphData, NodeClassifier, PlanetoidData
+from recipes.graph import ArxivData, DigitsGraphData, NodeClassifier, PlanetoidData
 from recipes.graph.full_batch import FullBatchData
 
 from .conftest import CONFIGS, QUIET
@@ -104,6 +104,22 @@ def test_missing_planetoid_says_what_was_looked_for(cora, tmp_path):
     (cora / "Cora" / "raw" / "ind.cora.graph").unlink()
     with pytest.raises(MisconfigurationException, match=r"looked in the folder .*raw for ind.cora.graph.*--data.download true"):
         PlanetoidData(str(cora)).setup("fit")
+
+
+def test_arxiv_reads_its_folder(arxiv):
+    data = ArxivData(str(arxiv))
+    data.setup("fit")
+    assert (data.in_channels, data.num_classes) == (128, 40)
+    graph = next(iter(data.train_dataloader()))
+    assert graph.is_undirected()
+    assert graph.num_edges == 58
+    assert [int(mask.sum()) for mask in (graph.train_mask, graph.val_mask, graph.test_mask)] == [20, 5, 5]
+
+
+def test_missing_arxiv_says_what_was_looked_for(arxiv):
+    (arxiv / "ogbn_arxiv" / "split" / "time" / "valid.csv.gz").unlink()
+    with pytest.raises(MisconfigurationException, match=r"ogbn_arxiv for split/time/valid.csv.gz\. Download http"):
+        ArxivData(str(arxiv)).setup("fit")
 
 
 def test_a_graph_without_masks_is_refused():
