@@ -35,6 +35,7 @@ class AdamMiniCallback(Callback):
             a :class:`~lightning_adam_mini.PartitionStrategy`.
         overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.
         options: Options of the partition, such as ``{"value": "whole", "embedding": "parameter"}``.
+        strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
         force: Whether to replace other optimizers than exactly torch's Adam and AdamW too.
         convert_checkpoints: Whether a checkpoint written with other blocks (by AdamW: per parameter) may be resumed; its second moments are
             averaged or spread then. If False, that is an error.
@@ -59,6 +60,7 @@ class AdamMiniCallback(Callback):
         overrides: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         *,
+        strict: bool = False,
         force: bool = False,
         convert_checkpoints: bool = True,
         monitor: bool = True,
@@ -69,6 +71,7 @@ class AdamMiniCallback(Callback):
         self.partition = partition
         self.overrides = overrides
         self.options = options
+        self.strict = strict
         self.force = force
         self.convert_checkpoints = convert_checkpoints
         self.report: ModelReport | None = None
@@ -142,7 +145,7 @@ class AdamMiniCallback(Callback):
         swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
         notes: list[str] = []
         if foreign:
-            layouts = partition_model(self.report, self.partition, overrides=self.overrides, **(self.options or {}))
+            layouts = partition_model(self.report, self.partition, overrides=self.overrides, strict=self.strict, **(self.options or {}))
             names = parameter_names(module)
             for optimizer in foreign:
                 if optimizer not in swapped:

@@ -20,6 +20,8 @@ def partition_model(
     model_or_report: nn.Module | ModelReport,
     partition: str | PartitionStrategy = "auto",
     overrides: Mapping[str, Override] | None = None,
+    *,
+    strict: bool = False,
     **options: Any,
 ) -> dict[str, BlockLayout]:
     """Decide which elements of each parameter share a second moment.
@@ -32,13 +34,15 @@ def partition_model(
             ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``, or a name of your own (see
             :func:`~lightning_adam_mini.partition.register_strategy`).
         overrides: What you know better, by glob on the parameter's name; see :mod:`lightning_adam_mini.partition.overrides`.
+        strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
         **options: Options of the strategy, such as ``value="whole"``, ``embedding="parameter"``, ``bias="tensor"``.
 
     Returns:
         The layout of each parameter, by its name in the report.
 
     Raises:
-        ValueError: If the partition, an option or a spec is unknown, an override matches nothing, or a layout does not fit.
+        ValueError: If the partition, an option or a spec is unknown, an override matches nothing, a layout does not fit, or, if
+            ``strict``, heads are unknown.
 
     Example:
         >>> from lightning_adam_mini.detection.report import ParameterReport
@@ -54,10 +58,10 @@ def partition_model(
     report = model_or_report if isinstance(model_or_report, ModelReport) else inspect_model(model_or_report)
     resolved = resolve_overrides(report, overrides or {})
     corrected = replace(report, parameters=tuple(resolved[p.name].parameter if p.name in resolved else p for p in report.parameters))
-    layouts = strategy(corrected, [p.name for p in report.parameters if p.name not in resolved])
+    layouts = strategy(corrected, [p.name for p in report.parameters if p.name not in resolved], strict)
     undecided = [name for name, r in resolved.items() if r.layout is None and r.granularity is None]
     if undecided:
-        layouts |= strategy(replace(corrected, architecture=Architecture.TRANSFORMER), undecided)
+        layouts |= strategy(replace(corrected, architecture=Architecture.TRANSFORMER), undecided, strict)
     for name, r in resolved.items():
         if r.layout is not None:
             layouts[name] = r.layout

@@ -99,11 +99,14 @@ class PartitionStrategy(ABC):
             return BlockLayout(shape, dims=tuple(d for d in lines.dims if d != 0))
         return lines
 
-    def __call__(self, report: ModelReport, names: Collection[str] | None = None) -> dict[str, BlockLayout]:
+    def __call__(self, report: ModelReport, names: Collection[str] | None = None, strict: bool = False) -> dict[str, BlockLayout]:
         """The layout of each parameter in ``report``, or of those in ``names`` only.
 
+        Raises:
+            ValueError: If ``strict`` and the blocks of a parameter should be heads but its heads are unknown.
+
         Warns:
-            AdamMiniWarning: If the blocks of a parameter should be heads but its heads are unknown.
+            AdamMiniWarning: The same, if not ``strict``.
         """
         layouts: dict[str, BlockLayout] = {}
         unknown: list[ParameterReport] = []
@@ -115,6 +118,8 @@ class PartitionStrategy(ABC):
                 unknown.append(parameter)
             chosen = granularity if isinstance(granularity, BlockLayout) else self.layout(parameter, granularity)
             layouts[parameter.name] = chosen
+        if unknown and strict:
+            raise ValueError(_unknown_heads(unknown))
         if unknown:
             warnings.warn(_unknown_heads(unknown), AdamMiniWarning, stacklevel=2)
         return layouts
