@@ -64,7 +64,9 @@ class ImageClassifier(Recipe):
             "weight_decay": weight_decay,
             "warmup": warmup,
         }
-        self.net: nn.Module = create_backbone(name, num_classes, in_channels, small_images, pretrained, model_args or {})
+        net = create_backbone(name, num_classes, in_channels, small_images, pretrained, model_args or {})
+        # On CPUs convolutions of very small images are over ten times faster so; elsewhere it costs nothing.
+        self.net: nn.Module = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         metrics = {"acc": MulticlassAccuracy(num_classes, average="micro")}
         if top5:
             metrics["acc5"] = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
@@ -85,7 +87,7 @@ class ImageClassifier(Recipe):
     @override
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of a batch of images."""
-        return self.net(images)
+        return self.net(images.contiguous(memory_format=torch.channels_last))
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
