@@ -44,31 +44,24 @@ class Assembler:
     def add(self, origin: Origin) -> None:
         """Record an origin."""
         linear = origin.linear
-        starts = [self._graph.codes.parameter(code) for code in linear.codes.tolist()]
-        ends = [self._graph.codes.parameter(code) if code >= 0 else None for code in linear.others.tolist()]
-        heads = [{line: 0 for line in head} for head in origin.found.heads]
-        for head in heads:
-            by_weight: dict[int, set[Index]] = {}
-            for line in head:
-                number, index = starts[line]
-                by_weight.setdefault(number, set()).add(index)
-                lines = self._lines(number, origin, is_bias=False)
-                end = ends[line]
-                if end is not None and end[0] == number:
-                    lines.inner |= {dim for dim, (a, b) in enumerate(zip(index, end[1], strict=True)) if a != b}
-            self._put(by_weight, origin.role)
+        starts = {line: [start] for line, start in enumerate(self._graph.codes.parameters(linear.codes)) if start is not None}
+        self._put(origin, starts, is_bias=False)
+        for line, end in enumerate(self._graph.codes.parameters(linear.others)):
+            for number, index in starts.get(line, ()):
+                if number in self._found and end is not None and end[0] == number:
+                    self._found[number].inner |= {dim for dim, (a, b) in enumerate(zip(index, end[1], strict=True)) if a != b}
         for table in self._biases(linear):
-            for head in heads:
-                by_bias: dict[int, set[Index]] = {}
-                for line in head:
-                    for number, index in table.get(line, ()):
-                        by_bias.setdefault(number, set()).add(index)
-                        self._lines(number, origin, is_bias=True)
-                self._put(by_bias, origin.role)
+            self._put(origin, table, is_bias=True)
 
-    def _put(self, found: dict[int, set[Index]], role: str) -> None:
-        for number, lines in found.items():
-            self._found[number].heads.setdefault(role, set()).add(frozenset(lines))
+    def _put(self, origin: Origin, table: dict[int, list[tuple[int, Index]]], is_bias: bool) -> None:
+        """Record the heads; ``table``: the elements of parameters that stand for each line."""
+        for head in origin.found.heads:
+            found: dict[int, set[Index]] = {}
+            for line in head:
+                for number, index in table.get(line, ()):
+                    found.setdefault(number, set()).add(index)
+            for number, lines in found.items():
+                self._lines(number, origin, is_bias).heads.setdefault(origin.role, set()).add(frozenset(lines))
 
     def _lines(self, number: int, origin: Origin, is_bias: bool) -> _Lines:
         lines = self._found.setdefault(number, _Lines(number, is_bias))
@@ -92,13 +85,13 @@ class Assembler:
         if codes is None:
             return {}
         try:
-            pairs = torch.stack([codes.expand(lines.shape).flatten(), lines.flatten()], 1).unique(dim=0).tolist()
+            pairs = torch.stack([codes.expand(lines.shape).flatten(), lines.flatten()], 1).unique(dim=0)
         except RuntimeError:
             return {}
         table: dict[int, list[tuple[int, Index]]] = {}
-        for code, line in pairs:
-            if code >= 0:
-                table.setdefault(line, []).append(self._graph.codes.parameter(code))
+        for line, element in zip(pairs[:, 1].tolist(), self._graph.codes.parameters(pairs[:, 0]), strict=True):
+            if element is not None:
+                table.setdefault(line, []).append(element)
         return table
 
     def finish(self) -> Iterator[ParameterEvidence | NotSeen]:

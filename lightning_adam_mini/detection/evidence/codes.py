@@ -39,14 +39,20 @@ class WeightCodes:
         """The codes of ``ref``, in its shape; -1 for an element of no parameter, None if nothing is known."""
         return self._at(ref.storage, ref.offsets(), ref, before)
 
-    def parameter(self, code: int) -> tuple[int, tuple[int, ...]]:
-        """The parameter's number and the element's index in it."""
-        number, place = divmod(code, _PLACES)
-        index: list[int] = []
-        for size in reversed(self._tape.weights[number].ref.shape):
-            place, rest = divmod(place, size)
-            index.insert(0, rest)
-        return number, tuple(index)
+    def parameters(self, codes: Tensor) -> list[tuple[int, tuple[int, ...]] | None]:
+        """For each code the parameter's number and the element's index in it; None for -1."""
+        found: list[tuple[int, tuple[int, ...]] | None] = [None] * codes.numel()
+        numbers, places = codes // _PLACES, codes % _PLACES
+        for number in numbers[codes >= 0].unique().tolist():
+            here = (codes >= 0) & (numbers == number)
+            rest, index = places[here], []
+            for size in reversed(self._tape.weights[number].ref.shape):
+                index.insert(0, rest % size)
+                rest = rest // size
+            rows = torch.stack(index, 1).tolist() if index else [[]] * int(here.sum())
+            for at, row in zip(here.nonzero().flatten().tolist(), rows, strict=True):
+                found[at] = (number, tuple(row))
+        return found
 
     def _at(self, storage: int, offsets: Tensor, ref: Ref, before: int, depth: int = 0) -> Tensor | None:
         if storage in self._tape.by_storage:

@@ -98,13 +98,17 @@ class Graph:
         if node.op in _TABLE:
             return Kind.TABLE
         factors = self.factors(node)
-        if factors is None or self.tape.is_constant(factors.left) or self.tape.is_constant(factors.right):
-            return Kind.PASS
-        if is_convolution(node) and (factors.right.shape[1] == 1 and factors.left.shape[1] > 1):
-            return Kind.PASS  # depthwise: each channel stays itself
+        if factors is None or (is_convolution(node) and factors.right.shape[1] == 1 and factors.left.shape[1] > 1):
+            return Kind.PASS  # a depthwise convolution leaves each channel by itself
         if self.weight_side(node) is not None:
             return Kind.LINEAR
-        return Kind.PRODUCT
+        if self.tape.is_constant(factors.left) or self.tape.is_constant(factors.right):
+            return Kind.PASS
+        return Kind.LINEAR if self._is_table(factors.left, node) or self._is_table(factors.right, node) else Kind.PRODUCT
+
+    def _is_table(self, ref: Ref, node: Node) -> bool:
+        """Whether no layer made ``ref``, only parameters that were looked up or moved: relative positions."""
+        return ref.storage not in self.tape.from_input and not self.walk_back(ref, node.index).ends
 
     def factors(self, node: Node) -> Factors | None:
         """The factors, if ``node`` is a product."""

@@ -10,7 +10,7 @@ head is what the product's batch dimensions hold together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from lightning_adam_mini.detection.evidence.tape import Node, Ref
 _PROBES = 6
 _WEAK = 0.12  # of the strongest: what is below is a leak (a mean over all heads), not a part of the head
 _MOST_HEADS = 1024
+_ONE_TO_ONE = frozenset({"clone", "_to_copy", "cat", "stack", "constant_pad_nd", "roll", "index", "index_select", "mul", "div", "add", "sub"})
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class HeadTracer:
 
     def _trace(self, linear: LinearMap, operand: Operand, nodes: Sequence[Node]) -> HeadLines:
         replay = Replay(self._graph.tape, linear.out, operand.ref, nodes)
-        search = _Search(replay, linear)
+        search = _Search(replay, linear, 1 if _is_one_to_one(linear, nodes) else _PROBES)
         heads = search.run(lambda t: t.movedim(operand.vector, -1), alone=False)
         if heads is not None:
             return HeadLines(tuple(heads), False)
@@ -91,77 +92,90 @@ class HeadTracer:
 
 
 class _Search:
-    def __init__(self, replay: Replay, linear: LinearMap) -> None:
+    """One operand and one layer: which slots hang on which lines."""
+
+    def __init__(self, replay: Replay, linear: LinearMap, probes: int) -> None:
         self._replay = replay
         self._places = linear.places.to(replay.device)
         self._lines = linear.codes.numel()
+        self._probes = probes
         self._start = replay.values()
+        self._noise = torch.rand(self._start.shape, device=self._start.device)
         with torch.enable_grad():
             self._leaf = self._start.clone().requires_grad_()
             self._out = replay(self._leaf)
         if not self._out.requires_grad:
             raise ReplayError("gradients stop on the way to it")
 
-    def run(self, arrange, alone: bool) -> list[frozenset[int]] | None:  # noqa: ANN001
-        """The heads; None if a slot has a single line and ``alone`` is false."""
-        with torch.no_grad():
-            slots = arrange(self._out.detach())
-        shape = slots.shape
-        count = slots[..., 0].numel()
-        before = slots.reshape(count, -1)
-        rest = self._moved(before, arrange, torch.ones(self._lines, dtype=torch.bool, device=self._places.device))
+    def run(self, arrange: Callable[[Tensor], Tensor], alone: bool) -> list[frozenset[int]] | None:
+        """The heads; None if a slot has a single line and ``alone`` is false.
+
+        Args:
+            arrange: Gives the operand with a slot's elements in its last dimension.
+            alone: Whether a slot may have a single line.
+        """
+        with torch.enable_grad():
+            slots = arrange(self._out)
+        rest = self._moved(slots, arrange, torch.ones(self._lines, dtype=torch.bool, device=self._places.device))
         heads: list[frozenset[int]] = []
         taken = torch.zeros(self._lines, dtype=torch.bool, device=self._places.device)
         while bool(rest.any()):
-            slot = int(rest.nonzero()[0])
-            fed = self._feeding(slot, shape, count, arrange)
-            number = int(fed.sum())
+            slot = tuple(rest.nonzero()[0].tolist())
             rest[slot] = False
-            if number == 0:
-                continue
-            if number == 1 and self._lines > 1 and not alone:
+            fed = self._feeding(slots, slot)
+            lines = frozenset(fed.nonzero().flatten().tolist())
+            if len(lines) == 1 and self._lines > 1 and not alone:
                 return None
+            if not lines or lines in heads:
+                continue
             if bool((taken & fed).any()):
-                if frozenset(fed.nonzero().flatten().tolist()) in heads:
-                    continue
                 raise ReplayError("some of its lines feed several heads")
             taken |= fed
-            heads.append(frozenset(fed.nonzero().flatten().tolist()))
-            rest &= ~self._moved(before, arrange, fed)
+            heads.append(lines)
+            rest &= ~self._moved(slots, arrange, fed)
             if len(heads) > _MOST_HEADS:
                 raise ReplayError(f"more than {_MOST_HEADS} heads")
         return heads
 
-    def _feeding(self, slot: int, shape: torch.Size, count: int, arrange) -> Tensor:  # noqa: ANN001
-        energy = torch.zeros(self._lines, device=self._places.device)
-        here = self._places >= 0
-        for probe in range(_PROBES):
+    def _feeding(self, slots: Tensor, slot: tuple[int, ...]) -> Tensor:
+        """The lines that feed a slot."""
+        energy = torch.zeros(self._lines + 1, device=self._places.device)
+        for probe in range(self._probes):
             generator = torch.Generator().manual_seed(probe)
-            weights = torch.rand(shape[-1], generator=generator) + 0.5
-            weights = torch.where(torch.rand(shape[-1], generator=generator) < 0.5, -weights, weights).to(self._out.device)
-            if self._out.dtype.is_complex:
-                weights = weights.to(self._out.dtype)
+            weights = torch.rand(slots.shape[-1], generator=generator) + 0.5
+            weights = torch.where(torch.rand(slots.shape[-1], generator=generator) < 0.5, -weights, weights)
             with torch.enable_grad():
-                chosen = arrange(self._out).reshape(count, -1)[slot]
-                scalar = (chosen * weights.to(chosen.dtype)).sum()
-                scalar = scalar.real if scalar.is_complex() else scalar
+                chosen = slots[slot]
+                chosen = torch.view_as_real(chosen).sum(-1) if chosen.is_complex() else chosen
                 try:
-                    (grad,) = torch.autograd.grad(scalar, self._leaf, retain_graph=True, allow_unused=True)
+                    (grad,) = torch.autograd.grad((chosen * weights.to(chosen)).sum(), self._leaf, retain_graph=True, allow_unused=True)
                 except RuntimeError as error:
                     raise ReplayError(f"it cannot be differentiated: {str(error).splitlines()[0][:120]}") from error
             if grad is not None:
-                energy.index_add_(0, self._places[here], grad.flatten()[here].abs().float() ** 2)
+                moved = grad.nonzero().flatten()  # places of -1, of no line, count for the last one
+                energy.index_add_(0, self._places[moved] % (self._lines + 1), grad[moved].abs().float() ** 2)
+        energy = energy[:-1].nan_to_num()
         return energy > _WEAK**2 * energy.max() if float(energy.max()) > 0 else energy > 1
 
-    def _moved(self, before: Tensor, arrange, lines: Tensor) -> Tensor:  # noqa: ANN001
+    def _moved(self, slots: Tensor, arrange: Callable[[Tensor], Tensor], lines: Tensor) -> Tensor:
         """Which slots change when ``lines`` do."""
         chosen = torch.cat([lines, lines.new_zeros(1)])[self._places]
-        generator = torch.Generator().manual_seed(1)
-        noise = torch.rand(self._start.shape, generator=generator).to(self._start.device, self._start.real.dtype)
         with torch.no_grad():
-            after = arrange(self._replay(torch.where(chosen, self._start + noise, self._start))).reshape(before.shape)
-            change = (after - before).abs().float().nan_to_num().amax(-1)
+            after = arrange(self._replay(torch.where(chosen, self._start + self._noise, self._start)))
+            change = (after - slots).abs().float().nan_to_num().amax(-1)
         return change > _WEAK * change.max() if float(change.max()) > 0 else torch.zeros_like(change, dtype=torch.bool)
+
+
+def _is_one_to_one(linear: LinearMap, nodes: Sequence[Node]) -> bool:
+    """Whether each element of the operand comes from one of the layer's output, so that nothing can cancel."""
+    made = {linear.out.storage}
+    for node in nodes:
+        if any(ref.dtype.is_complex for ref in node.inputs):
+            return False
+        if node.op not in _ONE_TO_ONE or (node.op not in ("cat", "stack") and sum(ref.storage in made for ref in node.inputs) > 1):
+            return False
+        made |= {ref.storage for ref in node.outputs}
+    return True
 
 
 def _signature(linear: LinearMap, operand: Operand, nodes: Sequence[Node]) -> object:

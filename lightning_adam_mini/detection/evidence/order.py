@@ -18,7 +18,11 @@ def write_lines(lines: Sequence[Line]) -> str | None:
         >>> write_lines([("q", 0), ("q", 0), ("k", 0), ("k", 0), ("q", 1), ("q", 1), ("k", 1), ("k", 1)])
         '2*(q:1x2|k:1x2)'
     """
-    wanted = _numbered(lines)
+    return _write(_numbered(lines))
+
+
+@lru_cache(maxsize=256)
+def _write(wanted: tuple[Line, ...]) -> str | None:
     for text in sorted(_candidates(wanted), key=lambda t: (len(t.split("|")) + t.count("("), len(t))):
         if _numbered(parse_lines(text).expand()) == wanted:
             return text

@@ -100,9 +100,10 @@ def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: 
             with recorder:
                 function()
         except Exception as error:
+            on_meta = any(tensor.is_meta for tensor in (*weights.values(), *tensors))
+            remedy = "Its forward needs values: probe a small one that is not on the meta device" if on_meta else "Give it what its forward takes"
             raise ValueError(
-                f"Cannot probe {type(module).__name__} because it does not run on the example: {type(error).__name__}: {error}. Give it an input"
-                " that its forward accepts, on its own device."
+                f"Cannot probe {type(module).__name__} because it does not run on the example: {type(error).__name__}: {error}. {remedy}."
             ) from error
     return recorder
 
@@ -125,9 +126,8 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], recorder: Recorde
                 vars(holder).clear()
                 vars(holder).update(attributes)
                 for group, before in zip(_groups(holder), groups, strict=True):
-                    if list(group.items()) != list(before.items()) if not group else any(group.get(k) is not before.get(k) for k in {**group, **before}):
-                        group.clear()
-                        group.update(before)
+                    group.clear()
+                    group.update(before)
             recorder.put_back()
 
 

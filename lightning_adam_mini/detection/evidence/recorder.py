@@ -69,8 +69,6 @@ class Recorder(TorchDispatchMode):
         known = {ref.storage for ref in refs.values() if ref is not None}
         out = func(*args, **kwargs)
         if is_view:
-            if name == "aten::lift_fresh":
-                self._made |= known
             return out
         outputs = [self._ref(t) for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
         fresh = tuple(ref for ref in outputs if ref is not None and ref.storage not in known)
@@ -110,10 +108,13 @@ class Recorder(TorchDispatchMode):
         self._saved.clear()
 
     def _note_unknown(self, node: Node) -> None:
+        """Note activations that no recorded operation made: of the shape of another one, or factors of a product."""
+        known = self._made | self._protected | self.tape.from_input
+        shapes = {ref.shape for ref in node.inputs if ref.storage in self.tape.from_input}
         for ref in node.inputs:
-            is_made = ref.storage in self._made or ref.storage in self._protected or ref.storage in self.tape.from_input
-            if not is_made and ref.is_differentiable and len(ref.shape) >= 2:
-                self.tape.unknown.setdefault(ref.storage, node.module)
+            if ref.storage not in known and ref.is_differentiable and len(ref.shape) >= 2:
+                if ref.shape in shapes or node.op in ("mm", "addmm", "bmm", "baddbmm", "convolution"):
+                    self.tape.unknown.setdefault(ref.storage, node.module)
 
     def _ref(self, tensor: Tensor) -> Ref | None:
         """The tensor as a Ref; None if it has no storage of the usual kind (sparse, nested, quantized)."""

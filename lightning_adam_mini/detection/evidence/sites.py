@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from lightning_adam_mini.detection.evidence.graph import Graph, Kind, attention_operands
+from lightning_adam_mini.detection.evidence.graph import Factors, Graph, Kind, attention_operands
 from lightning_adam_mini.detection.evidence.heads import Operand
-from lightning_adam_mini.detection.evidence.replay import Replay, ReplayError, stretch
+from lightning_adam_mini.detection.evidence.orientation import Scores, ValueUse, queries_are_left
+from lightning_adam_mini.detection.evidence.replay import ReplayError
 from lightning_adam_mini.detection.evidence.tape import Node, Ref
 
 _STEPS = 400
@@ -24,17 +23,6 @@ class Site:
     index: int
     operands: tuple[Operand, ...]
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class _Use:
-    """A product that a softmax's result goes into."""
-
-    node: Node
-    weights: Ref
-    value: Ref
-    through: tuple[Node, ...]
-    is_left: bool
 
 
 def find_sites(graph: Graph) -> Iterator[Site]:
@@ -55,11 +43,47 @@ def _around(graph: Graph, node: Node, kind: Kind) -> Iterator[Site]:
     use = None if source is None or graph.tape.is_constant(source) else _value_product(graph, node)
     if source is None or use is None:
         return
-    scores = [(product, way) for product, way in _score_products(graph, source, node)]
-    if not scores and kind is Kind.SOFTMAX:
+    products = list(_score_products(graph, source, node))
+    if not products and kind is Kind.SOFTMAX:
         yield Site(node.module, node.index, (), "what its softmax weighs are not products of queries and keys")
-    for product, way in scores:
-        yield _site(graph, product, (*way, node, *use.through), use)
+    open_: list[tuple[Node, str]] = []
+    roles: dict[int, set[str]] = {}  # of the layers that made the factors of the products which were told apart
+    for product, way in products:
+        factors = graph.factors(product)
+        assert factors is not None
+        if min(len(ref.shape) for ref in (factors.left, factors.right, use.value)) < 2:
+            open_.append((product, "its products are of single vectors"))
+            continue
+        try:
+            is_left = queries_are_left(graph, Scores(product, node, source, way, use))
+        except ReplayError as error:
+            open_.append((product, str(error)))
+            continue
+        for ref, role in ((factors.left, "q" if is_left else "k"), (factors.right, "k" if is_left else "q")):
+            for maker in _makers(graph, ref, product):
+                roles.setdefault(maker, set()).add(role)
+        yield _site(product, factors, use, is_left)
+    for product, problem in open_:
+        factors = graph.factors(product)
+        assert factors is not None
+        # Where queries and keys are also compared with positions, one factor of that product has been met before.
+        left = {role for i in _makers(graph, factors.left, product) for role in roles.get(i, ())}
+        right = {role for i in _makers(graph, factors.right, product) for role in roles.get(i, ())}
+        if len(left) + len(right) == 1:
+            yield _site(product, factors, use, left == {"q"} or right == {"k"})
+        else:
+            yield Site(product.module, product.index, (), f"its queries cannot be told from its keys: {problem}")
+
+
+def _makers(graph: Graph, ref: Ref, product: Node) -> list[int]:
+    return [end.index for end in graph.walk_back(ref, product.index).ends if graph.kind(end) is Kind.LINEAR]
+
+
+def _site(product: Node, factors: Factors, use: ValueUse, is_left: bool) -> Site:
+    left, right = ("q", "k") if is_left else ("k", "q")
+    value = Operand("v", use.value, use.node.index, -1, -2) if use.is_left else Operand("v", use.value, use.node.index, -2, -1)
+    ends = (Operand(left, factors.left, product.index, -1, -2), Operand(right, factors.right, product.index, -2, -1))
+    return Site(product.module, product.index, (*ends, value))
 
 
 def _score_products(graph: Graph, source: Ref, softmax: Node) -> Iterator[tuple[Node, tuple[Node, ...]]]:
@@ -91,7 +115,7 @@ def _is_weighted_sum(graph: Graph, product: Node) -> bool:
     return any(graph.kind(end) is Kind.SOFTMAX for walk in walks for end in walk.ends)
 
 
-def _value_product(graph: Graph, softmax: Node) -> _Use | None:
+def _value_product(graph: Graph, softmax: Node) -> ValueUse | None:
     """The product of the softmax's result with the values."""
     seen: set[tuple[int, int]] = set()
     todo: list[tuple[int, int, tuple[Node, ...]]] = [(ref.storage, softmax.index, ()) for ref in softmax.outputs]
@@ -108,47 +132,8 @@ def _value_product(graph: Graph, softmax: Node) -> _Use | None:
                 assert factors is not None
                 is_left = factors.left.storage == storage
                 value = factors.right if is_left else factors.left
-                return _Use(node, factors.left if is_left else factors.right, value, way, is_left)
+                return ValueUse(node, factors.left if is_left else factors.right, value, way, is_left)
             if kind is Kind.PASS or (kind is Kind.LINEAR and len(way) < _MIXES):
                 on = (*way, node) if kind is Kind.LINEAR else way
                 todo += [(ref.storage, node.index, on) for ref in (*node.outputs, *node.written) if ref.is_differentiable]
     return None
-
-
-def _site(graph: Graph, product: Node, way: tuple[Node, ...], use: _Use) -> Site:
-    factors = graph.factors(product)
-    assert factors is not None
-    if len(factors.left.shape) < 2 or len(factors.right.shape) < 2 or len(use.value.shape) < 2:
-        return Site(product.module, product.index, (), "its products are of single vectors")
-    try:
-        first = _queries_are_left(graph, product, way, use)
-    except ReplayError as error:
-        return Site(product.module, product.index, (), f"its queries cannot be told from its keys: {error}")
-    if first is None:
-        return Site(product.module, product.index, (), "the example is too short to tell queries from keys; give more than one token")
-    left, right = ("q", "k") if first else ("k", "q")
-    value = Operand("v", use.value, use.node.index, -1, -2) if use.is_left else Operand("v", use.value, use.node.index, -2, -1)
-    ends = (Operand(left, factors.left, product.index, -1, -2), Operand(right, factors.right, product.index, -2, -1))
-    return Site(product.module, product.index, (*ends, value))
-
-
-def _queries_are_left(graph: Graph, product: Node, way: tuple[Node, ...], use: _Use) -> bool | None:
-    """Whether the product's left factor holds the queries: a sum over values runs over keys, for one query."""
-    out = product.outputs[0]
-    nodes = stretch(graph, out, product.index, use.weights, use.node.index, through=way)
-    replay = Replay(graph.tape, out, use.weights, nodes)
-    with torch.enable_grad():
-        leaf = replay.values().requires_grad_()
-        weights = replay(leaf)
-        rows = weights if use.is_left else weights.transpose(-1, -2)
-        rows = rows.reshape(-1, rows.shape[-1])
-        row = rows[int(rows.detach().abs().sum(-1).argmax())]
-        chosen = (row * torch.randn(row.shape, generator=torch.Generator().manual_seed(0)).to(row.device)).sum()
-        (grad,) = torch.autograd.grad(chosen, leaf, allow_unused=True)
-    if grad is None:
-        raise ReplayError("gradients stop at its softmax")
-    touched = grad.as_strided(out.shape, out.stride, out.offset).abs().float()
-    by_row, by_column = touched.sum(-1).flatten(), touched.sum(-2).flatten()
-    most = max(float(by_row.max()), float(by_column.max()))
-    down, across = int((by_row > 0.01 * most).sum()), int((by_column > 0.01 * most).sum())
-    return None if down == across else across > down
