@@ -5,5 +5,6 @@ from lightning_adam_mini.detection.names import canonical_name as canonical_name
 from lightning_adam_mini.detection.registry import register_module as register_module
 from lightning_adam_mini.detection.report import ModelReport as ModelReport
 from lightning_adam_mini.detection.report import ParameterReport as ParameterReport
+from lightning_adam_mini.detection.report import PartReport as PartReport
 from lightning_adam_mini.detection.roles import Architecture as Architecture
 from lightning_adam_mini.detection.roles import Role as Role

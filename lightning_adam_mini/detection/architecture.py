@@ -12,7 +12,7 @@ from lightning_adam_mini.detection.claims import Claims
 from lightning_adam_mini.detection.graph import is_message_passing
 from lightning_adam_mini.detection.layers import is_linear
 from lightning_adam_mini.detection.names import words
-from lightning_adam_mini.detection.roles import Architecture, Role
+from lightning_adam_mini.detection.roles import CONVOLUTIONS, Architecture, Role
 from lightning_adam_mini.detection.tree import Tree
 
 _GRAPH_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "graph", "g"})
@@ -20,7 +20,6 @@ _TIME_ARGUMENTS = frozenset({"timestep", "timesteps", "time"})
 _TIME_WORDS = frozenset({"time", "timestep", "timesteps", "temb", "t"})
 _STATE_SPACE = frozenset({"A_log", "time_decay"})
 _ATTENTION = frozenset({Role.QUERY, Role.KEY, Role.QKV})
-_CONV = frozenset({Role.CONV, Role.CONV_DEPTHWISE})
 _RECURRENT = frozenset({Role.RECURRENT_INPUT, Role.RECURRENT_HIDDEN})
 
 
@@ -40,8 +39,8 @@ def find_architecture(tree: Tree, claims: Claims) -> tuple[Architecture, str]:
             sizes[role] += slot.param.numel()
     attention = sum(sizes[role] for role in _ATTENTION)
     # Three numbers of attention in a network of convolutions (CSATv2) do not make it a transformer.
-    has_attention = attention > 0 and not (attention < 1e-3 * sum(sizes.values()) and any(sizes[role] for role in _CONV))
-    stages = _down_and_up(core)
+    has_attention = attention > 0 and not (attention < 1e-3 * sum(sizes.values()) and any(sizes[role] for role in CONVOLUTIONS))
+    stages = down_and_up(core)
     time = _time_argument(core, _TIME_ARGUMENTS) if stages else None
     time = time or _time_embedding(tree, core)
     if time is not None and stages is not None:
@@ -53,7 +52,7 @@ def find_architecture(tree: Tree, claims: Claims) -> tuple[Architecture, str]:
 
 def _by_size(tree: Tree, claims: Claims, sizes: Counter[Role], has_attention: bool) -> tuple[Architecture, str]:
     total = max(1, sum(sizes.values()))
-    convs = sum(sizes[role] for role in _CONV)
+    convs = sum(sizes[role] for role in CONVOLUTIONS)
     states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
     if has_attention and states:
         return Architecture.HYBRID, "has attention and state space layers"
@@ -61,7 +60,7 @@ def _by_size(tree: Tree, claims: Claims, sizes: Counter[Role], has_attention: bo
         return Architecture.RNN, "has state space layers"
     if has_attention:
         # A transformer of images has a convolution or two to make patches; more than that takes part in the work.
-        layers = sum(1 for slot in tree.slots if claims.role(slot) in _CONV)
+        layers = sum(1 for slot in tree.slots if claims.role(slot) in CONVOLUTIONS)
         if convs > 0.05 * total and layers > 2:
             return Architecture.HYBRID, f"attention and {convs / total:.0%} of its parameters in {layers} convolutions"
         return Architecture.TRANSFORMER, "has attention"
@@ -79,7 +78,7 @@ def _by_size(tree: Tree, claims: Claims, sizes: Counter[Role], has_attention: bo
 
 def _core(tree: Tree) -> Iterator[nn.Module]:
     """The root, and what it holds as long as one child holds nearly all of it: a network in its LightningModule."""
-    module, total = next(iter(tree.modules.values())), sum(slot.param.numel() for slot in tree.slots)
+    module, total = tree.root, sum(slot.param.numel() for slot in tree.slots)
     seen: set[nn.Module] = set()
     while module not in seen:
         yield module
@@ -121,7 +120,8 @@ def _time_embedding(tree: Tree, core: list[nn.Module]) -> str | None:
     return None
 
 
-def _down_and_up(core: list[nn.Module]) -> str | None:
+def down_and_up(core: list[nn.Module]) -> str | None:
+    """What shows that one of the modules is a UNet of diffusion: lists of stages that go down and up; None if nothing does."""
     for module in core:
         lists = [name for name, child in module._modules.items() if isinstance(child, nn.ModuleList)]
         down = next((name for name in lists if words(name)[0] in ("down", "downs")), None)

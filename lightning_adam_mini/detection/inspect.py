@@ -13,6 +13,7 @@ from lightning_adam_mini.detection.graph import claim_graph
 from lightning_adam_mini.detection.known import claim_known
 from lightning_adam_mini.detection.layers import claim_layers
 from lightning_adam_mini.detection.mlp import claim_mlp
+from lightning_adam_mini.detection.parts import find_parts
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tables import claim_tables
@@ -48,9 +49,10 @@ def inspect_model(module: nn.Module) -> ModelReport:
     claim_graph(tree, claims)
     claim_experts(tree, claims)
     architecture, why = find_architecture(tree, claims)
+    parts = find_parts(tree, claims)
     claim_tables(tree, claims, architecture)
     claim_mlp(tree, claims, architecture)
-    return ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots))
+    return ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots), parts)
 
 
 def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:

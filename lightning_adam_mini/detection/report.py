@@ -43,6 +43,21 @@ class ParameterReport:
 
 
 @dataclass(frozen=True)
+class PartReport:
+    """A network within a model that is composed of networks of different kinds.
+
+    Attributes:
+        path: Name of its module in the model, without the prefixes of wrappers.
+        architecture: What kind of network it is.
+        reason: Why it is believed to be so.
+    """
+
+    path: str
+    architecture: Architecture
+    reason: str
+
+
+@dataclass(frozen=True)
 class ModelReport:
     """What detection knows of a model. ``print(report)`` shows it as a table."""
 
@@ -50,6 +65,8 @@ class ModelReport:
     reason: str
     """Why the architecture is believed to be so."""
     parameters: tuple[ParameterReport, ...]
+    parts: tuple[PartReport, ...] = ()
+    """The networks that the model is composed of, outer before inner; empty if all of it is one network."""
 
     @cached_property
     def by_name(self) -> dict[str, ParameterReport]:
@@ -60,6 +77,22 @@ class ModelReport:
     def guesses(self) -> tuple[ParameterReport, ...]:
         """The parameters to look at: their role or line order is only likely, or not known at all."""
         return tuple(p for p in self.parameters if p.guess)
+
+    def part_of(self, parameter: ParameterReport) -> PartReport | None:
+        """The innermost part that holds ``parameter``; None if it belongs to the whole, as everything does in a single network."""
+        return next((part for part in reversed(self.parts) if parameter.name.startswith(f"{part.path}.")), None)
+
+    def architecture_of(self, parameter: ParameterReport) -> Architecture:
+        """The architecture of the network that ``parameter`` belongs to: its part's, or that of the whole model.
+
+        Example:
+            >>> weight = ParameterReport("encoder.lin.weight", (4, 4), Role.GRAPH_CONV, Role.GRAPH_CONV, "weight of GCNConv")
+            >>> encoder = PartReport("encoder", Architecture.GNN, "passes messages")
+            >>> print(ModelReport(Architecture.TRANSFORMER, "has attention", (weight,), (encoder,)).architecture_of(weight))
+            gnn
+        """
+        part = self.part_of(parameter)
+        return self.architecture if part is None else part.architecture
 
     def find(self, name: str) -> ParameterReport | None:
         """The parameter of that name, with or without the prefixes of wrappers."""

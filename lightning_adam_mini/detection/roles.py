@@ -50,6 +50,10 @@ class Role(str, Enum):
         return self.value
 
 
+CONVOLUTIONS = frozenset({Role.CONV, Role.CONV_DEPTHWISE})
+"""Roles of convolutions, the first one apart."""
+
+
 class Architecture(str, Enum):
     """The kind of a network."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ _BYTES = 4  # second moments are float32
 
 
 def draw_table(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -> str:
-    """The architecture, one row a role, the total, and the guesses."""
+    """The architecture, its parts if it has some, one row a role, the total, and the guesses."""
     groups: dict[str, list[ParameterReport]] = {}
     for p in report.parameters:
         groups.setdefault(_label(p), []).append(p)
@@ -28,6 +29,7 @@ def draw_table(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -
     room = _WIDTH - sum(widths) - 2 * len(widths)
     lines = [
         f"{report.architecture}: {report.reason}",
+        *_parts(report),
         "",
         _join([*heading], widths) + "  example",
         *(_join(row, widths) + "  " + _cut(example, room) for row, example in zip(rows, examples, strict=True)),
@@ -35,10 +37,26 @@ def draw_table(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -
     ]
     frozen = [p for p in report.parameters if not p.trainable]
     if frozen:
-        lines.append(f"{len(frozen)} of {len(report.parameters)} tensors are frozen.")
+        elements = f"{sum(map(_elements, frozen)):,} parameters"
+        lines.append(f"{len(frozen)} of {len(report.parameters)} tensors are frozen ({elements}): no blocks until they train.")
     if report.guesses:
         lines += ["", f"? {len(report.guesses)} not certain:", *_guesses(report.guesses)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _parts(report: ModelReport) -> list[str]:
+    """A line for each part, and one for what is in none."""
+    if not report.parts:
+        return []
+    counts = Counter(report.part_of(p) for p in report.parameters)
+    parts = [part for part in (*report.parts, None) if counts[part]]
+    cells = [[p.path, p.architecture.value] if p is not None else ["(the rest)", report.architecture.value] for p in parts]
+    rows = [[*cell, f"{counts[part]:,} tensors"] for cell, part in zip(cells, parts, strict=True)]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [
+        _cut(f"  {path:<{widths[0]}}  {kind:<{widths[1]}}  {count:>{widths[2]}}  {'as the whole' if part is None else part.reason}", _WIDTH)
+        for (path, kind, count), part in zip(rows, parts, strict=True)
+    ]
 
 
 def _label(p: ParameterReport) -> str:
@@ -46,11 +64,11 @@ def _label(p: ParameterReport) -> str:
 
 
 def _row(label: str, parameters: Sequence[ParameterReport], layouts: Mapping[str, BlockLayout] | None) -> list[str]:
-    elements = sum(_elements(p) for p in parameters)
-    row = [label, f"{len(parameters):,}", f"{elements:,}"]
+    row = [label, f"{len(parameters):,}", f"{sum(map(_elements, parameters)):,}"]
     if layouts is not None:
-        blocks = sum(layouts[p.name].num_blocks if p.name in layouts else _elements(p) for p in parameters)
-        row += [f"{blocks:,}", _size(_BYTES * elements), "->", _size(_BYTES * blocks)]
+        trained = [p for p in parameters if p.trainable]
+        blocks = sum(layouts[p.name].num_blocks if p.name in layouts else _elements(p) for p in trained)
+        row += [f"{blocks:,}", _size(_BYTES * sum(map(_elements, trained))), "->", _size(_BYTES * blocks)]
     return row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -47,6 +48,7 @@ class Tree:
     """The slots of a module, and its modules by path."""
 
     root: nn.Module
+    """The outermost module, without the wrappers around a whole model."""
     slots: list[Slot] = field(default_factory=list)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     """Each module once, outer before inner, under the first canonical path it has."""
@@ -62,8 +64,8 @@ class Tree:
         Raises:
             ValueError: If a parameter has no shape yet.
         """
-        tree = cls(root)
-        tree._walk(unwrap_root(root)[0], "", ())
+        tree = cls(unwrap_root(root)[0])
+        tree._walk(tree.root, "", ())
         return tree
 
     def _walk(self, module: nn.Module, path: str, around: tuple[nn.Module, ...]) -> None:
@@ -128,6 +130,22 @@ class Tree:
                 if id(slot) not in seen:
                     seen.add(id(slot))
                     yield slot
+
+    @cached_property
+    def paths(self) -> dict[nn.Module, str]:
+        """The first canonical path of each module."""
+        return {module: path for path, module in self.modules.items()}
+
+    def parent(self, module: nn.Module) -> nn.Module | None:
+        """The module that holds ``module``; None outside of this tree and for its root."""
+        return self.parents[module][0] if module is not self.root and module in self.paths and module in self.parents else None
+
+    def part(self, module: nn.Module) -> Tree | None:
+        """The tree of ``module`` and what is in it, with the paths and parents that they have here; None if it is not in this tree."""
+        if module not in self.paths:
+            return None
+        modules = {self.paths[inner]: inner for inner in module.modules() if inner in self.paths}
+        return Tree(module, list(self.under(module)), modules, self.parents, self._by_param, self._own)
 
     def children(self, module: nn.Module) -> dict[str, nn.Module]:
         """The direct children of ``module``, unwrapped."""

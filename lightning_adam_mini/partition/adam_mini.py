@@ -2,7 +2,8 @@
 
 Both split the parameters of *transformers* along the dense blocks of their Hessian, as the tables below say, and give every other
 network one block a tensor (Algorithm 3) and no embedding blocks (Algorithm 4). Transformers are the architectures ``transformer``,
-``diffusion_transformer`` and ``hybrid`` of the report.
+``diffusion_transformer`` and ``hybrid`` of the report. In a model that is composed of several networks (a graph encoder before a
+transformer) each part is split as what it is.
 
 **Attention inside a diffusion UNet or a graph network** is one block a tensor too. That is what the paper ran on DDPM and GAT; next to
 the momentum, the second moments are as good as free either way. To split such attention by head, override it:
@@ -76,7 +77,7 @@ class AdamMiniPartition(PartitionStrategy):
 
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
         """How fine the blocks of ``parameter`` are."""
-        role, split = parameter.role, report.architecture in TRANSFORMERS
+        role, split = parameter.role, report.architecture_of(parameter) in TRANSFORMERS
         if role is Role.BIAS:
             return self.bias or ("parameter" if split else "tensor")
         if role in EMBEDDING_BLOCKS:
@@ -121,7 +122,7 @@ class AdamMiniV1Partition(PartitionStrategy):
 
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
         """How fine the blocks of ``parameter`` are."""
-        split = report.architecture in TRANSFORMERS
+        split = report.architecture_of(parameter) in TRANSFORMERS
         if parameter.role is Role.BIAS:
             return self.bias or "tensor"
         if parameter.role in EMBEDDING_BLOCKS:

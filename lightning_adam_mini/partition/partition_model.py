@@ -61,7 +61,7 @@ def partition_model(
     layouts = strategy(corrected, [p.name for p in report.parameters if p.name not in resolved], strict)
     undecided = [name for name, r in resolved.items() if r.layout is None and r.granularity is None]
     if undecided:
-        layouts |= strategy(replace(corrected, architecture=Architecture.TRANSFORMER), undecided, strict)
+        layouts |= strategy(replace(corrected, architecture=Architecture.TRANSFORMER, parts=()), undecided, strict)
     for name, r in resolved.items():
         if r.layout is not None:
             layouts[name] = r.layout

@@ -65,7 +65,8 @@ class PartitionStrategy(ABC):
 
         Args:
             parameter: What is known of the parameter.
-            report: What is known of the model that it is part of.
+            report: What is known of the model that it is part of. Of a model composed of several networks, the one that holds the parameter
+                is ``report.architecture_of(parameter)``.
         """
 
     def group_lines(self, order: LineOrder) -> LineOrder:

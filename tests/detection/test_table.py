@@ -41,3 +41,33 @@ def test_frozen_parameters_are_counted():
     model = nn.Linear(2, 2)
     model.weight.requires_grad_(False)
     assert "1 of 2 tensors are frozen" in str(inspect_model(model))
+
+
+def test_frozen_parameters_have_no_second_moments():
+    model = nn.Linear(8, 4)
+    model.weight.requires_grad_(False)
+    layouts = {"weight": BlockLayout.each_line((4, 8)), "bias": BlockLayout.whole((4,))}
+    rows = {line.split()[0]: line.split() for line in inspect_model(model).table(layouts).splitlines() if line}
+    # Four float32 elements train, and one block of them.
+    assert rows["total"] == ["total", "2", "36", "1", "16", "B", "->", "4", "B"]
+    assert " ".join(rows["1"]) == "1 of 2 tensors are frozen (32 parameters): no blocks until they train."
+
+
+def test_parts_have_a_line_each():
+    class Captioner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(*(nn.Conv2d(a, 16, 3) for a in (3, 16, 16, 16)))
+            self.text = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 1, enable_nested_tensor=False)
+            self.head = nn.Linear(16, 9)
+
+    lines = str(inspect_model(Captioner())).splitlines()
+    assert lines[0].startswith("hybrid: ")
+    assert [line.split()[:4] for line in lines[1:4]] == [
+        ["backbone", "cnn", "8", "tensors"],
+        ["text", "transformer", "12", "tensors"],
+        ["(the", "rest)", "hybrid", "2"],
+    ]
+    assert lines[1].endswith("has convolutions and no attention")
+    assert max(map(len, lines)) <= 120
+    assert not str(inspect_model(nn.Linear(2, 2))).splitlines()[1]
