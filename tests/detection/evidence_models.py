@@ -138,7 +138,7 @@ class ByTheToken(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.addmm(self.p0, x.flatten(0, 1), self.p).view(*x.shape[:2], 96)
-        angle = torch.outer(torch.arange(x.shape[1], dtype=x.dtype), torch.rand(4))
+        angle = torch.outer(torch.arange(x.shape[1], dtype=x.dtype, device=x.device), torch.rand(4, device=x.device))
         turn = torch.polar(torch.ones_like(angle), angle)
         out = []
         for head in h.split(24, -1):
@@ -173,7 +173,7 @@ class Written(nn.Module):
         super().__init__()
         self.one = nn.Linear(32, 32, bias=False)
         self.two = nn.Linear(32, 32, bias=False)
-        self.norm = nn.RMSNorm(32)
+        self.norm = nn.LayerNorm(32)
 
     def forward(self, x: Tensor) -> Tensor:
         both = x.new_empty(*x.shape[:2], 2, 32)
@@ -186,11 +186,11 @@ class Written(nn.Module):
 
 HAND_WRITTEN: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, str]]]] = {
     "einsum": (Einsum, {"w1": (0, "k:4x1"), "w2": (0, "q:4x1"), "w3": (0, "v:4x1")}),
-    "manual_softmax": (ManualSoftmax, {n: (0, "v:4x8t|q:4x8t|k:4x8t") for n in ("mlp_up.weight", "mlp_up.bias")}),
+    "manual_softmax": (ManualSoftmax, dict.fromkeys(("mlp_up.weight", "mlp_up.bias"), (0, "v:4x8t|q:4x8t|k:4x8t"))),
     "flex": (Flex, {"fc.weight": (0, "k:2x8|q:4x8|v:2x8")}),
-    "talking_heads": (TalkingHeads, {n: (0, "k:4x8|v:4x8|q:4x8") for n in ("a.weight", "a.bias")}),
-    "custom_function": (CustomFunction, {n: (0, "4*(q:1x8|k:1x8|v:1x8)") for n in ("x1.weight", "x1.bias")}),
-    "xca": (XCA, {n: (0, "q:4x8|k:4x8|v:4x8") for n in ("mix.weight", "mix.bias")}),
+    "talking_heads": (TalkingHeads, dict.fromkeys(("a.weight", "a.bias"), (0, "k:4x8|v:4x8|q:4x8"))),
+    "custom_function": (CustomFunction, dict.fromkeys(("x1.weight", "x1.bias"), (0, "4*(q:1x8|k:1x8|v:1x8)"))),
+    "xca": (XCA, dict.fromkeys(("mix.weight", "mix.bias"), (0, "q:4x8|k:4x8|v:4x8"))),
     "conv_multi_query": (
         ConvMultiQuery,
         {"c1.weight": (0, "q:4x8"), "c1.bias": (0, "q:4x8"), "c2.weight": (0, "k:1x8"), "c3.weight": (0, "v:1x8")},

@@ -1,8 +1,8 @@
 """Which lines of a layer's output feed which head of a query, key or value.
 
-A *slot* is one vector of the operand: the query of one token and one head. One vector-Jacobian product of a slot gives the lines that feed it:
-a head. Disturbing these lines gives all slots of that head, so that one product a head is enough, wherever the heads lie in the operand: in a
-batch dimension, among the tokens (multi-query attention by einsum), in windows.
+A *slot* is one vector of the operand: the query of one token and one head. One vector-Jacobian product of a slot gives the lines that
+feed it: a head. Disturbing these lines gives all slots of that head, so that one product a head is enough, wherever the heads lie in the
+operand: in a batch dimension, among the tokens (multi-query attention by einsum), in windows.
 
 Where each slot has a single line, the operand's vectors run along tokens instead of channels (cross-covariance attention, XCA). Then a
 head is what the product's batch dimensions hold together.
@@ -21,10 +21,11 @@ from lightning_adam_mini.detection.evidence.linear import LinearMap
 from lightning_adam_mini.detection.evidence.replay import Replay, ReplayError, stretch
 from lightning_adam_mini.detection.evidence.tape import Node, Ref
 
-_PROBES = 6
-_WEAK = 0.12  # of the strongest: what is below is a leak (a mean over all heads), not a part of the head
+_WEAK = 0.16  # of the strongest: what is below is a leak (a mean over all heads), not a part of the head
 _MOST_HEADS = 1024
-_ONE_TO_ONE = frozenset({"clone", "_to_copy", "cat", "stack", "constant_pad_nd", "roll", "index", "index_select", "mul", "div", "add", "sub"})
+_ONE_TO_ONE = frozenset(
+    {"clone", "_to_copy", "cat", "stack", "constant_pad_nd", "roll", "index", "index_select", "mul", "div", "add", "sub"}
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class HeadTracer:
 
     def _trace(self, linear: LinearMap, operand: Operand, nodes: Sequence[Node]) -> HeadLines:
         replay = Replay(self._graph.tape, linear.out, operand.ref, nodes)
-        search = _Search(replay, linear, 1 if _is_one_to_one(linear, nodes) else _PROBES)
+        search = _Search(replay, linear, _is_one_to_one(linear, nodes))
         heads = search.run(lambda t: t.movedim(operand.vector, -1), alone=False)
         if heads is not None:
             return HeadLines(tuple(heads), False)
@@ -94,13 +95,13 @@ class HeadTracer:
 class _Search:
     """One operand and one layer: which slots hang on which lines."""
 
-    def __init__(self, replay: Replay, linear: LinearMap, probes: int) -> None:
+    def __init__(self, replay: Replay, linear: LinearMap, one_to_one: bool) -> None:
         self._replay = replay
         self._places = linear.places.to(replay.device)
         self._lines = linear.codes.numel()
-        self._probes = probes
+        self._one_to_one = one_to_one
         self._start = replay.values()
-        self._noise = torch.rand(self._start.shape, device=self._start.device)
+        self._noise = torch.rand(self._start.shape, device=self._start.device).to(self._start)
         with torch.enable_grad():
             self._leaf = self._start.clone().requires_grad_()
             self._out = replay(self._leaf)
@@ -140,13 +141,13 @@ class _Search:
     def _feeding(self, slots: Tensor, slot: tuple[int, ...]) -> Tensor:
         """The lines that feed a slot."""
         energy = torch.zeros(self._lines + 1, device=self._places.device)
-        for probe in range(self._probes):
-            generator = torch.Generator().manual_seed(probe)
-            weights = torch.rand(slots.shape[-1], generator=generator) + 0.5
-            weights = torch.where(torch.rand(slots.shape[-1], generator=generator) < 0.5, -weights, weights)
+        for probe in range(1 if self._one_to_one else 1 + (slots.shape[-1] - 1).bit_length()):
+            # Any two elements have the same sign in one probe and different signs in another, so that they cannot always cancel.
+            bit = 1 << (probe - 1) if probe else 0
+            weights = torch.where(torch.arange(slots.shape[-1]) & bit > 0, -1.0, 1.0)
             with torch.enable_grad():
                 chosen = slots[slot]
-                chosen = torch.view_as_real(chosen).sum(-1) if chosen.is_complex() else chosen
+                chosen = torch.view_as_real(chosen) @ torch.tensor([1.0, 0.5]).to(chosen.real) if chosen.is_complex() else chosen
                 try:
                     (grad,) = torch.autograd.grad((chosen * weights.to(chosen)).sum(), self._leaf, retain_graph=True, allow_unused=True)
                 except RuntimeError as error:

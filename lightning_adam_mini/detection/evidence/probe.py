@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -92,7 +93,10 @@ def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: 
     tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
     recorder = Recorder(module, names, weights, tensors)
     with _as_it_was(module, [t.device for t in (*weights.values(), *tensors)], recorder), ExitStack() as stack:
-        hooks = (register_module_forward_pre_hook(recorder.enter_module), register_module_forward_hook(recorder.leave_module, always_call=True))
+        hooks = (
+            register_module_forward_pre_hook(recorder.enter_module),
+            register_module_forward_hook(recorder.leave_module, always_call=True),
+        )
         for hook in hooks:
             stack.callback(hook.remove)
         stack.enter_context(_plainly())
@@ -101,7 +105,11 @@ def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: 
                 function()
         except Exception as error:
             on_meta = any(tensor.is_meta for tensor in (*weights.values(), *tensors))
-            remedy = "Its forward needs values: probe a small one that is not on the meta device" if on_meta else "Give it what its forward takes"
+            remedy = (
+                "Its forward needs values: probe a small one that is not on the meta device"
+                if on_meta
+                else "Give it what its forward takes"
+            )
             raise ValueError(
                 f"Cannot probe {type(module).__name__} because it does not run on the example: {type(error).__name__}: {error}. {remedy}."
             ) from error
@@ -148,6 +156,9 @@ def _plainly() -> Iterator[None]:
         if before is not None:
             stack.callback(setattr, flex, switch, before)
             setattr(flex, switch, True)
+        stack.enter_context(warnings.catch_warnings())
+        for message in ("Using `torch.compile", "flex_attention called without"):
+            warnings.filterwarnings("ignore", message=message)
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

@@ -20,8 +20,8 @@ _ATTENTIVE = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.QKV})
 def reconcile(report: ModelReport, evidence: Evidence) -> ModelReport:
     """The report with each parameter that running showed confirmed or corrected, and the others as they were.
 
-    A confirmed parameter keeps its lines and is no guess any more; its reason gains "confirmed by running". The reason of a corrected one says
-    what was believed and what running showed.
+    A confirmed parameter keeps its lines and is no guess any more; its reason gains "confirmed by running". The reason of a corrected one
+    says what was believed and what running showed.
 
     Args:
         report: What :func:`~lightning_adam_mini.detection.inspect_model` found.

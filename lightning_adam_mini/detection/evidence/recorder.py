@@ -112,9 +112,9 @@ class Recorder(TorchDispatchMode):
         known = self._made | self._protected | self.tape.from_input
         shapes = {ref.shape for ref in node.inputs if ref.storage in self.tape.from_input}
         for ref in node.inputs:
-            if ref.storage not in known and ref.is_differentiable and len(ref.shape) >= 2:
-                if ref.shape in shapes or node.op in ("mm", "addmm", "bmm", "baddbmm", "convolution"):
-                    self.tape.unknown.setdefault(ref.storage, node.module)
+            is_read = ref.shape in shapes or node.op in ("mm", "addmm", "bmm", "baddbmm", "convolution")
+            if is_read and ref.storage not in known and ref.is_differentiable and len(ref.shape) >= 2:
+                self.tape.unknown.setdefault(ref.storage, node.module)
 
     def _ref(self, tensor: Tensor) -> Ref | None:
         """The tensor as a Ref; None if it has no storage of the usual kind (sparse, nested, quantized)."""
@@ -125,7 +125,7 @@ class Recorder(TorchDispatchMode):
                 # The weak reference keeps the address from being used again, not the memory.
                 self._numbers[key] = (len(self._numbers), StorageWeakRef(storage))
                 self.tape.sizes[self._numbers[key][0]] = storage.nbytes()
-            return Ref(self._numbers[key][0], tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+            return Ref(self._numbers[key][0], int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
         except (RuntimeError, NotImplementedError):
             return None
 

@@ -1,8 +1,8 @@
 """Doing a stretch of the tape again, with made-up values, to see what depends on what.
 
 Which element feeds which does not depend on the values, so none were kept: the outputs of the layer in question, the angles of rotary
-embeddings and the weights of norms are random numbers here. The statistics of norms stay fixed, so that a norm over all heads does not make each
-head depend on all others.
+embeddings and the weights of norms are random numbers here. The statistics of norms stay fixed, so that a norm over all heads does not
+make each head depend on all others.
 """
 
 from __future__ import annotations
@@ -144,12 +144,16 @@ def _fail(node: Node) -> Tensor:
 
 
 def _random(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Positive numbers, so that no root or logarithm of them fails and no rectifier stops them."""
+    """Numbers near one, so that no root or logarithm of them fails, no rectifier stops them, and what they weigh is of one size."""
     if dtype is torch.bool:
         return torch.rand(shape, device=device) < 0.5
     if dtype.is_complex:
-        return torch.complex(torch.rand(shape, device=device) + 0.5, torch.rand(shape, device=device) + 0.5).to(dtype)
-    return (torch.rand(shape, device=device) + 0.5).to(dtype)
+        return torch.complex(_near_one(shape, device), _near_one(shape, device)).to(dtype)
+    return _near_one(shape, device).to(dtype)
+
+
+def _near_one(shape: Sequence[int], device: torch.device) -> Tensor:
+    return torch.rand(shape, device=device) * 0.4 + 0.8
 
 
 def _dense_as(tensor: Tensor, ref: Ref) -> Tensor:
