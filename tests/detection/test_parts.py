@@ -101,7 +101,7 @@ class TestComposed:
     def test_parts_of_parts(self):
         g = pytest.importorskip("torch_geometric.nn")
         graph = Holder(gnn=g.GCN(8, 16, 2), mixer=encoder(), project=nn.Linear(16, 16))
-        model = torch.compile(Holder(model=Holder(graph=graph, image=cnn())))
+        model = nn.DataParallel(Holder(model=Holder(graph=graph, image=cnn())))
         found = {"model.graph": A.GNN, "model.graph.gnn": A.GNN, "model.graph.mixer": A.TRANSFORMER, "model.image": A.CNN}
         assert parts(model) == found
         report = inspect_model(model)
