@@ -36,6 +36,8 @@ class AdamMiniCallback(Callback):
         overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.
         options: Options of the partition, such as ``{"value": "whole", "embedding": "parameter"}``.
         strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
+        probe: Whether to run the module once on its ``example_input_array`` (Lightning's attribute), so that attention that is written by
+            hand is partitioned by the heads that it really has.
         force: Whether to replace other optimizers than exactly torch's Adam and AdamW too.
         convert_checkpoints: Whether a checkpoint written with other blocks (by AdamW: per parameter) may be resumed; its second moments are
             averaged or spread then. If False, that is an error.
@@ -61,6 +63,7 @@ class AdamMiniCallback(Callback):
         options: dict[str, Any] | None = None,
         *,
         strict: bool = False,
+        probe: bool = False,
         force: bool = False,
         convert_checkpoints: bool = True,
         monitor: bool = True,
@@ -72,6 +75,7 @@ class AdamMiniCallback(Callback):
         self.overrides = overrides
         self.options = options
         self.strict = strict
+        self.probe = probe
         self.force = force
         self.convert_checkpoints = convert_checkpoints
         self.report: ModelReport | None = None
@@ -139,7 +143,12 @@ class AdamMiniCallback(Callback):
         # All checks come before the first change: if one fails, the user's optimizers and schedulers are as they were.
         for optimizer in foreign:
             check_translatable(optimizer, self.force)
-        self.report = inspect_model(module)
+        if self.probe and module.example_input_array is None:
+            raise MisconfigurationException(
+                "AdamMiniCallback(probe=True) runs the module on its example_input_array, but it has none. Set self.example_input_array in"
+                " the LightningModule to something that its forward takes, or drop probe=True."
+            )
+        self.report = inspect_model(module, module.example_input_array if self.probe else None)
         if self._logger is not None:
             self._logger.groups = {p.name: p.role.value for p in self.report.parameters}
         swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from lightning_adam_mini.detection.architecture import find_architecture
 from lightning_adam_mini.detection.attention import claim_attention, claim_unnamed_attention
 from lightning_adam_mini.detection.attention_output import claim_attention_outputs, claim_attention_rest
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.evidence import example_call, probe_attention
+from lightning_adam_mini.detection.evidence.reconcile import reconcile
 from lightning_adam_mini.detection.experts import claim_experts
 from lightning_adam_mini.detection.graph import claim_graph
 from lightning_adam_mini.detection.known import claim_known
@@ -21,17 +25,20 @@ from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 
 
-def inspect_model(module: nn.Module) -> ModelReport:
+def inspect_model(module: nn.Module, example_input: Any = None) -> ModelReport:
     """Find out what kind of network ``module`` is and what each of its parameters is for.
 
-    Looks at modules, their attributes and shapes, and runs nothing, so that a model on the meta device does as well.
+    Looks at modules, their attributes and shapes, and runs nothing, so that a model on the meta device does as well. With an example
+    input the model is run once, without leaving a trace in it, and what its attention then computes confirms or corrects the rest.
 
     Args:
         module: Any module, wrapped (torch.compile, DDP, checkpointing) or not. Names in the report are relative to it, without the
             prefixes of wrappers.
+        example_input: What to call ``module`` with: a mapping as keywords, a tuple or list one by one, anything else as the only
+            argument. [default: nothing is run]
 
     Raises:
-        ValueError: If a parameter is lazy and has no shape yet.
+        ValueError: If a parameter is lazy and has no shape yet, or the module does not run on the example.
 
     Example:
         >>> report = inspect_model(nn.TransformerEncoderLayer(d_model=8, nhead=2, dim_feedforward=16))
@@ -52,7 +59,11 @@ def inspect_model(module: nn.Module) -> ModelReport:
     parts = find_parts(tree, claims)
     claim_tables(tree, claims, architecture)
     claim_mlp(tree, claims, architecture)
-    return ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots), parts)
+    report = ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots), parts)
+    if example_input is None:
+        return report
+    args, kwargs = example_call(example_input)
+    return reconcile(report, probe_attention(module, *args, **kwargs))
 
 
 def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:

@@ -249,6 +249,28 @@ def test_options_and_overrides_reach_the_partition():
     assert layouts["head.weight"].num_blocks == 1
 
 
+class HandWritten(TokenModel):
+    """Attention whose names and shapes say nothing."""
+
+    def __init__(self, example=None):
+        super().__init__()
+        self.encoder = torch.nn.Linear(16, 48)
+        self.example_input_array = example
+
+    def forward(self, tokens):
+        parts = self.encoder(self.embed(tokens)).view(len(tokens), -1, 2, 24).transpose(1, 2)
+        a, b, c = parts.split(8, -1)
+        return self.head(((b @ c.mT).softmax(-1) @ a).transpose(1, 2).flatten(2).mean(1))
+
+
+def test_probe_finds_heads_that_only_running_shows():
+    model = HandWritten(torch.randint(0, 11, (2, 5)))
+    trainer = fit(model, AdamMiniCallback(probe=True))
+    assert trainer.optimizers[0].layouts["encoder.weight"].lines == "2*(v:8x1|q:1x8|k:1x8)"
+    with pytest.raises(MisconfigurationException, match="example_input_array, but it has none"):
+        fit(HandWritten(), AdamMiniCallback(probe=True))
+
+
 def test_second_fit_with_the_same_optimizer_object():
     """LightningCLI's configure_optimizers returns one optimizer on every call."""
     kept = []
