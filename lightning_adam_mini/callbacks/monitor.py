@@ -174,7 +174,7 @@ def _prefix(logger: Logger) -> str:
 
 def _add_scalars(writer: SummaryWriter, prefix: str, numbers: Mapping[str, float], step: int) -> None:
     """Write all scalars as one event, which is a hundred times faster than an event each."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     values = [Summary.Value(tag=prefix + tag, simple_value=number) for tag, number in numbers.items()]
     writer._get_file_writer().add_summary(Summary(value=values), step)
