@@ -62,4 +62,5 @@ def to_json(report: ModelReport, layouts: dict[str, BlockLayout]) -> str:
         }
         for p in report.parameters
     }
-    return json.dumps({"architecture": report.architecture, "reason": report.reason, "parameters": parameters}, indent=2)
+    parts = [{"path": part.path, "architecture": part.architecture, "reason": part.reason} for part in report.parts]
+    return json.dumps({"architecture": report.architecture, "reason": report.reason, "parts": parts, "parameters": parameters}, indent=2)
