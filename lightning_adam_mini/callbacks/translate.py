@@ -12,11 +12,11 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.adam_mini import AdamMini
+from lightning_adam_mini.optim.conversion import TORCH_ONLY
 
 _FAITHFUL = (Adam, AdamW)
 # How the optimizers that a user may force decay weights, where their groups do not say.
 _COUPLED_BY_NAME = frozenset({"Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"})
-_DROPPED = ("amsgrad", "capturable", "differentiable", "fused")
 _KEPT = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize", "foreach")
 
 
@@ -111,7 +111,7 @@ def translate(
 
 def _translate_group(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
     names = group.get("param_names")
-    out = {k: v for k, v in _plain_betas(group).items() if k not in (*_DROPPED, "params", "param_names")}
+    out = {k: v for k, v in _plain_betas(group).items() if k not in (*TORCH_ONLY, "params", "param_names")}
     out["params"] = list(zip(names, group["params"], strict=True)) if names else list(group["params"])
     out.setdefault("decoupled_weight_decay", _is_decoupled(optimizer))
     return out

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
-_TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
+TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
 
 
 def convert_state_dict(
@@ -85,7 +85,7 @@ def convert_state_dict(
         if how:
             done[name] = how
         state[saved_id] = {k: v for k, v in entry.items() if k != "exp_avg_sq"}
-    groups = [{k: v for k, v in group.items() if k not in _TORCH_ONLY} for group in saved_groups]
+    groups = [{k: v for k, v in group.items() if k not in TORCH_ONLY} for group in saved_groups]
     return {**state_dict, "state": state, "param_groups": groups}, second_moments, done
 
 
