@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,9 +18,12 @@ from typing_extensions import override
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
+from lightning_adam_mini.callbacks.probe import check_training_step, probe_training_step
 from lightning_adam_mini.callbacks.swap import configured_optimizers, replace_optimizers, retire
 from lightning_adam_mini.callbacks.translate import check_translatable, translate
 from lightning_adam_mini.detection import ModelReport, canonical_name, inspect_model
+from lightning_adam_mini.detection.evidence import Evidence, disagreements, example_call, probe_attention, reconcile
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini, state_bytes, to_adamw_state_dict
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
 
@@ -36,8 +40,9 @@ class AdamMiniCallback(Callback):
         overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.
         options: Options of the partition, such as ``{"value": "whole", "embedding": "parameter"}``.
         strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
-        probe: Whether to run the module once on its ``example_input_array`` (Lightning's attribute), so that attention that is written by
-            hand is partitioned by the heads that it really has.
+        probe: Whether to run the module once more than training does, so that attention that is written by hand is partitioned by the heads
+            that it really has: its ``forward`` on its ``example_input_array`` (Lightning's attribute) if it has one, else its
+            ``training_step`` on the first batch. What running showed is saved in checkpoints.
         force: Whether to replace other optimizers than exactly torch's Adam and AdamW too.
         convert_checkpoints: Whether a checkpoint written with other blocks (by AdamW: per parameter) may be resumed; its second moments are
             averaged or spread then. If False, that is an error.
@@ -79,6 +84,7 @@ class AdamMiniCallback(Callback):
         self.force = force
         self.convert_checkpoints = convert_checkpoints
         self.report: ModelReport | None = None
+        self._evidence: Evidence | None = None
         self._logger = BlockLearningRateLogger(histograms=histograms, heatmap=heatmap) if monitor else None
         self._reset()
 
@@ -88,11 +94,12 @@ class AdamMiniCallback(Callback):
         self._undo: list[Callable[[], None]] = []
         self._optimizers: list[AdamMini] = []
         self._called = False
+        self._probe_first_batch = False
         self._last_logged_step = -1
         self._told_bytes = False
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_swapped", "_undo", "_optimizers", "_called", "_last_logged_step", "_told_bytes")
+        ours = ("_swapped", "_undo", "_optimizers", "_called", "_probe_first_batch", "_last_logged_step", "_told_bytes")
         return {k: v for k, v in vars(self).items() if k not in ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,6 +119,7 @@ class AdamMiniCallback(Callback):
                 " if parts of the model need different blocks."
             )
         self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
+        self._evidence, self._probe_first_batch = None, False
         self._intercept_configure_optimizers(pl_module)
 
     def _intercept_configure_optimizers(self, pl_module: pl.LightningModule) -> None:
@@ -143,18 +151,11 @@ class AdamMiniCallback(Callback):
         # All checks come before the first change: if one fails, the user's optimizers and schedulers are as they were.
         for optimizer in foreign:
             check_translatable(optimizer, self.force)
-        if self.probe and module.example_input_array is None:
-            raise MisconfigurationException(
-                "AdamMiniCallback(probe=True) runs the module on its example_input_array, but it has none. Set self.example_input_array in"
-                " the LightningModule to something that its forward takes, or drop probe=True."
-            )
-        self.report = inspect_model(module, module.example_input_array if self.probe else None)
-        if self._logger is not None:
-            self._logger.groups = {p.name: p.role.value for p in self.report.parameters}
+        self.report = self._inspect(module)
         swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
         notes: list[str] = []
         if foreign:
-            layouts = partition_model(self.report, self.partition, overrides=self.overrides, strict=self.strict, **(self.options or {}))
+            layouts = self._partition(self.report)
             names = parameter_names(module)
             for optimizer in foreign:
                 if optimizer not in swapped:
@@ -177,6 +178,50 @@ class AdamMiniCallback(Callback):
         else:
             rank_zero_info("AdamMiniCallback: configure_optimizers returned AdamMini itself, which is left as it is")
         return replaced
+
+    def _inspect(self, module: pl.LightningModule) -> ModelReport:
+        report = inspect_model(module)
+        if self.probe and self._evidence is None:
+            if module.example_input_array is not None:
+                args, kwargs = example_call(module.example_input_array)
+                self._evidence = probe_attention(module, *args, **kwargs)
+            else:
+                check_training_step(module)
+                self._probe_first_batch = True
+        if self.probe and self._evidence is not None:
+            report = reconcile(report, self._evidence)
+        if self._logger is not None:
+            self._logger.groups = {p.name: p.role.value for p in report.parameters}
+        return report
+
+    def _partition(self, report: ModelReport) -> dict[str, BlockLayout]:
+        def partition(strict: bool) -> dict[str, BlockLayout]:
+            return partition_model(report, self.partition, overrides=self.overrides, strict=strict, **(self.options or {}))
+
+        if not self._probe_first_batch:
+            return partition(self.strict)
+        with warnings.catch_warnings():  # the first batch will tell
+            warnings.simplefilter("ignore", AdamMiniWarning)
+            return partition(strict=False)
+
+    @override
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._probe_first_batch:
+            return
+        assert self.report is not None
+        self._evidence = trainer.strategy.broadcast(probe_training_step(trainer, pl_module, batch, batch_idx))
+        self._probe_first_batch = False
+        before, self.report = self.report, self._inspect(pl_module)
+        layouts = self._partition(self.report)
+        for optimizer in set(self._optimizers) & set(self._swapped.values()):
+            optimizer.set_layouts(layouts)
+        changed = disagreements(before, self.report)
+        rank_zero_info(
+            f"AdamMiniCallback: the first batch ran through {len(self._evidence.attentions)} softmax attentions and corrected"
+            f" {len(changed)} parameters{': ' * bool(changed)}{', '.join(p.name for p in changed)}"
+        )
+        if changed:
+            rank_zero_info(self.report.table(layouts))
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -234,6 +279,16 @@ class AdamMiniCallback(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._logger is not None and self._optimizers and not trainer.sanity_checking:
             self._logger.log_heatmap(trainer, self._optimizers)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._evidence is None else {"evidence": self._evidence.to_plain()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning loads it before it asks for optimizers, whose saved states are of the blocks that running showed.
+        if "evidence" in state_dict:
+            self._evidence = Evidence.from_plain(state_dict["evidence"])
 
     @override
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

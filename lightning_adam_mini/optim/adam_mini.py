@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
-from lightning_adam_mini.optim.conversion import convert_state_dict
+from lightning_adam_mini.optim.conversion import convert_state_dict, how_to_regroup, regroup
 from lightning_adam_mini.optim.functional import adam_mini
 
 
@@ -92,13 +92,7 @@ class AdamMini(Optimizer):
         self._names = {parameter: name for name, parameter in named_parameters}
         self._convert_state = convert_state
         super().__init__(params, defaults)
-        if self._layouts and not self._layouts.keys() & set(self._names.values()):
-            given = ", ".join(list(self._names.values())[:3])
-            raise ValueError(
-                f"None of the {len(self._layouts)} layouts (such as {next(iter(self._layouts))!r}) is for a parameter of this optimizer"
-                + (f" (such as {given})" if given else ", because its parameters have no names")
-                + ". Pass model.named_parameters() of the model that the layouts were made for, as params or as named_parameters=."
-            )
+        self._check_some_layout_is_ours(self._layouts)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters.
@@ -218,6 +212,15 @@ class AdamMini(Optimizer):
             )
         return loss
 
+    def _check_some_layout_is_ours(self, layouts: Mapping[str, BlockLayout]) -> None:
+        if layouts and not layouts.keys() & set(self._names.values()):
+            given = ", ".join(list(self._names.values())[:3])
+            raise ValueError(
+                f"None of the {len(layouts)} layouts (such as {next(iter(layouts))!r}) is for a parameter of this optimizer"
+                + (f" (such as {given})" if given else ", because its parameters have no names")
+                + ". Pass model.named_parameters() of the model that the layouts were made for, as params or as named_parameters=."
+            )
+
     def _check_gradient(self, p: Tensor, grad: Tensor) -> None:
         kind = "sparse" if grad.layout != torch.strided else "complex" if grad.is_complex() else None
         if kind:
@@ -244,6 +247,42 @@ class AdamMini(Optimizer):
         return {
             names[p]: _from_plain(plain) for group in self.param_groups for p, plain in zip(group["params"], group["layouts"], strict=True)
         }
+
+    @torch.no_grad()
+    def set_layouts(self, layouts: Mapping[str, BlockLayout]) -> None:
+        """Change the blocks of parameters, and go on: second moments are averaged into coarser blocks and spread over finer ones.
+
+        Args:
+            layouts: Blocks by parameter name; other parameters keep theirs. Names may be of parameters that are added later.
+
+        Raises:
+            ValueError: If none is for a parameter of this optimizer, one does not fit its parameter, or has blocks that are neither finer
+                nor coarser than those of a second moment that exists. Names the parameter; nothing has changed then.
+        """
+        self._check_some_layout_is_ours(layouts)
+        names = self.parameter_names()
+        work: list[tuple[dict[str, Any], int, BlockLayout, Tensor | None]] = []
+        for group in self.param_groups:
+            changed = {p: names[p] for p in group["params"] if names[p] in layouts}
+            new = dict(zip(changed, self._find_layouts(changed, [layouts[name] for name in changed.values()]), strict=True))
+            for i, (p, plain) in enumerate(zip(group["params"], group["layouts"], strict=True)):
+                if p not in new or new[p] == (old := _from_plain(plain)):
+                    continue
+                second_moment = None
+                if self.state.get(p):
+                    if how_to_regroup(old, new[p]) == "mixed":
+                        raise ValueError(
+                            f"The second moment of parameter {names[p]!r} has blocks ({old}) that are neither finer nor coarser than the"
+                            f" new ones ({new[p]}). Change its blocks before the first step, or to blocks that nest."
+                        )
+                    second_moment = regroup(self.state[p]["exp_avg_sq"], old, new[p])
+                work.append((group, i, new[p], second_moment))
+        self._layouts.update(layouts)
+        for group, i, layout, second_moment in work:
+            group["layouts"][i] = layout.to_plain()
+            if second_moment is not None:
+                # A copy of its own, so that the memory of larger blocks is free at once.
+                self.state[group["params"][i]]["exp_avg_sq"] = second_moment.clone(memory_format=torch.contiguous_format)
 
     @torch.no_grad()
     def second_moments(self) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def convert_state_dict(
                 f" {tuple(p.shape)}. Load the state of the same model."
             )
         saved = _saved_layout(group, place, p)
-        how = _how(saved, layout)
+        how = how_to_regroup(saved, layout)
         if how and not convert:
             raise ValueError(
                 f"The loaded second moment of parameter {name!r} has other blocks ({saved}) than the present ones ({layout}), and"
@@ -79,14 +79,33 @@ def convert_state_dict(
                 f"The loaded second moment of parameter {name!r} has shape {tuple(value.shape)}, which is neither the parameter's shape"
                 f" {tuple(p.shape)} nor that of its blocks ({saved}): {saved.block_shape}. The checkpoint is damaged or of another program."
             )
-        if value.shape == saved.block_shape and saved != layout:
-            value = saved.spread(value).expand(p.shape)
-        second_moments[index] = value if value.shape == layout.block_shape else layout.average(value)
+        second_moments[index] = regroup(value, saved, layout)
         if how:
             done[name] = how
         state[saved_id] = {k: v for k, v in entry.items() if k != "exp_avg_sq"}
     groups = [{k: v for k, v in group.items() if k not in TORCH_ONLY} for group in saved_groups]
     return {**state_dict, "state": state, "param_groups": groups}, second_moments, done
+
+
+def regroup(second_moment: Tensor, saved: BlockLayout, present: BlockLayout) -> Tensor:
+    """A second moment in other blocks: the mean over blocks that grow, a copy in blocks that split.
+
+    Args:
+        second_moment: Of ``saved``'s ``block_shape``, or of the parameter's shape.
+        saved: The blocks that it has.
+        present: The blocks that it gets; finer or coarser.
+
+    Returns:
+        A tensor of ``present``'s ``block_shape``.
+
+    Example:
+        >>> rows, matrix = BlockLayout((2, 3), dims=(1,)), BlockLayout.whole((2, 3))
+        >>> regroup(torch.tensor([[1.0], [3.0]]), rows, matrix).tolist()
+        [[2.0]]
+    """
+    if second_moment.shape == saved.block_shape and saved != present:
+        second_moment = saved.spread(second_moment).expand(saved.shape)
+    return second_moment if second_moment.shape == present.block_shape else present.average(second_moment)
 
 
 def _saved_layout(group: Mapping[str, Any], place: int, p: Tensor) -> BlockLayout:
@@ -96,7 +115,7 @@ def _saved_layout(group: Mapping[str, Any], place: int, p: Tensor) -> BlockLayou
     return BlockLayout.from_plain(group["layouts"][place])
 
 
-def _how(saved: BlockLayout, present: BlockLayout) -> str | None:
+def how_to_regroup(saved: BlockLayout, present: BlockLayout) -> str | None:
     """How second moments get from one layout to the other: None if they are the same, "averaged", "spread" or "mixed" (not at all)."""
     if saved == present or saved.num_blocks == 0:
         return None

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import lightning.pytorch as pl
 import pytest
 import timm.optim
 import timm.scheduler
 import torch
+import torchmetrics
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import lr_scheduler as ls
 
@@ -267,8 +269,59 @@ def test_probe_finds_heads_that_only_running_shows():
     model = HandWritten(torch.randint(0, 11, (2, 5)))
     trainer = fit(model, AdamMiniCallback(probe=True))
     assert trainer.optimizers[0].layouts["encoder.weight"].lines == "2*(v:8x1|q:1x8|k:1x8)"
-    with pytest.raises(MisconfigurationException, match="example_input_array, but it has none"):
-        fit(HandWritten(), AdamMiniCallback(probe=True))
+
+
+class Collecting(HandWritten):
+    """Draws random numbers, collects losses and logs, as training steps do."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.losses = torchmetrics.MeanMetric(), []
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx) + torch.nn.functional.dropout(self.head.weight).sum()
+        self.mean.update(loss)
+        self.losses.append(loss.item())
+        self.log_dict({"mean": self.mean, "last": loss})
+        return loss
+
+
+def test_probe_of_the_first_batch_finds_heads():
+    trainer = fit(HandWritten(), AdamMiniCallback(probe=True))
+    layouts = trainer.optimizers[0].layouts
+    assert layouts["encoder.weight"].lines == "2*(v:8x1|q:1x8|k:1x8)"
+    assert layouts["encoder.bias"].is_per_parameter
+    assert trainer.optimizers[0].second_moments()["encoder.weight"].shape == (48, 1)
+
+
+def test_probe_of_the_first_batch_changes_nothing_else():
+    plain = Collecting()  # seeds
+    first = fit(plain)
+    probed = Collecting()
+    second = fit(probed, AdamMiniCallback("adam", probe=True))
+    assert_equal(weights(plain), weights(probed))
+    assert plain.losses == probed.losses
+    assert first.callback_metrics == second.callback_metrics
+    assert "log" not in vars(probed)
+
+
+def test_what_the_first_batch_showed_outlives_the_run(tmp_path):
+    straight, resumed = HandWritten(), HandWritten()
+    fit(straight, AdamMiniCallback(probe=True), max_epochs=2)
+    fit(HandWritten(), AdamMiniCallback(probe=True), max_epochs=1).save_checkpoint(tmp_path / "half.ckpt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AdamMiniWarning)  # nothing is averaged or spread
+        trainer = fit(resumed, AdamMiniCallback(probe=True), max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
+    assert trainer.optimizers[0].layouts["encoder.weight"].lines == "2*(v:8x1|q:1x8|k:1x8)"
+    assert_equal(weights(straight), weights(resumed))
+
+
+def test_probe_needs_a_step_that_can_run_twice():
+    model = HandWritten()
+    model.automatic_optimization = False
+    with pytest.raises(MisconfigurationException, match="example_input_array"):
+        fit(model, AdamMiniCallback(probe=True))
+    assert "configure_optimizers" not in vars(model)
 
 
 def test_second_fit_with_the_same_optimizer_object():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_adam_mini import AdamMini, AdamMiniWarning, BlockLayout
+from lightning_adam_mini.optim import state_bytes
 from tests.optim import reference as ref
 
 FUSED = ["q0"] * 2 + ["q1"] * 2 + ["k0"] * 2 + ["k1"] * 2 + ["v0", "v1", "v2", "v3"]
@@ -343,3 +344,42 @@ def test_complex_gradient_names_the_parameter():
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match="'param_groups.0.params.0' of shape .2,. because its gradient is complex"):
         AdamMini([p]).step()
+
+
+def test_set_layouts_goes_on_as_if_blocks_had_been_so_from_the_start():
+    """The mean over blocks is linear, so averaging late and averaging early agree, as long as nothing has moved yet (lr = 0)."""
+    layouts = {"w": BlockLayout.grouped((4, 6), "q:2x2")}
+    runs = []
+    for early in (True, False):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(4, 6))
+        optimizer = AdamMini([("w", p)], lr=0.0, layouts=layouts if early else None)
+        for step in range(6):
+            if step == 3:
+                optimizer.set_layouts(layouts)
+                for group in optimizer.param_groups:
+                    group["lr"] = 1e-2
+            p.grad = torch.randn(4, 6)
+            optimizer.step()
+        runs.append(p.detach())
+    torch.testing.assert_close(*runs, rtol=1e-6, atol=1e-7)
+    assert state_bytes(optimizer) == 4 * (24 + 2 + 1)
+
+
+def test_set_layouts_spreads_over_finer_blocks_and_refuses_others_whole():
+    torch.manual_seed(0)
+    ps = {name: torch.nn.Parameter(torch.randn(4, 6)) for name in ("a", "b")}
+    optimizer = AdamMini(ps.items(), layouts={name: BlockLayout((4, 6), dims=(1,)) for name in ps})
+    for p in ps.values():
+        p.grad = torch.randn(4, 6)
+    optimizer.step()
+    rows = {name: v.clone() for name, v in optimizer.second_moments().items()}
+    columns, single = BlockLayout((4, 6), dims=(0,)), BlockLayout.per_parameter((4, 6))
+    with pytest.raises(ValueError, match="'b'.*neither finer nor coarser"):
+        optimizer.set_layouts({"a": single, "b": columns})
+    assert optimizer.layouts["a"].num_blocks == 4
+    with pytest.raises(ValueError, match="None of the 1 layouts"):
+        optimizer.set_layouts({"c": single})
+    optimizer.set_layouts({"a": single})
+    assert torch.equal(optimizer.second_moments()["a"], rows["a"].expand(4, 6))
+    assert torch.equal(optimizer.second_moments()["b"], rows["b"])

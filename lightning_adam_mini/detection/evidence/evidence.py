@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class Evidence:
     def by_name(self) -> dict[str, ParameterEvidence]:
         """The parameters by name and by each alias."""
         return {name: p for p in self.parameters for name in (p.name, *p.aliases)}
+
+    def to_plain(self) -> dict[str, Any]:
+        """As dicts, lists and strings, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Evidence:
+        """The inverse of :meth:`to_plain`."""
+        parameters = (ParameterEvidence(**{**p, "shape": tuple(p["shape"]), "aliases": tuple(p["aliases"])}) for p in plain["parameters"])
+        return cls(tuple(parameters), tuple(plain["attentions"]), tuple(NotSeen(**n) for n in plain["not_seen"]))
 
     def __str__(self) -> str:
         rows = [f"{p.name}: {p.lines}" + (f" along axis {p.axis}" if p.axis else "") for p in self.parameters]

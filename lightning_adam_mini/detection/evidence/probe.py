@@ -6,8 +6,10 @@ import random
 import sys
 import threading
 import warnings
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -120,7 +122,10 @@ def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: 
 def _as_it_was(module: nn.Module, devices: list[torch.device], recorder: Recorder) -> Iterator[None]:
     """Put everything back: written tensors, buffers and attributes of modules, random states."""
     cuda = {device.index for device in devices if device.type == "cuda" and device.index is not None}
-    states = [(m, dict(vars(m)), [dict(group) for group in _groups(m)]) for m in module.modules()]
+    states = [(m, dict(vars(m))) for m in module.modules()]
+    # Parameters, buffers and modules of each module, and whatever it collects, as a list of losses.
+    held = {id(value): value for _, attributes in states for value in attributes.values() if type(value) in _CONTAINERS}
+    contents = [(value, copy(value)) for value in held.values()]
     state, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = None if numpy is None else numpy.random.get_state()
     with torch.random.fork_rng(devices=sorted(cuda)):
@@ -130,17 +135,16 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], recorder: Recorde
             random.setstate(state)
             if numpy is not None and numpy_state is not None:
                 numpy.random.set_state(numpy_state)
-            for holder, attributes, groups in states:
+            for holder, attributes in states:
                 vars(holder).clear()
                 vars(holder).update(attributes)
-                for group, before in zip(_groups(holder), groups, strict=True):
-                    group.clear()
-                    group.update(before)
+            for container, before in contents:
+                container.clear()
+                (container.extend if isinstance(container, (list, deque)) else container.update)(before)
             recorder.put_back()
 
 
-def _groups(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    return module._parameters, module._buffers, module._modules
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 
 @contextmanager
