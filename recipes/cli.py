@@ -13,6 +13,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from typing_extensions import override
 
 import lightning_adam_mini  # noqa: F401  (a YAML may then say AdamMiniCallback for short)
+import recipes.diffusion
 import recipes.graph
 import recipes.vision  # noqa: F401
 from recipes.recipe import Recipe

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
@@ -23,7 +23,7 @@ from recipes.timing import StepTimer
 
 
 class Snapshots(Callback):
-    """Keep a copy of the weights at given shares of the training steps.
+    """Keep a copy of the weights at given shares of the training steps: of the averaged ones under weight averaging, as a checkpoint would.
 
     Args:
         points: The shares, the last of which is 1.
@@ -39,7 +39,11 @@ class Snapshots(Callback):
         total = trainer.estimated_stepping_batches
         for point in self.points:
             if point not in self.weights and trainer.global_step >= math.ceil(point * total):
-                self.weights[point] = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
+                checkpoint = {"state_dict": pl_module.state_dict()}
+                for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+                    if isinstance(callback, WeightAveraging):
+                        callback.on_save_checkpoint(trainer, pl_module, checkpoint)
+                self.weights[point] = {name: value.detach().cpu().clone() for name, value in checkpoint["state_dict"].items()}
 
 
 class Curve(Callback):
@@ -76,6 +80,8 @@ def train(plan: Plan, run: Run, threads: int | None = None) -> dict[str, Any]:
         raise MisconfigurationException(f"The run {run.name} took no training step, so there is nothing to compare.")
     summary = run_summary(trainer)
     trainer.loggers = []  # every further measurement would open another log file
+    # weight averaging would swap its weights in for each validation, whatever weights are to be measured
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
     measured: dict[str, dict[str, float]] = {}
     for point, weights in sorted(snapshots.weights.items()):
         cli.model.load_state_dict(weights)

@@ -77,21 +77,27 @@ def cifar(tmp_path, monkeypatch):
     return tmp_path / "cifar"
 
 
-@pytest.fixture
-def cora(tmp_path):
-    """Cora's files as Planetoid distributes them, of 1600 nodes in a ring: 140 train, 500 validate, the last 20 of the file test."""
-    nodes, features, classes, train, test = 1600, 12, 7, 140, 20
+def write_planetoid(root, name, classes):
+    """Write files as Planetoid distributes them, of 1600 nodes in a ring: 140 train, 500 validate, the last 20 of the file test."""
+    nodes, features, train, test = 1600, 12, 140, 20
     generator = np.random.default_rng(0)
     x = csr_matrix(generator.integers(0, 2, size=(nodes, features)).astype(np.float32))
     y = np.eye(classes, dtype=np.int32)[np.arange(nodes) % classes]
-    folder = tmp_path / "planetoid" / "Cora" / "raw"
+    folder = root / name / "raw"
     folder.mkdir(parents=True)
     rest = nodes - test
     graph = {node: [(node - 1) % nodes, (node + 1) % nodes] for node in range(nodes)}
     parts = {"x": x[:train], "tx": x[rest:], "allx": x[:rest], "y": y[:train], "ty": y[rest:], "ally": y[:rest], "graph": graph}
-    for name, part in parts.items():
-        (folder / f"ind.cora.{name}").write_bytes(pickle.dumps(part))
-    (folder / "ind.cora.test.index").write_text("".join(f"{node}\n" for node in range(rest, nodes)))
+    for part, content in parts.items():
+        (folder / f"ind.{name.lower()}.{part}").write_bytes(pickle.dumps(content))
+    (folder / f"ind.{name.lower()}.test.index").write_text("".join(f"{node}\n" for node in range(rest, nodes)))
+
+
+@pytest.fixture
+def planetoid(tmp_path):
+    """Cora's and CiteSeer's folders, with their true numbers of classes."""
+    for name, classes in (("Cora", 7), ("CiteSeer", 6)):
+        write_planetoid(tmp_path / "planetoid", name, classes)
     return tmp_path / "planetoid"
 
 
@@ -115,16 +121,19 @@ def arxiv(tmp_path):
 
 
 @pytest.fixture
-def tiny_recipe(image_tree, cifar, cora, arxiv):
+def tiny_recipe(image_tree, cifar, planetoid, arxiv):
     """Command lines that make each YAML in configs/ small; a YAML without one fails its test."""
     imagenet = ["--data.root", str(image_tree), "--data.num_workers", "0", "--data.image_size", "32", "--data.resize", "36"]
     return {
+        "ddpm_digits": QUIET,
         "gat_arxiv": [*QUIET, "--data.root", str(arxiv), "--model.hidden_channels", "8"],
         "gat_digits": QUIET,
         "gcn_arxiv": [*QUIET, "--data.root", str(arxiv), "--model.hidden_channels", "8"],
-        "gcn_cora": [*QUIET, "--data.root", str(cora), "--model.in_channels", "12"],
+        "gcn_citeseer": [*QUIET, "--data.root", str(planetoid), "--model.in_channels", "12"],
+        "gcn_cora": [*QUIET, "--data.root", str(planetoid), "--model.in_channels", "12"],
         "gcn_digits": QUIET,
         "resnet18_cifar10": [*NARROW, *QUIET, "--data.root", str(cifar), "--data.num_workers", "0", "--data.batch_size", "8"],
+        "resnet18_cifar10_subset": [*NARROW, *QUIET, "--data.root", str(image_tree), "--data.val_folds", "2", "--model.num_classes", "2"],
         "resnet18_digits": [*NARROW, *QUIET],
         "resnet18_imagenet": [*NARROW, *QUIET, *imagenet, "--model.num_classes", "2", "--data.batch_size", "3"],
     }
