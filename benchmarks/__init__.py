@@ -1,0 +1,1 @@
+"""Measurements of optimizers beside their rivals: ``python -m benchmarks``."""

@@ -1,0 +1,88 @@
+"""What the command lines have in common."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from benchmarks.workloads import WORKLOADS, Workload
+
+
+def make_parser(
+    name: str, description: str, rounds: int | None = None, seconds: float | None = None, models: bool = True
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has.
+
+    Args:
+        name: The benchmark.
+        description: What it measures.
+        rounds: Default number of rounds; none for what is not timed.
+        seconds: Default seconds a model.
+        models: Whether it takes ``--models``.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=description, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the results (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="rivals by name; AdamW fused always takes part")
+    if models:
+        names = ", ".join(workload.name for workload in WORKLOADS)
+        parser.add_argument(
+            "--models", default="", metavar="REGEX", help=f"models by name, of {names} (default: those that fit the device)"
+        )
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help="rounds at most (default: %(default)s)")
+        parser.add_argument(
+            "--seconds",
+            type=float,
+            default=seconds,
+            help="start no round after so many seconds on a model, the first 6 excepted (default: %(default)s)",
+        )
+    parser.add_argument("--threads", type=int, default=None, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where (default: %(default)s)")
+    return parser
+
+
+def prepare(options: argparse.Namespace) -> torch.device:
+    """Check the common options, set the threads and return the device.
+
+    Args:
+        options: What was parsed.
+
+    Raises:
+        MisconfigurationException: If one is out of range, or there is no such device.
+    """
+    for name, least in (("rounds", 1), ("threads", 1), ("seconds", 0)):
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise MisconfigurationException(f"--{name} {value} must be at least {least}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise MisconfigurationException("--device cuda: torch finds no GPU here; leave the option out to measure on the CPU")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return torch.device(options.device)
+
+
+def choose_workloads(pattern: str, device: torch.device, trained: bool = False) -> list[Workload]:
+    """Return the models whose names match; without a pattern, those of a default run.
+
+    Args:
+        pattern: Regular expression, searched for in the name without regard to case.
+        device: Where; a pattern may name what is too large for a default run on a CPU.
+        trained: Whether only networks count, which have a loss.
+
+    Raises:
+        MisconfigurationException: If it is no regular expression, or matches none.
+    """
+    usable = [workload for workload in WORKLOADS if workload.loss or not trained]
+    if not pattern:
+        return [workload for workload in usable if workload.default and (device.type == "cuda" or not workload.only_cuda)]
+    try:
+        found = [workload for workload in usable if re.search(pattern, workload.name, re.IGNORECASE)]
+    except re.error as error:
+        raise MisconfigurationException(f"--models {pattern!r} is not a regular expression: {error}") from error
+    if not found:
+        raise MisconfigurationException(f"--models {pattern!r} matches none of {', '.join(workload.name for workload in usable)}")
+    return found
