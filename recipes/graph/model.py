@@ -119,7 +119,7 @@ class NodeClassifier(Recipe):
         x = graph.x
         if self.use_labels:
             labels = one_hot(graph.y, self.num_classes).to(x)
-            x = torch.cat([x, labels if known is None else labels * known.unsqueeze(1)], dim=1)
+            x = torch.cat([x.to_dense(), labels if known is None else labels * known.unsqueeze(1)], dim=1)
         return self.net(x, graph.edge_index)
 
     @override

@@ -46,4 +46,6 @@ class PlanetoidData(FullBatchData):
                 f"No complete {self.graph_name} found: looked in the folder {folder} for {', '.join(missing)}. "
                 "Set --data.download true to download it, or point --data.root to the folder that holds it."
             )
-        return Planetoid(str(self.root), self.graph_name, transform=NormalizeFeatures() if self.normalize else None)[0]
+        graph: Any = Planetoid(str(self.root), self.graph_name, transform=NormalizeFeatures() if self.normalize else None)[0]
+        graph.x = graph.x.to_sparse_coo().coalesce()  # one word in a hundred is there: dense, their dropout takes most of a step
+        return graph

@@ -1,25 +1,23 @@
 """CIFAR-10 and CIFAR-100, as torchvision reads them."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Subset
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, CIFAR100
 from typing_extensions import override
 
+from recipes.vision.image_data import ImageData, Transform, crop_and_flip, to_scaled_tensor
 from recipes.vision.splits import stratified_folds
 
 DATASETS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-class CIFARData(pl.LightningDataModule):
+class CIFARData(ImageData):
     """CIFAR-10 or CIFAR-100: of every ten training images of a class, in order, one validates; torchvision's test set tests.
 
     Training pads by 4 pixels, crops at random and flips.
@@ -44,20 +42,15 @@ class CIFARData(pl.LightningDataModule):
         image_size: int = 32,
         num_workers: int = 2,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, num_workers)
         self.root = Path(root)
         self.dataset = DATASETS[name]
         self.num_classes = 100 if name == "cifar100" else 10
         self.download = download
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        scale: list[Callable[[Any], Any]] = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        size: list[Callable[[Any], Any]] = [] if image_size == 32 else [transforms.Resize(image_size)]
-        moves: list[Callable[[Any], Any]] = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
-        self.train_transform = transforms.Compose([*moves, *size, *scale])
+        size: list[Transform] = [] if image_size == 32 else [transforms.Resize(image_size)]
+        scale = to_scaled_tensor(MEAN, STD)
+        self.train_transform = transforms.Compose([*crop_and_flip(32, padding=4), *size, *scale])
         self.eval_transform = transforms.Compose([*size, *scale])
-        self._sets: dict[str, Dataset[Any]] = {}
 
     @override
     def prepare_data(self) -> None:
@@ -79,32 +72,7 @@ class CIFARData(pl.LightningDataModule):
             "test": self._read(train=False, transform=self.eval_transform),
         }
 
-    @override
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return shuffled batches of random crops."""
-        return self._loader("train", self.batch_size, shuffle=True)
-
-    @override
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the validation set in order."""
-        return self._loader("val", self.eval_batch_size, shuffle=False)
-
-    @override
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the test set in order."""
-        return self._loader("test", self.eval_batch_size, shuffle=False)
-
-    def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(
-            self._sets[split],
-            batch_size=batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def _read(self, train: bool, transform: Callable[[Any], Any]) -> CIFAR10:
+    def _read(self, train: bool, transform: Transform) -> CIFAR10:
         try:
             return self.dataset(str(self.root), train=train, transform=transform)
         except RuntimeError as error:

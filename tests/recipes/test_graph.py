@@ -8,6 +8,7 @@ from lightning_adam_mini import inspect_model
 from recipes.__main__ import main
 from recipes.graph import ArxivData, DigitsGraphData, NodeClassifier, PlanetoidData
 from recipes.graph.full_batch import FullBatchData
+from recipes.graph.networks import drop_features
 
 from .conftest import CONFIGS, QUIET
 
@@ -90,20 +91,30 @@ def test_digits_graph_has_fifty_labels_and_disjoint_masks():
     assert torch.bincount(graph.y[graph.train_mask]).tolist() == [5] * 10
 
 
-def test_planetoid_reads_its_files(cora):
-    data = PlanetoidData(str(cora))
+def test_planetoid_reads_its_files(planetoid):
+    data = PlanetoidData(str(planetoid))
     data.setup("fit")
     assert (data.in_channels, data.num_classes) == (12, 7)
     graph = next(iter(data.val_dataloader()))
     assert [int(mask.sum()) for mask in (graph.train_mask, graph.val_mask)] == [140, 500]
-    sums = graph.x.sum(dim=1)
+    sums = graph.x.to_dense().sum(dim=1)
     assert torch.logical_or(sums.sub(1).abs() < 1e-5, sums == 0).all()
 
 
-def test_missing_planetoid_says_what_was_looked_for(cora, tmp_path):
-    (cora / "Cora" / "raw" / "ind.cora.graph").unlink()
+def test_sparse_features_are_dropped_as_dense_ones_are():
+    torch.manual_seed(0)
+    dense = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0]])
+    sparse = dense.to_sparse_coo().coalesce()
+    assert torch.equal(drop_features(sparse, 0.5, training=False).to_dense(), dense)
+    dropped = torch.stack([drop_features(sparse, 0.25, training=True).to_dense() for _ in range(2000)])
+    assert torch.logical_or(dropped == 0, torch.isclose(dropped, dense / 0.75)).all()
+    torch.testing.assert_close(dropped.mean(dim=0), dense, atol=0.1, rtol=0)
+
+
+def test_missing_planetoid_says_what_was_looked_for(planetoid, tmp_path):
+    (planetoid / "Cora" / "raw" / "ind.cora.graph").unlink()
     with pytest.raises(MisconfigurationException, match=r"looked in the folder .*raw for ind.cora.graph.*--data.download true"):
-        PlanetoidData(str(cora)).setup("fit")
+        PlanetoidData(str(planetoid)).setup("fit")
 
 
 def test_arxiv_reads_its_folder(arxiv):

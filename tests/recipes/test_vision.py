@@ -88,6 +88,33 @@ def test_image_tree(image_tree):
     assert len(data.test_dataloader().dataset) == 6
 
 
+def test_an_image_tree_can_validate_on_training_images(image_tree):
+    data = ImageFolderData(str(image_tree), val_folds=3, image_size=32, resize=32, padding=4, num_workers=0)
+    data.setup("fit")
+    train, val = data.train_dataloader().dataset, data.val_dataloader().dataset
+    assert [train.dataset.targets[index] for index in train.indices] == [0, 0, 1, 1]
+    assert [val.dataset.targets[index] for index in val.indices] == [0, 1]
+    assert not set(train.indices) & set(val.indices)
+    assert train[0][0].shape == (3, 32, 32)
+    assert torch.equal(val[0][0], val[0][0])  # not augmented
+    assert not torch.equal(train[0][0], train[0][0])
+
+
+def test_an_image_tree_can_be_cut_short(image_tree):
+    data = ImageFolderData(str(image_tree), images_per_class=2, num_workers=0)
+    data.setup("fit")
+    assert data.train_dataloader().dataset.indices == [0, 1, 3, 4]
+    assert len(data.val_dataloader().dataset) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"), [({"val_folds": 1}, "val_folds value: 1"), ({"val_folds": 5, "images_per_class": 4}, "least 5")]
+)
+def test_a_split_that_leaves_nothing_is_refused(arguments, found):
+    with pytest.raises(MisconfigurationException, match=found):
+        ImageFolderData(**arguments)
+
+
 def test_a_class_that_only_one_split_has_is_named(image_tree):
     (image_tree / "val" / "n01443537").rename(image_tree / "val" / "n09999999")
     with pytest.raises(MisconfigurationException, match="differ in n01443537, n09999999"):
