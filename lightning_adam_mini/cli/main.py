@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from lightning_adam_mini.cli.memory import add_memory_command
 from lightning_adam_mini.cli.models import HELP, build_model
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.layout import BlockLayout
@@ -33,15 +34,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect.add_argument("--format", choices=("table", "json"), default="table", help="a table of roles, or JSON with every parameter")
     inspect.add_argument("--partition", default="auto", help="partition that the blocks are of (default: %(default)s)")
     inspect.add_argument("--strict", action="store_true", help="fail where the heads of an attention cannot be found")
+    inspect.set_defaults(run=_inspect)
+    add_memory_command(commands)
     arguments = parser.parse_args(argv)
     try:
-        report = inspect_model(build_model(arguments.model))
-        layouts = partition_model(report, arguments.partition, strict=arguments.strict)
+        output = arguments.run(arguments)
     except (ValueError, ModuleNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write((report.table(layouts) if arguments.format == "table" else to_json(report, layouts)) + "\n")
+    sys.stdout.write(f"{output}\n")
     return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> str:
+    report = inspect_model(build_model(arguments.model))
+    layouts = partition_model(report, arguments.partition, strict=arguments.strict)
+    return report.table(layouts) if arguments.format == "table" else to_json(report, layouts)
 
 
 def to_json(report: ModelReport, layouts: dict[str, BlockLayout]) -> str:

@@ -7,7 +7,9 @@ import importlib
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def build_model(spec: str) -> nn.Module:
         spec: ``timm:NAME``, ``hf:CONFIG.json`` or ``module.path:factory``.
 
     Raises:
-        ValueError: If the spec is none of these, or names nothing; says what would.
+        ValueError: If the spec is none of these, or names nothing, or what it names cannot be built; says what would.
         ModuleNotFoundError: If the library that it needs is not installed.
 
     Example:
@@ -44,32 +46,63 @@ def build_model(spec: str) -> nn.Module:
     return model
 
 
-def _timm(name: str) -> nn.Module:
-    import timm
+def _library(name: str, kind: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        package = name.replace("_", "-")
+        raise ModuleNotFoundError(f"{kind}: models need {package}, which is not installed: pip install {package}", name=name) from error
 
+
+def _make(what: str, make: Callable[[], Any]) -> Any:
+    """Call ``make``. Whatever goes wrong in somebody else's code is one line that names ``what``."""
+    try:
+        return make()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{what} cannot be built on the meta device: {type(error).__name__}: {said}") from error
+
+
+def _timm(name: str) -> nn.Module:
+    timm = _library("timm", "timm")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"timm has no model {name!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
-    return timm.create_model(name)
+    return _make(f"timm's {name}", lambda: timm.create_model(name))
 
 
 def _hugging_face(name: str) -> nn.Module:
-    import transformers
-
+    transformers = _library("transformers", "hf")
     path = Path(name)
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Give the path of a Hugging Face config.json.")
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}. Give the path of a Hugging Face config.json.") from error
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), list(transformers.CONFIG_MAPPING), n=3)
+        raise ValueError(
+            f"{path} is not a configuration that transformers knows: "
+            + (
+                f"its model_type is {kind!r}" + (f". Did you mean {' or '.join(near)}?" if near else ".")
+                if kind
+                else "it has no model_type."
+            )
+        )
+
+    def make() -> nn.Module:
         config = transformers.AutoConfig.for_model(**values)
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a configuration that transformers knows: {error} It needs a known model_type.") from error
-    # The class that the checkpoint was made with, for its output layer; else the bare model.
-    architecture = getattr(transformers, next(iter(values.get("architectures") or ["AutoModel"])), transformers.AutoModel)
-    make = getattr(architecture, "_from_config", None) or architecture.from_config
-    return make(config)
+        # The class that the checkpoint was made with, for its output layer; else the bare model.
+        architecture = getattr(transformers, next(iter(values.get("architectures") or ["AutoModel"])), transformers.AutoModel)
+        return (getattr(architecture, "_from_config", None) or architecture.from_config)(config)
+
+    return _make(f"The model of {path}", make)
 
 
 def _factory(module: str, name: str) -> Any:
@@ -91,4 +124,4 @@ def _factory(module: str, name: str) -> Any:
         raise ValueError(
             f"{module}:{name} cannot be called without arguments: {error}. Write a function that calls it with yours."
         ) from error
-    return factory()
+    return _make(f"{module}:{name}", factory)

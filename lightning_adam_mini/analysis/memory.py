@@ -1,0 +1,190 @@
+"""Bytes of parameters, gradients and optimizer state, counted from shapes: a model on the meta device does as well.
+
+What each optimizer keeps for a parameter of ``n`` elements, once every trainable parameter has had its first gradient:
+
+- SGD with momentum: a momentum, in the parameter's dtype.
+- torch's AdamW: two moments in the parameter's dtype, and a step counter (float32, 4 bytes).
+- ``AdamMini``: a momentum, one second moment a block (float32, or float64 for float64 parameters), and a step counter (4 bytes). The
+  momentum has the parameter's dtype unless told otherwise; in 8 bits it is 1 byte an element and a float32 scale for each 256 of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_adam_mini.detection import ModelReport, inspect_model
+from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.partition import PartitionStrategy, partition_model
+
+MomentumDtype: TypeAlias = "torch.dtype | Literal['8bit'] | None"
+"""What AdamMini's momentum is kept in: a dtype, 8 bits with a scale a block, or (None) the parameter's dtype."""
+
+PARTITIONS = ("adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
+"""The partitions that are counted unless others are asked for."""
+
+_STEP = 4
+_SCALE = 4
+_SCALED_TOGETHER = 256
+
+
+@dataclass(frozen=True)
+class StateMemory:
+    """What an optimizer's state takes after its first step, in bytes.
+
+    Attributes:
+        optimizer: ``SGD``, ``AdamW`` (both torch's) or ``AdamMini``.
+        partition: Name of AdamMini's partition; empty for the others.
+        momentum: Bytes of the momentum, scales included.
+        second_moments: Number of second moments.
+        second_moment: Their bytes.
+        step: Bytes of the step counters.
+    """
+
+    optimizer: str
+    partition: str
+    momentum: int
+    second_moments: int
+    second_moment: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        """All of it: what :func:`~lightning_adam_mini.optim.state_bytes` counts on the real optimizer."""
+        return self.momentum + self.second_moment + self.step
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """What a model takes while it trains, in bytes; activations, buffers and temporary tensors not counted.
+
+    Attributes:
+        report: What the model is.
+        dtypes: Number of elements by dtype of the parameters, tied ones counted once.
+        trainable: Number of elements that train.
+        trainable_tensors: Number of tensors that train.
+        parameters: Bytes of all parameters.
+        gradients: Bytes of the gradients of those that train.
+        states: Bytes of the state, by optimizer and partition.
+    """
+
+    report: ModelReport
+    dtypes: Mapping[str, int]
+    trainable: int
+    trainable_tensors: int
+    parameters: int
+    gradients: int
+    states: tuple[StateMemory, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements, tied ones counted once."""
+        return sum(self.dtypes.values())
+
+    def state(self, optimizer: str, partition: str = "") -> StateMemory:
+        """The state of one optimizer.
+
+        Raises:
+            KeyError: If it was not counted.
+        """
+        for state in self.states:
+            if (state.optimizer, state.partition) == (optimizer, partition):
+                return state
+        raise KeyError(f"The state of {optimizer} {partition} was not counted.")
+
+
+def count_memory(
+    model: nn.Module,
+    partitions: Sequence[str | PartitionStrategy] = PARTITIONS,
+    *,
+    dtype: torch.dtype | None = None,
+    momentum_dtype: MomentumDtype = None,
+    strict: bool = False,
+) -> ModelMemory:
+    """Count what a model takes under SGD with momentum, AdamW, and AdamMini with each partition.
+
+    Args:
+        model: Any module; on the meta device nothing is allocated.
+        partitions: Partitions of AdamMini, or their names.
+        dtype: What the floating-point parameters are taken to be in. [default: each as it is]
+        momentum_dtype: What AdamMini's momentum is kept in. [default: the parameter's dtype]
+        strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
+
+    Raises:
+        ValueError: If a partition is unknown, a parameter is lazy or complex, or, if ``strict``, heads are unknown.
+
+    Example:
+        >>> memory = count_memory(nn.Linear(8, 4), ["tensor"])
+        >>> memory.parameters, memory.gradients, memory.state("AdamW").total, memory.state("AdamMini", "tensor").total
+        (144, 144, 296, 160)
+    """
+    report = inspect_model(model)
+    parameters = dict(model.named_parameters())  # a tied one once
+    dtypes = {name: dtype if dtype is not None and p.is_floating_point() else p.dtype for name, p in parameters.items()}
+    for name, p in parameters.items():
+        if p.is_complex() and p.requires_grad:
+            raise ValueError(
+                f"Parameter {name!r} is complex ({p.dtype}), which AdamMini does not step. Keep it as a real tensor (torch.view_as_real)."
+            )
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    same_dtype = sum(p.numel() * dtypes[name].itemsize for name, p in trained.items())
+    elements = sum(p.numel() for p in trained.values())
+    steps = _STEP * len(trained)
+    states = [StateMemory("SGD", "", same_dtype, 0, 0, 0), StateMemory("AdamW", "", same_dtype, elements, same_dtype, steps)]
+    momentum = sum(momentum_bytes(p.numel(), dtypes[name], momentum_dtype) for name, p in trained.items())
+    for partition in partitions:
+        layouts = _by_name(trained, report, partition_model(report, partition, strict=strict))
+        second = sum(layout.num_blocks * second_moment_dtype(dtypes[name]).itemsize for name, layout in layouts.items())
+        blocks = sum(layout.num_blocks for layout in layouts.values())
+        states.append(StateMemory("AdamMini", str(partition), momentum, blocks, second, steps))
+    return ModelMemory(
+        report=report,
+        dtypes=_elements_by_dtype(parameters, dtypes),
+        trainable=elements,
+        trainable_tensors=len(trained),
+        parameters=sum(p.numel() * dtypes[name].itemsize for name, p in parameters.items()),
+        gradients=same_dtype,
+        states=tuple(states),
+    )
+
+
+def momentum_bytes(elements: int, dtype: torch.dtype, momentum_dtype: MomentumDtype = None) -> int:
+    """Bytes of AdamMini's momentum for one parameter.
+
+    Args:
+        elements: Number of elements of the parameter.
+        dtype: Its dtype.
+        momentum_dtype: What the momentum is kept in. [default: ``dtype``]
+
+    Example:
+        >>> momentum_bytes(1000, torch.float32), momentum_bytes(1000, torch.float32, torch.bfloat16)
+        (4000, 2000)
+        >>> momentum_bytes(1000, torch.float32, "8bit")  # and four scales
+        1016
+    """
+    if momentum_dtype == "8bit":
+        return elements + _SCALE * -(-elements // _SCALED_TOGETHER)
+    return elements * (momentum_dtype or dtype).itemsize
+
+
+def _by_name(parameters: Mapping[str, Tensor], report: ModelReport, layouts: Mapping[str, BlockLayout]) -> dict[str, BlockLayout]:
+    """The layouts under the names that the model has, which may begin with the prefix of a wrapper."""
+    found = {}
+    for name in parameters:
+        p = report.find(name)
+        if p is None:
+            raise ValueError(f"Parameter {name!r} is not in the report of the model, because its name changes. Give it one name.")
+        found[name] = layouts[p.name]
+    return found
+
+
+def _elements_by_dtype(parameters: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, p in parameters.items():
+        key = str(dtypes[name]).removeprefix("torch.")
+        counts[key] = counts.get(key, 0) + p.numel()
+    return counts
