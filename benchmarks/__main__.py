@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "step": "how long a step takes on ResNet18, ViT-S, a 60M GPT and 1,000 tiny tensors, and how near to the floor",
+    "state": "bytes of the optimizer's state, a parameter",
+    "training-step": "how long a training step takes, and the optimizer's share in it",
+    "scaling": "how the step time grows with parameters and with tensors",
+    "launches": "how many operators a step calls, from 10 to 1,000 tensors",
+    "largest-batch": "the largest batch that fits into a given memory",
 }
 USAGE = (
     "usage: python -m benchmarks COMMAND ...\n\n"

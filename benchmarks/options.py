@@ -13,7 +13,7 @@ from benchmarks.workloads import WORKLOADS, Workload
 
 
 def make_parser(
-    name: str, description: str, rounds: int | None = None, seconds: float | None = None, models: bool = True
+    name: str, description: str, rounds: int | None = None, seconds: float | None = None, models: bool = True, trained: bool = False
 ) -> argparse.ArgumentParser:
     """Return a parser with the options that every benchmark has.
 
@@ -23,12 +23,13 @@ def make_parser(
         rounds: Default number of rounds; none for what is not timed.
         seconds: Default seconds a model.
         models: Whether it takes ``--models``.
+        trained: Whether it takes only networks, which have a loss.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=description, allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the results (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="REGEX", help="rivals by name; AdamW fused always takes part")
     if models:
-        names = ", ".join(workload.name for workload in WORKLOADS)
+        names = ", ".join(workload.name for workload in WORKLOADS if workload.loss or not trained)
         parser.add_argument(
             "--models", default="", metavar="REGEX", help=f"models by name, of {names} (default: those that fit the device)"
         )
@@ -45,6 +46,25 @@ def make_parser(
     return parser
 
 
+def counts(text: str) -> list[int]:
+    """Return the numbers of a comma-separated list, smallest first.
+
+    Args:
+        text: The list.
+
+    Example:
+        >>> counts("1000,10")
+        [10, 1000]
+    """
+    try:
+        numbers = sorted({int(number) for number in text.split(",")})
+    except ValueError:
+        numbers = [0]
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of positive whole numbers such as 10,100,1000")
+    return numbers
+
+
 def prepare(options: argparse.Namespace) -> torch.device:
     """Check the common options, set the threads and return the device.
 
@@ -54,7 +74,7 @@ def prepare(options: argparse.Namespace) -> torch.device:
     Raises:
         MisconfigurationException: If one is out of range, or there is no such device.
     """
-    for name, least in (("rounds", 1), ("threads", 1), ("seconds", 0)):
+    for name, least in (("rounds", 1), ("threads", 1), ("seconds", 0), ("batch", 1)):
         value = getattr(options, name, None)
         if value is not None and value < least:
             raise MisconfigurationException(f"--{name} {value} must be at least {least}")

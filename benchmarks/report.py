@@ -140,13 +140,22 @@ def new_figure(columns: int, lines: int = 1, width: float = 5.0, height: float =
     return figure, list(figure.subplots(lines, columns, squeeze=False).flat)
 
 
+def is_ours(rival: str) -> bool:
+    """Return whether a rival is this package's optimizer.
+
+    Args:
+        rival: Its name.
+    """
+    return rival == "AdamMini" or (rival.startswith("AdamMini ") and "(" not in rival)
+
+
 def colour(rival: str) -> str:
     """Return the colour of a bar.
 
     Args:
         rival: Whose.
     """
-    return OURS if rival.split()[0] == "AdamMini" and "(" not in rival else THEIRS
+    return OURS if is_ours(rival) else THEIRS
 
 
 def bars(

@@ -53,11 +53,13 @@ class Entrant:
         rival: The rival.
         optimizer: Its optimizer; none where it failed.
         note: What there is to say of it: why it failed, or by which remedy it did not.
+        build: What made the optimizer.
     """
 
     rival: Rival
     optimizer: Optimizer | None
     note: str = ""
+    build: Build | None = None
 
 
 def per_element(bytes_each: float) -> Callable[[Workload, nn.Module], float]:
@@ -214,7 +216,7 @@ def enter(rival: Rival, workload: Workload, model: nn.Module) -> Entrant:
         except Exception as error:
             note = note or f"raises: {short(error)}"
         else:
-            return Entrant(rival, optimizer, title)
+            return Entrant(rival, optimizer, title, build)
     return Entrant(rival, None, note)
 
 
