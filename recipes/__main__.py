@@ -1,4 +1,4 @@
-"""``python -m recipes``: train, test, compare and benchmark the recipes."""
+"""``python -m recipes``: train, test, sample, compare and benchmark the recipes."""
 
 import sys
 import warnings
@@ -11,6 +11,7 @@ usage: python -m recipes COMMAND ...
   validate   measure a checkpoint on the validation set
   test       measure a checkpoint on the test set
   predict    predict the test set with a checkpoint
+  sample     generate images with a checkpoint of a diffusion recipe: sample --ckpt PATH --out samples.png
   compare    train a recipe under several optimizers and seeds; write a table
   benchmark  time something: benchmark callback
 
@@ -29,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(USAGE)
         return 0
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch, which no user can change
+    if command == "sample":
+        from recipes.diffusion.command import main as sample
+
+        return sample(args)
     if command == "compare":
         from recipes.compare.command import main as compare
 

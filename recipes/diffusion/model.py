@@ -136,18 +136,24 @@ class NoisePredictor(Recipe):
         self._measure(batch, batch_idx, "test")
 
     @override
+    def predict_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Refuse: there is nothing to predict of an image."""
+        raise MisconfigurationException("A diffusion model predicts nothing of an image; generate some with `python -m recipes sample`.")
+
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
         return adamw(self.parameters(), int(self.trainer.estimated_stepping_batches), **self.optimizer_args)
 
     @torch.no_grad()
-    def sample(self, count: int, steps: int = 50, seed: int = 0) -> Tensor:
+    def sample(self, count: int, steps: int = 50, seed: int = 0, batch_size: int = 256) -> Tensor:
         """Return images made from noise, with pixels in [-1, 1]; the global random state is not touched.
 
         Args:
             count: How many.
             steps: Steps from noise to image: as many as the model was trained with is DDPM's own sampling, fewer is DDIM's.
             seed: Seed of all noise.
+            batch_size: Images made at once.
         """
         if not 1 <= steps <= self.timesteps:
             raise MisconfigurationException(f"The model has {self.timesteps} timesteps, so it cannot sample in {steps} steps.")
@@ -156,7 +162,7 @@ class NoisePredictor(Recipe):
         try:
             generator = torch.Generator().manual_seed(seed)
             noise = torch.randn(count, *self.image_shape, generator=generator).to(self.device)
-            return denoise(self, self.scheduler, noise, steps, generator)
+            return torch.cat([denoise(self, self.scheduler, part, steps, generator) for part in noise.split(batch_size)])
         finally:
             self.net.train(training)
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 from scipy.sparse import csr_matrix
-from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets import CIFAR10, CIFAR100, CelebA
 
 from recipes.vision.cifar import DATASETS
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 NARROW = ["--model.model_args", "{channels: [4, 8, 8, 8], zero_init_last: false}"]
+SMALL_UNET = ["--model.channels", "[8, 16]", "--model.attention_head_dim", "8", "--model.attention_levels", "[1]"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
@@ -94,6 +95,35 @@ def write_planetoid(root, name, classes):
 
 
 @pytest.fixture
+def celeba(tmp_path, monkeypatch):
+    """CelebA's folder, of 12 faces: 8 train, 2 validate, 2 test; and torchvision's reader without the checksums of the true files."""
+    folder = tmp_path / "faces" / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    names = [f"{number:06d}.jpg" for number in range(1, 13)]
+    for name in names:
+        pixels = generator.integers(0, 256, size=(218, 178, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "img_align_celeba" / name)
+
+    def table(rows, *head):
+        lines = [f"{name}  {' '.join(map(str, row))}" for name, row in zip(names, rows, strict=True)]
+        return "\n".join([*head, *lines]) + "\n"
+
+    attributes = " ".join(f"Attribute_{number}" for number in range(40))
+    lists = {
+        "list_eval_partition.txt": table([[0]] * 8 + [[1]] * 2 + [[2]] * 2),
+        "identity_CelebA.txt": table([[number] for number in range(12)]),
+        "list_attr_celeba.txt": table([[-1, 1] * 20] * 12, "12", attributes),
+        "list_bbox_celeba.txt": table([[95, 71, 226, 313]] * 12, "12", "image_id x_1 y_1 width height"),
+        "list_landmarks_align_celeba.txt": table([[69, 109, 106, 113, 77, 142, 73, 152, 108, 154]] * 12, "12", "lefteye_x lefteye_y"),
+    }
+    for name, text in lists.items():
+        (folder / name).write_text(text)
+    monkeypatch.setattr(CelebA, "file_list", [(link, None, name) for link, _, name in CelebA.file_list])
+    return tmp_path / "faces"
+
+
+@pytest.fixture
 def planetoid(tmp_path):
     """Cora's and CiteSeer's folders, with their true numbers of classes."""
     for name, classes in (("Cora", 7), ("CiteSeer", 6)):
@@ -121,10 +151,11 @@ def arxiv(tmp_path):
 
 
 @pytest.fixture
-def tiny_recipe(image_tree, cifar, planetoid, arxiv):
+def tiny_recipe(image_tree, cifar, celeba, planetoid, arxiv):
     """Command lines that make each YAML in configs/ small; a YAML without one fails its test."""
     imagenet = ["--data.root", str(image_tree), "--data.num_workers", "0", "--data.image_size", "32", "--data.resize", "36"]
     return {
+        "ddpm_celeba64": [*QUIET, *SMALL_UNET, "--data.root", str(celeba), "--data.num_workers", "0", "--data.batch_size", "4"],
         "ddpm_digits": QUIET,
         "gat_arxiv": [*QUIET, "--data.root", str(arxiv), "--model.hidden_channels", "8"],
         "gat_digits": QUIET,
