@@ -61,7 +61,24 @@ def lora_llama() -> nn.Module:
     return model
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "llama": llama, "tied_gpt2": tied_gpt2, "lora_llama": lora_llama}
+class Odd(nn.Module):
+    """A scalar, an empty tensor, a transposed one, and gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.transposed = nn.Parameter(torch.ones(4, 6).T)
+        self.gates = nn.LSTM(4, 6)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": resnet18,
+    "llama": llama,
+    "tied_gpt2": tied_gpt2,
+    "lora_llama": lora_llama,
+    "odd": Odd,
+}
 
 
 @pytest.fixture(params=MODELS)
