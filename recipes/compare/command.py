@@ -1,6 +1,7 @@
 """The command line of ``python -m recipes compare``."""
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -14,10 +15,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_adam_mini import partition_model
+from recipes.compare.figure import draw
 from recipes.compare.plan import BASELINE, Plan, Run
-from recipes.compare.results import Result, load_result
+from recipes.compare.results import Result, load_result, select_each
 from recipes.compare.table import build_rows, csv_text, markdown
-from recipes.compare.train import train, write_atomically
+from recipes.compare.train import train
+from recipes.files import write_atomically
 
 EPILOG = """\
 Further arguments are those of `python -m recipes fit` and hold for every run: --trainer.max_epochs 2 --data.batch_size 32.
@@ -36,7 +39,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int]:
     """
     parser = argparse.ArgumentParser(
         prog="python -m recipes compare",
-        description="Train a recipe under several optimizers and seeds, and write a table (Markdown, CSV).",
+        description="Train a recipe under several optimizers and seeds; write a table (Markdown, CSV) and a figure.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -84,14 +87,17 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         results = run_all(plan, jobs)
+        chosen = select_each(results, plan.optimizers)
     except MisconfigurationException as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    rows = build_rows(results, plan.optimizers)
-    table = markdown(rows, results[0].headline.title)
+    rows = build_rows(chosen)
+    table = markdown(rows, results[0].headline.title, plan.lrs)
     write_atomically(plan.out / "table.md", table)
     write_atomically(plan.out / "table.csv", csv_text(rows))
-    sys.stdout.write(f"\n{table}\nWritten to {plan.out / 'table.md'} and {plan.out / 'table.csv'}\n")
+    drawn = draw(chosen, plan.out / "figure.png")
+    figure = "figure.png" if drawn else "no figure, because no run validated while it trained"
+    sys.stdout.write(f"\n{table}\nWritten to {plan.out}: table.md, table.csv and {figure}\n")
     return 0
 
 
@@ -119,6 +125,7 @@ def run_all(plan: Plan, jobs: int) -> list[Result]:
     if jobs == 1:
         for finished, run in enumerate(todo, start=1):
             train(plan, run)
+            gc.collect()  # a trainer refers to itself in circles, and with it a run's weights would stay
             report(run, finished)
     elif todo:
         threads = max(1, (os.cpu_count() or 1) // jobs)

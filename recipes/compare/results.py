@@ -1,7 +1,8 @@
 """The results of a comparison's finished runs, and the learning rate that each optimizer is given by validation."""
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -87,6 +88,19 @@ def select_by_validation(results: Iterable[Result]) -> list[Result]:
             raise MisconfigurationException(
                 f"{by_rate[rate][0].run.name} logged no val/{by_rate[rate][0].headline.metric}, by which a learning rate is selected."
             )
-        return fmean(values) if by_rate[rate][0].headline.mode == "max" else -fmean(values)
+        mean = fmean(values)
+        if math.isnan(mean):  # a run that diverged is the worst, where a comparison with nan would say anything
+            return -math.inf
+        return mean if by_rate[rate][0].headline.mode == "max" else -mean
 
     return by_rate[max(rates, key=score)]
+
+
+def select_each(results: Sequence[Result], optimizers: Sequence[str]) -> dict[str, list[Result]]:
+    """Return the results of every optimizer at the learning rate that validation gives it.
+
+    Args:
+        results: All results.
+        optimizers: The order.
+    """
+    return {name: select_by_validation(result for result in results if result.run.optimizer == name) for name in optimizers}

@@ -3,12 +3,12 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from recipes.compare.plan import POINTS
-from recipes.compare.results import Result, select_by_validation
+from recipes.compare.results import Result
 from recipes.statistics import Interval, mean_interval
 
 
@@ -35,18 +35,16 @@ class Row:
     steps_per_second: float
 
 
-def build_rows(results: Sequence[Result], optimizers: Sequence[str]) -> list[Row]:
+def build_rows(chosen: Mapping[str, Sequence[Result]]) -> list[Row]:
     """Summarise the results, optimizer by optimizer.
 
     Args:
-        results: All of them.
-        optimizers: The order of the rows; the first is what the others are compared with.
+        chosen: The results of each optimizer at its learning rate, in the order of the rows; the others are compared with the first.
     """
-    chosen = {name: select_by_validation([result for result in results if result.run.optimizer == name]) for name in optimizers}
-    baseline = {result.run.seed: headline_at(result) for result in chosen[optimizers[0]]}
+    first = next(iter(chosen))
+    baseline = {result.run.seed: headline_at(result) for result in chosen[first]}
     rows: list[Row] = []
-    for name in optimizers:
-        runs = chosen[name]
+    for name, runs in chosen.items():
         columns = [[headline_at(result, f"{point:g}") for result in runs] for point in POINTS]
         speeds = [result.steps_per_second for result in runs if result.steps_per_second is not None]
         pairs = [headline_at(result) - baseline[result.run.seed] for result in runs if result.run.seed in baseline]
@@ -56,7 +54,7 @@ def build_rows(results: Sequence[Result], optimizers: Sequence[str]) -> list[Row
                 lr=runs[0].run.lr,
                 seeds=len(runs),
                 points=tuple((fmean(column), stdev(column) if len(column) > 1 else math.nan) for column in columns),
-                difference=None if name == optimizers[0] or not pairs else mean_interval(pairs),
+                difference=None if name == first or not pairs else mean_interval(pairs),
                 state_bytes=max(result.state_bytes for result in runs),
                 steps_per_second=fmean(speeds) if speeds else math.nan,
             )
@@ -75,19 +73,21 @@ def headline_at(result: Result, point: str = "1") -> float:
     return math.nan if value is None else value
 
 
-def markdown(rows: Sequence[Row], title: str) -> str:
+def markdown(rows: Sequence[Row], title: str, lrs: Sequence[float] = ()) -> str:
     """Return the table in Markdown.
 
     Args:
         rows: Its rows, the first of which is the baseline.
         title: How a person calls the metric.
+        lrs: The learning rates that every optimizer was given, if there was a choice.
     """
     baseline = rows[0]
+    choice = f" Learning rates, chosen on validation: {', '.join(f'{lr:g}' for lr in lrs)}." if len(lrs) > 1 else ""
     shares = [f"{point:.0%} of steps" for point in POINTS]
     head = ["optimizer", "lr", *shares, f"difference to {baseline.optimizer} [95 %]", "state", "steps/s"]
     lines = [
         f"Test {title}, mean ± standard deviation over {baseline.seeds} seed{'s' if baseline.seeds != 1 else ''}; "
-        "the difference is paired by seed, at the end of training.",
+        f"the difference is paired by seed, at the end of training.{choice}",
         "",
         "| " + " | ".join(head) + " |",
         "|" + " --- |" * len(head),

@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +16,7 @@ from typing_extensions import override
 
 from recipes.cli import RecipeCLI
 from recipes.compare.plan import POINTS, Plan, Run, edit_for
+from recipes.files import write_atomically
 from recipes.summary import run_summary
 from recipes.timing import StepTimer
 
@@ -114,16 +113,3 @@ def measure(trainer: pl.Trainer, cli: RecipeCLI) -> dict[str, float]:
         measure_split(cli.model, datamodule=cli.datamodule, verbose=False)
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     return metrics
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a file so that it is there in full or not at all, whenever the process is killed.
-
-    Args:
-        file: The file; its folder is made.
-        text: What to write.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -7,18 +8,32 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from recipes.__main__ import main
+from recipes.compare.figure import build_curve, draw
 from recipes.compare.plan import Plan, Run
-from recipes.compare.results import Result, select_by_validation
+from recipes.compare.results import Result, select_by_validation, select_each
 from recipes.compare.table import build_rows, markdown
 from recipes.recipe import Headline
 
 from .conftest import CONFIGS, NARROW, REPOSITORY
 
 ACCURACY = Headline("acc", "accuracy", "max")
-COMPARE = ["compare", "--config", str(CONFIGS / "resnet18_digits.yaml"), "--out", "out", *NARROW, "--trainer.max_steps", "4"]
+COMPARE = [
+    "compare",
+    "--config",
+    str(CONFIGS / "resnet18_digits.yaml"),
+    "--out",
+    "out",
+    *NARROW,
+    "--trainer.max_steps",
+    "4",
+    "--trainer.val_check_interval",
+    "2",
+]
 SMALL = ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]
 
 
@@ -53,6 +68,9 @@ def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, ca
         rows = {row["optimizer"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["adamw", "adam_mini"]
     assert 0.49 < int(rows["adam_mini"]["state_bytes"]) / int(rows["adamw"]["state_bytes"]) < 0.51
+    assert float(rows["adamw"]["steps_per_second"]) > 0
+    with Image.open(tmp_path / "out" / "figure.png") as image:
+        assert np.ptp(np.asarray(image.convert("L"))) > 200  # there is ink on it
     low, centre, high = (float(rows["adam_mini"][key]) for key in ("low95", "difference", "high95"))
     assert low <= centre <= high
 
@@ -98,10 +116,32 @@ def test_learning_rate_of_a_loss_is_the_one_that_makes_it_small():
     assert select_by_validation(runs)[0].run.lr == 1e-2
 
 
+def test_a_learning_rate_that_diverges_is_never_selected():
+    loss = Headline("acc", "loss", "min")
+    runs = [result("adamw", 0, test=0.5, lr=lr, val=val, headline=loss) for lr, val in ((1e-2, math.nan), (1e-3, 0.9))]
+    assert select_by_validation(runs)[0].run.lr == 1e-3
+    assert select_by_validation(runs[::-1])[0].run.lr == 1e-3
+
+
+def test_curve_is_the_mean_over_seeds_where_all_validated():
+    runs = [result("adamw", seed, 0.9, lr=1e-2) for seed in (0, 1)]
+    runs[0].curve.extend([{"step": 2, "val/acc": 0.5}, {"step": 4, "val/acc": 0.7}, {"step": 6, "val/acc": 0.8}])
+    runs[1].curve.extend([{"step": 2, "val/acc": 0.7}, {"step": 4, "val/acc": 0.7}])
+    curve = build_curve(runs)
+    assert (curve.label, curve.steps) == ("adamw, lr 0.01", (2, 4))
+    assert curve.means == pytest.approx((0.6, 0.7))
+    assert curve.spreads == pytest.approx((0.02**0.5, 0.0))
+
+
+def test_nothing_is_drawn_of_runs_that_never_validated(tmp_path):
+    assert not draw({"adamw": [result("adamw", 0, 0.9)]}, tmp_path / "figure.png")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_difference_is_paired_by_seed():
     results = [result("adamw", seed, 0.90 + seed / 100) for seed in range(3)]
     results += [result("tensor", seed, 0.91 + seed / 100 + noise) for seed, noise in enumerate((-0.001, 0.0, 0.001))]
-    baseline, tensor = build_rows(results, ["adamw", "tensor"])
+    baseline, tensor = build_rows(select_each(results, ["adamw", "tensor"]))
     assert baseline.difference is None
     assert tensor.difference is not None
     assert tensor.difference.centre == pytest.approx(0.01)
