@@ -18,7 +18,7 @@ from benchmarks.held import bytes_held, gradient_bytes, state_bytes
 from benchmarks.memory_sizes import memory_sizes
 from benchmarks.options import choose_workloads, make_parser, prepare
 from benchmarks.report import bars, conditions, markdown_table, new_figure, progress, write
-from benchmarks.rivals import BASELINE, Build, Entrant, Rival, enter, select
+from benchmarks.rivals import BASELINE, Build, Entrant, Rival, enter, select, without_compiling
 from benchmarks.workloads import Workload
 from recipes.statistics import Interval
 
@@ -104,7 +104,8 @@ def reckon(workload: Workload, rivals: Sequence[Rival], sizes: Mapping[str, int]
     found: dict[str, Found] = {}
     for rival in rivals:
         progress(f"{workload.name}: {rival.name}")
-        model, entrant = first_step(workload, rival, device)
+        with without_compiling():
+            model, entrant = first_step(workload, rival, device)
         own = bytes_held([*model.parameters(), *model.buffers()])
         gradients = gradient_bytes(model)
         sentence = (

@@ -194,6 +194,11 @@ def select(pattern: str) -> list[Rival]:
     return found if BASELINE in found else [BASELINE, *found]
 
 
+def without_compiling() -> contextlib.AbstractContextManager[object]:
+    """Return a context in which what would be compiled runs as it is, for whatever is not timed: torchao compiles for every shape."""
+    return torch.compiler.set_stance("force_eager")
+
+
 def enter(rival: Rival, workload: Workload, model: nn.Module) -> Entrant:
     """Make a rival's optimizer and take its first step; a failure is a result.
 

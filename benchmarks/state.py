@@ -9,7 +9,7 @@ import torch
 from benchmarks.held import state_bytes
 from benchmarks.options import choose_workloads, make_parser, prepare
 from benchmarks.report import bars, conditions, markdown_table, new_figure, progress, write
-from benchmarks.rivals import BASELINE, Rival, enter, select
+from benchmarks.rivals import BASELINE, Rival, enter, select, without_compiling
 from benchmarks.workloads import Workload, add_random_gradients
 from recipes.statistics import Interval
 
@@ -31,7 +31,8 @@ def measure(workload: Workload, rivals: Sequence[Rival], device: torch.device) -
     notes: dict[str, str] = {}
     for rival in rivals:
         progress(f"{workload.name}: {rival.name}")
-        entrant = enter(rival, workload, model)
+        with without_compiling():
+            entrant = enter(rival, workload, model)
         held[rival.name] = state_bytes(entrant.optimizer) if entrant.optimizer else None
         notes[rival.name] = entrant.note
     return sum(p.numel() for p in model.parameters()), held, notes
