@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
@@ -74,9 +75,20 @@ class RecipeCLI(LightningCLI):
         summary = run_summary(self.trainer)
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
+        end_averaging(self.trainer)
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
             sys.stdout.write(f"{summary.line(self.model.headline, self.trainer.callback_metrics)}\n")
+
+
+def end_averaging(trainer: pl.Trainer) -> None:
+    """Take weight averaging out of a trainer that has fitted: it would measure other weights than those of the model or of a checkpoint.
+
+    Args:
+        trainer: The trainer.
+    """
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.callbacks = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def parser_texts() -> dict[str, dict[str, Any]]:

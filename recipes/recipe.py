@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import lightning.pytorch as pl
+import torch
+from typing_extensions import override
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,18 @@ class Recipe(pl.LightningModule):
     """Base of the recipes' models: a LightningModule that names its headline and takes its peak learning rate as ``lr``."""
 
     headline: ClassVar[Headline]
+    _seed = 0
+
+    @override
+    def on_fit_start(self) -> None:
+        """Remember the seed of the run."""
+        self._seed = torch.initial_seed()
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        """Seed each epoch by its number, so that a resumed run draws the order, noise and dropout that an uninterrupted one draws."""
+        stream = 1 + self.current_epoch * self.trainer.world_size + self.global_rank
+        torch.manual_seed((self._seed + 1_000_003 * stream) % 2**32)  # torch's generator on CPUs ignores the higher bits
+        loop = self.trainer.fit_loop
+        if loop.is_resuming and loop._data_fetcher is not None:
+            iter(loop._data_fetcher)  # a resumed run would shuffle its first epoch as the seed says that the first of all is shuffled

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
-from recipes.cli import RecipeCLI
+from recipes.cli import RecipeCLI, end_averaging
 from recipes.compare.plan import POINTS, Plan, Run, edit_for
 from recipes.files import write_atomically
 from recipes.summary import run_summary
@@ -79,8 +79,7 @@ def train(plan: Plan, run: Run, threads: int | None = None) -> dict[str, Any]:
         raise MisconfigurationException(f"The run {run.name} took no training step, so there is nothing to compare.")
     summary = run_summary(trainer)
     trainer.loggers = []  # every further measurement would open another log file
-    # weight averaging would swap its weights in for each validation, whatever weights are to be measured
-    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, WeightAveraging)]  # pyright: ignore[reportAttributeAccessIssue]
+    end_averaging(trainer)
     measured: dict[str, dict[str, float]] = {}
     for point, weights in sorted(snapshots.weights.items()):
         cli.model.load_state_dict(weights)

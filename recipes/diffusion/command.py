@@ -35,12 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ckpt", type=Path, required=True, help="the checkpoint, such as runs/ddpm_digits/version_0/checkpoints/last.ckpt")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the PNG to write (default: %(default)s)")
     parser.add_argument("--count", type=int, default=64, help="how many images (default: %(default)s)")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=50,
-        help="steps from noise to image: as many as the model's timesteps is DDPM's own sampling, fewer is DDIM's (default: %(default)s)",
-    )
+    parser.add_argument("--steps", type=int, default=100, help="steps from noise to image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     parser.add_argument(
         "--distance",

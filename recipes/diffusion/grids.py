@@ -29,7 +29,7 @@ class SampleGrids(Callback):
         seed: Seed of the noise.
     """
 
-    def __init__(self, every_n_epochs: int = 5, count: int = 16, steps: int = 50, seed: int = 0) -> None:
+    def __init__(self, every_n_epochs: int = 5, count: int = 16, steps: int = 100, seed: int = 0) -> None:
         if min(every_n_epochs, count, steps) < 1:
             raise MisconfigurationException(
                 f"SampleGrids needs every_n_epochs, count and steps of at least 1, not {every_n_epochs}, {count} and {steps}."

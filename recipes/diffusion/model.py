@@ -76,7 +76,6 @@ class NoisePredictor(Recipe):
         net = create_unet(self.image_shape, tuple(channels), layers_per_block, attention_levels, attention_head_dim, norm_groups, dropout)
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.scheduler = create_scheduler(timesteps, beta_schedule)
-        self._seed = 0
 
     @override
     def setup(self, stage: str) -> None:
@@ -107,17 +106,6 @@ class NoisePredictor(Recipe):
         return self.net(noisy.contiguous(memory_format=torch.channels_last), timesteps).sample
 
     @override
-    def on_fit_start(self) -> None:
-        """Remember the seed of the run."""
-        self._seed = torch.initial_seed()
-
-    @override
-    def on_train_epoch_start(self) -> None:
-        """Seed each epoch by its number, so that a resumed run draws the noise and the order that an uninterrupted one draws."""
-        stream = 1 + self.current_epoch * self.trainer.world_size + self.global_rank
-        torch.manual_seed((self._seed + 1_000_003 * stream) % 2**32)  # torch's generator on CPUs ignores the higher bits
-
-    @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         timesteps = torch.randint(self.timesteps, (len(batch),), device=batch.device)
@@ -145,13 +133,12 @@ class NoisePredictor(Recipe):
         """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
         return adamw(self.parameters(), int(self.trainer.estimated_stepping_batches), **self.optimizer_args)
 
-    @torch.no_grad()
-    def sample(self, count: int, steps: int = 50, seed: int = 0, batch_size: int = 256) -> Tensor:
+    def sample(self, count: int, steps: int = 100, seed: int = 0, batch_size: int = 256) -> Tensor:
         """Return images made from noise, with pixels in [-1, 1]; the global random state is not touched.
 
         Args:
             count: How many.
-            steps: Steps from noise to image: as many as the model was trained with is DDPM's own sampling, fewer is DDIM's.
+            steps: Steps from noise to image, at most as many as the model was trained with.
             seed: Seed of all noise.
             batch_size: Images made at once.
         """

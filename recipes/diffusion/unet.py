@@ -81,22 +81,24 @@ def create_scheduler(timesteps: int, beta_schedule: BetaSchedule) -> "DDPMSchedu
     return DDPMScheduler(num_train_timesteps=timesteps, beta_schedule=beta_schedule, timestep_spacing="trailing")
 
 
+@torch.no_grad()
 def denoise(
     predict: Callable[[Tensor, Tensor], Tensor], scheduler: "DDPMScheduler", noise: Tensor, steps: int, generator: torch.Generator
 ) -> Tensor:
-    """Turn noise into images with pixels in [-1, 1].
+    """Turn noise into images with pixels in [-1, 1], in DDPM's steps or in fewer that are as far apart as it takes.
+
+    DDPM's steps add noise; DDIM's, which add none, leave more of it in the images of a model that is trained for a minute.
 
     Args:
         predict: Returns the noise in a batch of images, given the timestep of each.
         scheduler: The noise schedule that it was trained with.
         noise: A batch of noise.
-        steps: Number of steps; fewer than the schedule has are DDIM's, and deterministic.
-        generator: Draws what DDPM's own steps add.
+        steps: Number of steps.
+        generator: Draws the noise that the steps add.
     """
-    from diffusers import DDIMScheduler, DDPMScheduler
+    from diffusers import DDPMScheduler
 
-    full = steps == scheduler.config["num_train_timesteps"]
-    sampler: Any = (DDPMScheduler if full else DDIMScheduler).from_config(scheduler.config)
+    sampler: Any = DDPMScheduler.from_config(scheduler.config)  # a copy, because it holds the steps
     sampler.set_timesteps(steps)
     images = noise
     for timestep in sampler.timesteps:

@@ -16,7 +16,7 @@ from recipes.vision.cifar import DATASETS
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 NARROW = ["--model.model_args", "{channels: [4, 8, 8, 8], zero_init_last: false}"]
-SMALL_UNET = ["--model.channels", "[8, 16]", "--model.attention_head_dim", "8", "--model.attention_levels", "[1]"]
+SMALL_UNET = ["--model.channels", "[8, 16]", "--model.attention_head_dim", "8", "--model.attention_levels", "[1]", "--model.timesteps", "4"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
