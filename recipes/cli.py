@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -17,6 +18,7 @@ import lightning_adam_mini  # noqa: F401  (a YAML may then say AdamMiniCallback 
 import recipes.diffusion
 import recipes.graph
 import recipes.vision  # noqa: F401
+from recipes.files import WholeCheckpointIO
 from recipes.recipe import Recipe
 from recipes.summary import run_summary
 
@@ -58,6 +60,14 @@ class RecipeCLI(LightningCLI):
             continue_latest_version(config)
         if self.edit is not None:
             self.edit(config)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Instantiate the trainer; no checkpoint that it writes is ever there in part."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
 
     @override
     def instantiate_classes(self) -> None:
