@@ -1,6 +1,7 @@
 """``python -m recipes``: train, test, sample, compare and benchmark the recipes."""
 
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -52,10 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         RecipeCLI([command, *args])
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ValueError) as error:
+        if not is_users_mistake(error):
+            raise
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
+
+
+def is_users_mistake(error: Exception) -> bool:
+    """Return whether an error explains itself to the user: Lightning's of a configuration, or a ValueError that our package raised.
+
+    Args:
+        error: The error as it was caught.
+    """
+    if not isinstance(error, ValueError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning_adam_mini.")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@ import re
 
 import pytest
 import torch
+import yaml
 
 from recipes.__main__ import main
+from recipes.graph import NodeClassifier
 
 from .conftest import CONFIGS, NARROW, QUIET
 
@@ -91,6 +93,25 @@ def test_test_command_measures_a_checkpoint(tmp_path, capsys):
 def test_a_mistake_is_one_clear_error(args, message, capsys):
     assert main(["fit", "--config", DIGITS, *QUIET, "--trainer.max_steps", "1", *args]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_callbacks_options_is_one_clear_error(tmp_path, capsys):
+    config = yaml.safe_load((CONFIGS / "gcn_digits.yaml").read_text())
+    config["trainer"]["callbacks"][0]["init_args"] = {"overrides": {"no.such.parameter": "tensor"}}
+    (tmp_path / "mistaken.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "mistaken.yaml", *QUIET, "--trainer.max_steps", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "no.such.parameter" in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_an_error_of_a_model_keeps_its_traceback(monkeypatch):
+    def broken(self, batch, batch_idx):
+        raise ValueError("a defect, not a mistake")
+
+    monkeypatch.setattr(NodeClassifier, "training_step", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        main(["fit", "--config", str(CONFIGS / "gcn_digits.yaml"), *QUIET, "--trainer.max_steps", "1"])
 
 
 def test_missing_data_root_says_what_was_looked_for(capsys):
