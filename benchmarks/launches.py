@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.options import counts, make_parser, prepare
-from benchmarks.report import conditions, is_ours, markdown_table, new_figure, progress, write
+from benchmarks.report import conditions, line_style, markdown_table, new_figure, progress, write
 from benchmarks.rivals import enter, select, without_compiling
 from benchmarks.workloads import add_random_gradients, rows
 
@@ -89,25 +89,19 @@ def main(argv: Sequence[str]) -> int:
     figure, charts = new_figure(len(kinds), width=5.5)
     for axes, kind in zip(charts, kinds, strict=True):
         for number, (name, by) in enumerate(found.items()):
-            ours = is_ours(name)
-            axes.plot(
-                list(by),
-                [getattr(c, kind) for c in by.values()],
-                label=name,
-                color=f"C{number % 10}",
-                marker="o" if ours else ".",
-                lw=2.2 if ours else 1.1,
-            )
+            axes.plot(list(by), [getattr(c, kind) for c in by.values()], **line_style(name, number))
         axes.set_xscale("log")
-        axes.set_yscale("symlog")
+        axes.set_yscale("symlog", linthresh=1)  # has a place for 0
+        axes.set_ylim(-0.3, 2.0 * max([1, *(getattr(c, kind) for by in found.values() for c in by.values())]))
         axes.set_xlabel("tensors")
         axes.set_title(titles[kind])
         axes.spines[["top", "right"]].set_visible(False)
-    charts[0].legend(fontsize=7, frameon=False)
+    figure.legend(*charts[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     rows_out = [{"optimizer": name, "tensors": n, **c._asdict()} for name, by in found.items() for n, c in by.items()]
     intro = (
         f"# Operators a step\n\n{conditions(device)} Counted by torch.profiler in a step of so many 8x8 matrices, after the first. On a "
-        "CPU, what an optimizer would compile (torchao's) runs as it is, because what is compiled calls no operators.\n"
+        "CPU, what an optimizer would compile (torchao's) runs as it is, because what is compiled calls no operators. A row of 0 "
+        "is a compiled loop that is called past torch's dispatcher, as AdamMini's on a CPU, which the profiler does not see.\n"
     )
     remarks = "".join(f"\n\\* {name}: {note}.\n" for name, note in notes.items())
     write(options.out, "launches", "\n".join([intro, *texts]) + remarks, rows_out, figure)

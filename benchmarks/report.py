@@ -158,6 +158,20 @@ def colour(rival: str) -> str:
     return OURS if is_ours(rival) else THEIRS
 
 
+def line_style(rival: str, number: int) -> dict[str, object]:
+    """Return how the line of a rival is drawn: ours thick and red, each with dashes of its own.
+
+    Args:
+        rival: Whose.
+        number: Its place among the rivals.
+    """
+    if is_ours(rival):
+        dashes = {"AdamMini": "-", "AdamMini fused=False": "--"}.get(rival, ":")
+        return {"label": rival, "color": OURS, "marker": "o", "markersize": 4, "lw": 2.2, "ls": dashes}
+    colours = [f"C{place}" for place in range(10) if place != 3]  # without matplotlib's red
+    return {"label": rival, "color": colours[number % len(colours)], "marker": ".", "lw": 1.1}
+
+
 def bars(
     axes: Axes, values: Mapping[str, Interval], title: str, label: str, form: str, line: float | None = None, log: bool = False
 ) -> None:

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from benchmarks.bandwidth import COPY
 from benchmarks.options import counts, make_parser, prepare
-from benchmarks.report import conditions, is_ours, markdown_table, milliseconds, new_figure, spread, write
+from benchmarks.report import conditions, line_style, markdown_table, milliseconds, new_figure, spread, write
 from benchmarks.rivals import select
 from benchmarks.step import measure
 from benchmarks.turns import Times
@@ -47,16 +47,11 @@ def draw(axes: Axes, series: Series, names: Sequence[str], label: str, title: st
     """
     for number, name in enumerate(names):
         points = [(size, spread(times[name].wall)) for size, times in series.items() if name in times]
-        ours = is_ours(name)
         axes.errorbar(
             [size for size, _ in points],
             [time.centre * 1e3 for _, time in points],
             yerr=[[(time.centre - time.low) * 1e3 for _, time in points], [(time.high - time.centre) * 1e3 for _, time in points]],
-            label=name,
-            color=f"C{number % 10}",
-            marker="o" if ours else ".",
-            lw=2.2 if ours else 1.1,
-            ls="-" if number < 10 else "--",
+            **line_style(name, number),  # pyright: ignore[reportArgumentType]
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -122,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     names = [rival.name for rival in rivals]
     draw(charts[0], all_series["parameters"], names, "parameters", f"{options.fixed_tensors:,} tensors")
     draw(charts[1], all_series["tensors"], names, "tensors", f"{options.fixed_parameters:,} parameters")
-    charts[1].legend(fontsize=7, frameon=False)
+    figure.legend(*charts[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     intro = (
         f"# Scaling\n\n{conditions(device)} Matrices of one size with random gradients, a block a row; ms a step, medians with quartiles "
         "over rounds in which the optimizers take turns. The last column is what one more costs, from the smallest to the largest size.\n"

@@ -101,7 +101,7 @@ def section(workload: Workload, batch: int, entrants: Sequence[Entrant], times: 
         shown = "-" if name == BASELINE.name else ratio.text(".3f")
         lines.append([name + ("*" if entrant.note else ""), milliseconds(own.wall), milliseconds(own.inner), f"{shares.centre:.1%}", shown])
     notes = [f"\n\\* {entrant.rival.name}: {entrant.note}.\n" for entrant in entrants if entrant.note and entrant.optimizer]
-    title = f"## {workload.title}\n\n{batch} x one {workload.example} a step, {count(len(base.wall), 'round')}."
+    title = f"## {workload.title}\n\nA batch of {batch} ({workload.example}), {count(len(base.wall), 'round')}."
     return f"{title}\n\n{markdown_table(HEAD, lines)}\n" + "".join(notes), rows
 
 
@@ -122,7 +122,7 @@ def draw(axes: Axes, times: dict[str, Times], title: str) -> None:
         axes.annotate(f"{i / w:.1%}", (w, name), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_xlim(0, max(whole) * 1.15)
     axes.set_title(title)
-    axes.set_xlabel("ms: forward and backward pass (light), optimizer (dark) and its share")
+    axes.set_xlabel("ms a training step; dark: the optimizer, its share")
     axes.spines[["top", "right"]].set_visible(False)
 
 
