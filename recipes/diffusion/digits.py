@@ -36,7 +36,7 @@ def digit_images() -> dict[Split, Tensor]:
 
     Example:
         >>> {name: tuple(images.shape) for name, images in digit_images().items()}
-        {'train': (1073, 1, 8, 8), 'val': (360, 1, 8, 8), 'test': (364, 1, 8, 8)}
+        {'train': (1071, 1, 8, 8), 'val': (362, 1, 8, 8), 'test': (364, 1, 8, 8)}
     """
     from sklearn.datasets import load_digits  # seconds to import, so that --help does without
 

@@ -24,7 +24,7 @@ class FileImages(Dataset[Tensor]):
         files: The files.
         image_size: Side of the images.
         channels: 1 for grey, 3 for colour.
-        flip: Whether to mirror every other image at random.
+        flip: Whether to mirror half of the images, at random.
     """
 
     def __init__(self, files: Sequence[Path], image_size: int, channels: int, flip: bool) -> None:
