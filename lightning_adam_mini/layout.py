@@ -160,7 +160,7 @@ class BlockLayout:
         return self._divide_by_size(self._sum_groups(squares))
 
     def average(self, values: Tensor) -> Tensor:
-        """Mean of ``values`` over each block, in float64 so that values that are equal within a block come back exactly.
+        """Mean of ``values`` over each block, in float64 so that float32 values that are equal within a block come back exactly.
 
         Args:
             values: Tensor of ``shape``.

@@ -85,7 +85,7 @@ def translate(
                 )
     notes = [
         f"{flag}=True dropped: AdamMini has no such path yet"
-        for flag in ("fused", "capturable")
+        for flag in ("capturable",)
         if any(group.get(flag) for group in optimizer.param_groups)
     ]
     exact = type(optimizer) in _FAITHFUL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.conversion import convert_state_dict, how_to_regroup, regroup
+from lightning_adam_mini.optim.cpu.step import cpu_step, fixed_fields, why_not
 from lightning_adam_mini.optim.functional import adam_mini
 
 
@@ -42,6 +43,9 @@ class AdamMini(Optimizer):
         decoupled_weight_decay: Whether weight decay shrinks the parameters (AdamW) or is added to the gradients (Adam).
         maximize: Whether to maximize the objective.
         foreach: Whether to batch the work over tensors; None does so when all parameters are on a GPU.
+        fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once a machine. None does so wherever
+            that can be, unless ``foreach`` is given or no layout shares anything: then the optimizer equals torch's AdamW to the bit.
+        momentum_dtype: Dtype of the first moments; None for the parameters'. ``torch.bfloat16`` halves the state of float32 parameters.
         layouts: Blocks by parameter name. A parameter without a layout keeps one second moment an element, with a warning if others
             have one. Names may be of parameters that are not given yet: :meth:`add_param_group` finds them.
         named_parameters: ``(name, parameter)`` pairs that give names to parameters passed without, now or to :meth:`add_param_group`.
@@ -50,8 +54,8 @@ class AdamMini(Optimizer):
     Raises:
         ValueError: If an option is out of range, a layout does not fit its parameter, or layouts are given but none is for a parameter.
 
-    State per parameter: ``step`` (float32, on the CPU), ``exp_avg`` (the parameter's shape and dtype) and ``exp_avg_sq`` (the layout's
-    ``block_shape``; float32, or float64 for float64 parameters).
+    State per parameter: ``step`` (float32, on the CPU), ``exp_avg`` (the parameter's shape, ``momentum_dtype``) and ``exp_avg_sq`` (the
+    layout's ``block_shape``; float32, or float64 for float64 parameters).
 
     Example:
         >>> model = torch.nn.Linear(6, 4)
@@ -74,6 +78,8 @@ class AdamMini(Optimizer):
         decoupled_weight_decay: bool = True,
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
+        momentum_dtype: torch.dtype | None = None,
         layouts: Mapping[str, BlockLayout] | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] = (),
         convert_state: bool = True,
@@ -86,11 +92,14 @@ class AdamMini(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
             "foreach": foreach,
+            "fused": fused,
         }
         _check_options(defaults)
         self._layouts = dict(layouts or {})
         self._names = {parameter: name for name, parameter in named_parameters}
         self._convert_state = convert_state
+        self._momentum_dtype = momentum_dtype
+        self._rows: dict[int, _Row] = {}
         super().__init__(params, defaults)
         self._check_some_layout_is_ours(self._layouts)
 
@@ -174,25 +183,23 @@ class AdamMini(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [
-            (
-                group,
-                [(p, p.grad, _from_plain(plain)) for p, plain in zip(group["params"], group["layouts"], strict=True) if p.grad is not None],
-            )
-            for group in self.param_groups
-        ]
-        for _, members in work:
-            for p, grad, _ in members:
+        fused, plain = [], []
+        blockwise = self._is_blockwise
+        for group in self.param_groups:
+            members = [(p, p.grad, layout) for p, layout in zip(group["params"], group["layouts"], strict=True) if p.grad is not None]
+            fast, slow = [], []
+            for p, grad, layout in members:
                 self._check_gradient(p, grad)
-        for group, members in work:
-            for p, _, layout in members:
-                if not self.state[p]:
-                    self.state[p] = {
-                        "step": torch.tensor(0.0, dtype=torch.float32),
-                        "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
-                        "exp_avg_sq": torch.zeros(layout.block_shape, dtype=second_moment_dtype(p.dtype), device=p.device),
-                    }
-            states = [self.state[p] for p, _, _ in members]
+                row = self._row(p, layout, group["fused"], blockwise and group["foreach"] is None)
+                if row is None:
+                    slow.append((p, grad, _from_plain(layout)))
+                else:
+                    fast.append((p, grad, row))
+            fused.append((group, fast))
+            plain.append((group, slow))
+        cpu_step([(group, [(p, grad, self._state_of(p, row.layout), row.fields) for p, grad, row in members]) for group, members in fused])
+        for group, members in plain:
+            states = [self._state_of(p, layout) for p, _, layout in members]
             beta1, beta2 = group["betas"]
             adam_mini(
                 [p for p, _, _ in members],
@@ -211,6 +218,41 @@ class AdamMini(Optimizer):
                 foreach=group["foreach"],
             )
         return loss
+
+    def _state_of(self, p: Tensor, layout: BlockLayout) -> dict[str, Tensor]:
+        state = self.state[p]
+        if not state:
+            dtype = second_moment_dtype(p.dtype)
+            state["step"] = torch.tensor(0.0, dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(p, dtype=self._momentum_dtype, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = (
+                torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+                if layout.is_per_parameter
+                else torch.zeros(layout.block_shape, dtype=dtype, device=p.device)
+            )
+        return state
+
+    @property
+    def _is_blockwise(self) -> bool:
+        return any(not _from_plain(plain).is_per_parameter for group in self.param_groups for plain in group["layouts"])
+
+    def _row(self, p: Tensor, layout: tuple, fused: bool | None, by_default: bool) -> _Row | None:
+        """What the compiled loop needs to know of a parameter; None if it does not step it."""
+        if fused is False or p.numel() == 0 or torch.compiler.is_compiling() or (fused is None and not by_default):
+            return None
+        row = self._rows.get(id(p))
+        if row is None or row.p is not p or row.plain is not layout or row.strides != p.stride() or row.dtype != p.dtype:
+            momentum_dtype = self._momentum_dtype or p.dtype
+            problem = why_not(p, momentum_dtype)
+            fields = None if problem else fixed_fields(p, momentum_dtype, _from_plain(layout))
+            row = _Row(p, layout, _from_plain(layout), p.stride(), p.dtype, fields, problem)
+            self._rows[id(p)] = row
+        if row.problem and fused:
+            raise RuntimeError(
+                f"AdamMini(fused=True) cannot step parameter {self.parameter_names()[p]!r} of shape {tuple(p.shape)} in one compiled loop"
+                f" because {row.problem}. Leave fused=None to use the loop only where it can be used."
+            )
+        return None if row.problem else row
 
     def _check_some_layout_is_ours(self, layouts: Mapping[str, BlockLayout]) -> None:
         if layouts and not layouts.keys() & set(self._names.values()):
@@ -333,7 +375,7 @@ class AdamMini(Optimizer):
                 or needs a conversion that ``convert_state=False`` forbids. Names the parameter; nothing has changed then.
         """
         names = self.parameter_names()
-        present = [list(group["layouts"]) for group in self.param_groups]
+        present = [{"layouts": list(group["layouts"]), "fused": group["fused"]} for group in self.param_groups]
         flat = [
             (names[p], p, _from_plain(plain))
             for group in self.param_groups
@@ -341,12 +383,14 @@ class AdamMini(Optimizer):
         ]
         state_dict, second_moments, converted = convert_state_dict(state_dict, flat, self._convert_state)
         super().load_state_dict(state_dict)
-        for group, layouts in zip(self.param_groups, present, strict=True):
-            group["layouts"] = layouts
-        # torch casts floating-point state to the parameter's dtype; second moments keep theirs.
+        for group, kept in zip(self.param_groups, present, strict=True):
+            group.update(kept)
+        # torch casts floating-point state to the parameter's dtype; moments keep theirs.
         for index, value in second_moments.items():
             _, p, _ = flat[index]
             self.state[p]["exp_avg_sq"] = value.to(device=p.device, dtype=second_moment_dtype(p.dtype), copy=True)
+            if self._momentum_dtype is not None:
+                self.state[p]["exp_avg"] = self.state[p]["exp_avg"].to(self._momentum_dtype)
         if converted:
             warnings.warn(
                 f"The loaded state was written with other blocks for {_some(list(converted))}; their second moments were"
@@ -361,7 +405,24 @@ class AdamMini(Optimizer):
             "_layouts": self._layouts,
             "_names": self._names,
             "_convert_state": self._convert_state,
+            "_momentum_dtype": self._momentum_dtype,
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._rows = {}
+
+
+class _Row(NamedTuple):
+    """What the compiled loop needs to know of a parameter, and what it was made from."""
+
+    p: Tensor
+    plain: tuple
+    layout: BlockLayout
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    fields: Any
+    problem: str | None
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -374,6 +435,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid epsilon value: {options['eps']}")
     if not isinstance(options["weight_decay"], (int, float)) or not options["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {options['weight_decay']}")
+    if options["fused"] and options["foreach"]:
+        raise ValueError("`fused` and `foreach` cannot be `True` together.")
     for i, beta in enumerate(betas):
         if isinstance(beta, Tensor):
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}, because tensor betas are not supported: pass numbers")

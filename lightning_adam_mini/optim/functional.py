@@ -102,7 +102,12 @@ def _single_tensor_adam_mini(
         bias_correction1 = 1 - beta1**step
         bias_correction2_sqrt = (1 - beta2**step) ** 0.5
 
-        exp_avg.lerp_(grad, 1 - beta1)
+        if exp_avg.dtype == grad.dtype:
+            exp_avg.lerp_(grad, 1 - beta1)
+            momentum = exp_avg
+        else:
+            momentum = exp_avg.to(exp_avg_sq.dtype).lerp_(grad.to(exp_avg_sq.dtype), 1 - beta1)
+            exp_avg.copy_(momentum)
         # Operator for operator as in torch's AdamW, so that a layout of single elements is AdamW to the bit.
         if layout.is_per_parameter:
             exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
@@ -111,9 +116,9 @@ def _single_tensor_adam_mini(
         denom = (exp_avg_sq.sqrt() / bias_correction2_sqrt).add_(eps)
         if isinstance(lr, Tensor):
             # addcdiv takes numbers only, and reading the number off a GPU would wait for it.
-            param.addcdiv_(exp_avg, layout.spread(denom.mul_(bias_correction1 / -lr)))
+            param.addcdiv_(momentum, layout.spread(denom.mul_(bias_correction1 / -lr)))
         else:
-            param.addcdiv_(exp_avg, layout.spread(denom), value=-(lr / bias_correction1))
+            param.addcdiv_(momentum, layout.spread(denom), value=-(lr / bias_correction1))
 
 
 def _multi_tensor_adam_mini(
@@ -132,11 +137,11 @@ def _multi_tensor_adam_mini(
     decoupled_weight_decay: bool,
     maximize: bool,
 ) -> None:
-    def kind(i: int) -> tuple[str, str, bool]:
-        return (str(params[i].device), str(params[i].dtype), layouts[i].is_per_parameter)
+    def kind(i: int) -> tuple[str, str, str, bool]:
+        return (str(params[i].device), str(params[i].dtype), str(exp_avgs[i].dtype), layouts[i].is_per_parameter)
 
     # foreach operators are one launch for tensors of one device and dtype only.
-    for (_, _, per_parameter), indices in groupby(sorted(range(len(params)), key=kind), key=kind):
+    for (_, _, _, per_parameter), indices in groupby(sorted(range(len(params)), key=kind), key=kind):
         at = list(indices)
         p, g, m, v, s = ([tensors[i] for i in at] for tensors in (params, grads, exp_avgs, exp_avg_sqs, state_steps))
         here = [layouts[i] for i in at]
@@ -150,7 +155,13 @@ def _multi_tensor_adam_mini(
         torch._foreach_add_(s, 1)
         steps = [step.item() for step in s]  # on the CPU: waits for nothing
 
-        torch._foreach_lerp_(m, g, 1 - beta1)
+        stored = m
+        if m[0].dtype != g[0].dtype:
+            m = [t.to(v[0].dtype) for t in m]
+            torch._foreach_lerp_(m, [t.to(v[0].dtype) for t in g], 1 - beta1)
+            torch._foreach_copy_(stored, m)
+        else:
+            torch._foreach_lerp_(m, g, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         if per_parameter:
             torch._foreach_addcmul_(v, g, g, 1 - beta2)

@@ -51,11 +51,14 @@ def feed(params, step: int, dtype=torch.float32) -> dict[str, torch.Tensor]:
     return grads
 
 
-@pytest.mark.parametrize("foreach", [False, True])
+PATHS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("tensor_lr", [False, True])
-def test_equals_algorithm_1_in_float64(foreach, decoupled, maximize, tensor_lr):
+def test_equals_algorithm_1_in_float64(path, decoupled, maximize, tensor_lr):
     params = make()
     settings = dict(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, maximize=maximize)
     reference = ref.ReferenceAdamMini(
@@ -66,7 +69,7 @@ def test_equals_algorithm_1_in_float64(foreach, decoupled, maximize, tensor_lr):
         **settings,
     )
     lr = torch.tensor(0.01) if tensor_lr else 0.01
-    optimizer = AdamMini(params.items(), lr=lr, layouts=LAYOUTS, foreach=foreach, decoupled_weight_decay=decoupled, **settings)
+    optimizer = AdamMini(params.items(), lr=lr, layouts=LAYOUTS, decoupled_weight_decay=decoupled, **PATHS[path], **settings)
     for step in range(100):
         grads = feed(params, step)
         optimizer.step()

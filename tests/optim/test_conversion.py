@@ -58,7 +58,7 @@ def test_torch_state_is_averaged_into_blocks(kind, reference_class):
     expected = block_mean(theirs.state[q]["exp_avg_sq"], kind)
     torch.testing.assert_close(ours.second_moments()["w"].double().expand(SHAPE), expected, rtol=1e-6, atol=0)
     assert ours.layouts["w"] == LAYOUTS[kind]
-    assert "fused" not in ours.param_groups[0]
+    assert ours.param_groups[0]["fused"] is None
     assert ours.param_groups[0]["lr"] == 0.1
     run(ours, p, 1)
 
@@ -96,7 +96,9 @@ def test_adamw_takes_over_with_second_moments_spread_and_gives_them_back_exactly
 
     back, _ = adam_mini(kind, dtype)
     back.load_state_dict(state)
-    assert torch.equal(back.second_moments()["w"], ours.second_moments()["w"])
+    # The mean of equal numbers is that number in twice their precision; a float64 has only its own.
+    rtol = 1e-15 if dtype == torch.float64 else 0.0
+    torch.testing.assert_close(back.second_moments()["w"], ours.second_moments()["w"], rtol=rtol, atol=0.0)
 
 
 def test_state_for_adamw_is_small_on_disk():

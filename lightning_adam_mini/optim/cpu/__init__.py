@@ -1,0 +1,1 @@
+"""The step on the CPU as one compiled loop over all parameters."""

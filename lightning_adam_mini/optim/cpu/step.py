@@ -1,0 +1,91 @@
+"""The step of all parameters on the CPU, by the compiled kernel."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.optim.cpu.build import load_kernel
+from lightning_adam_mini.optim.segments import EACH, find_segments, memory_order
+
+_CPU = torch.device("cpu")
+_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# (parameter, momentum) dtypes that the kernel has.
+_PAIRS = {(0, 0), (0, 2), (1, 1), (2, 0), (2, 2), (3, 0), (3, 2), (3, 3)}
+Row = tuple[int, ...]
+
+
+def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
+    """Why the kernel cannot step a parameter, or None if it can."""
+    if p.device.type != "cpu" or type(p) not in (Tensor, torch.nn.Parameter):
+        return f"it is a {type(p).__name__} on {p.device}"
+    if (_CODES.get(p.dtype), _CODES.get(momentum_dtype)) not in _PAIRS:
+        return f"its dtype is {p.dtype} and its momentum's {momentum_dtype}"
+    if memory_order(tuple(p.shape), p.stride()) is None:
+        return "its elements overlap or have gaps between them"
+    kernel = load_kernel()
+    if isinstance(kernel, str):
+        return kernel
+    if p.dtype == torch.float16 and not kernel.has_half():
+        return "the compiler has no half precision"
+    return None
+
+
+def fixed_fields(p: Tensor, momentum_dtype: torch.dtype, layout: BlockLayout) -> Row:
+    """The fields of a parameter's task that do not change from step to step."""
+    segments = find_segments(layout, p.stride(), _CPU)
+    assert segments is not None
+    tables = (0 if t is None else t.data_ptr() for t in (segments.segment, segments.column, segments.size))  # kept by find_segments
+    return (*tables, segments.kind, p.numel(), segments.length, layout.num_blocks, _CODES[p.dtype], _CODES[momentum_dtype])
+
+
+def cpu_step(
+    work: Sequence[tuple[Mapping[str, Any], Sequence[tuple[Tensor, Tensor, dict[str, Tensor], Row]]]],
+) -> None:
+    """Step all parameters at once, in place.
+
+    Args:
+        work: For each group its options, and for each of its parameters: the parameter, its gradient, its state, and what
+            :func:`fixed_fields` gave. Gradients may have any strides.
+    """
+    if not any(members for _, members in work):
+        return
+    kernel = load_kernel()
+    assert not isinstance(kernel, str)
+    tasks, groups, held = array("q"), array("d"), []
+    for g, (options, members) in enumerate(work):
+        beta1, beta2 = options["betas"]
+        groups.extend(
+            float(value)
+            for value in (
+                options["lr"], beta1, beta2, options["eps"], options["weight_decay"], options["decoupled_weight_decay"], options["maximize"]
+            )
+        )  # fmt: skip
+        for p, grad, state, fixed in members:
+            strides = p.stride()
+            if grad.dtype != p.dtype or (grad.stride() != strides and not _same_memory(grad, p)):
+                grad = torch.empty_like(p).copy_(grad)
+                held.append(grad)
+            # As after loading a state that another memory format was trained with.
+            for moment in ("exp_avg", "exp_avg_sq") if fixed[3] == EACH else ("exp_avg",):
+                if state[moment].stride() != strides and not _same_memory(state[moment], p):
+                    state[moment] = torch.empty_like(p, dtype=state[moment].dtype).copy_(state[moment])
+            pointers = (
+                p.data_ptr(),
+                grad.data_ptr(),
+                state["exp_avg"].data_ptr(),
+                state["exp_avg_sq"].data_ptr(),
+                state["step"].data_ptr(),
+            )
+            tasks.extend((*pointers, *fixed, g))
+    kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // 15, groups.buffer_info()[0], torch.get_num_threads())
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape keep their elements in the same order, whatever the strides of dimensions of length 1."""
+    return memory_order(tuple(a.shape), a.stride()) == memory_order(tuple(b.shape), b.stride())

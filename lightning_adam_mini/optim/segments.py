@@ -1,0 +1,100 @@
+"""How the blocks of a layout lie in memory: what the fast steps work on."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout
+
+EACH, ROWS, SEGMENTS, COLUMNS = range(4)
+
+
+class Segments(NamedTuple):
+    """A dense tensor as runs of ``length`` elements, in the order of its memory.
+
+    Attributes:
+        kind: ``EACH``: every element is a block, with second moments in the same order. ``ROWS``: every run is a block. ``SEGMENTS``: run
+            ``s`` belongs to block ``segment[s]``. ``COLUMNS``: element ``c`` of it belongs to block ``segment[s] + column[c]``.
+        length: Elements of a run.
+        segment: int32 table of runs, on the layout's device; None where all are 0, or for ``ROWS`` and ``EACH``.
+        column: int32 table of the elements of a run; None where it counts up from 0.
+        size: float64 number of elements of each block; None where all blocks have the same.
+    """
+
+    kind: int
+    length: int
+    segment: Tensor | None = None
+    column: Tensor | None = None
+    size: Tensor | None = None
+
+
+def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Dimensions from the outermost in memory to the innermost, without those of length 1; None if elements overlap or leave gaps.
+
+    Example:
+        >>> image = torch.empty(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+        >>> memory_order(image.shape, image.stride())
+        (0, 2, 3, 1)
+    """
+    order = sorted((d for d, size in enumerate(shape) if size != 1), key=lambda d: -strides[d])
+    expected = 1
+    for d in reversed(order):
+        if strides[d] != expected:
+            return None
+        expected *= shape[d]
+    return tuple(order)
+
+
+@lru_cache(maxsize=65536)
+def find_segments(layout: BlockLayout, strides: tuple[int, ...], device: torch.device) -> Segments | None:
+    """The segments of a tensor of ``layout.shape`` with these strides, or None if it is empty or not dense.
+
+    Example:
+        >>> find_segments(BlockLayout((4, 6), dims=(1,)), (6, 1), torch.device("cpu"))[:2]
+        (1, 6)
+    """
+    order = memory_order(layout.shape, strides)
+    numel = math.prod(layout.shape)
+    if order is None or numel == 0:
+        return None
+    if layout.num_blocks == numel:
+        return Segments(EACH, 1)
+    size = layout._block_sizes(torch.device("cpu"))
+    sizes = None if isinstance(size, int) else size.expand(layout.block_shape).reshape(-1).to(device, torch.float64)
+    inner = next((i for i in range(len(order) + 1) if all(d in layout.dims for d in order[i:])), len(order))
+    if inner < len(order) or not order:
+        length = math.prod(layout.shape[d] for d in order[inner:])
+        table = _blocks(layout, order[:inner])
+        if layout.num_blocks == 1:
+            return Segments(SEGMENTS, length, None, None, sizes)
+        if torch.equal(table, torch.arange(numel // length, dtype=torch.int32)):
+            return Segments(ROWS, length, None, None, sizes)
+        return Segments(SEGMENTS, length, table.to(device), None, sizes)
+    inner = next(i for i in range(len(order) + 1) if not any(d in layout.dims for d in order[i:]))
+    length = math.prod(layout.shape[d] for d in order[inner:])
+    # Block numbers are sums of one term a dimension, so a run's first block and the steps within a run tell all.
+    table = _blocks(layout, order[:inner])
+    column = _blocks(layout, order[inner:])
+    counts = torch.equal(column, torch.arange(length, dtype=torch.int32))
+    return Segments(
+        COLUMNS,
+        length,
+        table.to(device) if bool(table.any()) else None,
+        None if counts else column.to(device),
+        sizes,
+    )
+
+
+def _blocks(layout: BlockLayout, dims: tuple[int, ...]) -> Tensor:
+    """Block number at each place along ``dims``, outermost first, with the others at 0."""
+    numbers = layout.spread(torch.arange(layout.num_blocks, dtype=torch.int32).view(layout.block_shape))
+    for d in range(numbers.ndim):
+        if d not in dims:
+            numbers = numbers.narrow(d, 0, 1)
+    numbers = numbers.permute(*dims, *(d for d in range(numbers.ndim) if d not in dims))
+    return numbers.reshape(numbers.shape[: len(dims)]).expand([layout.shape[d] for d in dims]).reshape(-1).contiguous()
