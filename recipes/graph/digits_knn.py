@@ -18,10 +18,14 @@ class DigitsGraphData(FullBatchData):
     Args:
         neighbours: Neighbours of each node; an edge goes both ways.
         labels_per_class: Training nodes of each class.
+        sample_neighbours: Where given, how many random neighbours a layer sees of each node, in training (needs pyg-lib); else all.
+        batch_size: Training nodes a step, where neighbours are sampled.
     """
 
-    def __init__(self, neighbours: int = 8, labels_per_class: int = 5) -> None:
-        super().__init__()
+    def __init__(
+        self, neighbours: int = 8, labels_per_class: int = 5, sample_neighbours: list[int] | None = None, batch_size: int = 1024
+    ) -> None:
+        super().__init__(sample_neighbours, batch_size)
         self.neighbours = neighbours
         self.labels_per_class = labels_per_class
 

@@ -1,4 +1,4 @@
-"""A data module whose only batch is its whole graph."""
+"""A data module whose only batch is its whole graph, unless it is told to train on samples of neighbours."""
 
 from typing import Any
 
@@ -9,10 +9,18 @@ from typing_extensions import override
 
 
 class FullBatchData(pl.LightningDataModule):
-    """Base of the graphs' data modules: subclasses return their graph from `read`."""
+    """Base of the graphs' data modules: subclasses return their graph from `read`.
 
-    def __init__(self) -> None:
+    Args:
+        sample_neighbours: Where given, a training step sees ``batch_size`` training nodes and so many random neighbours of each, layer by
+            layer, instead of the whole graph (needs pyg-lib); validation and test see the whole graph.
+        batch_size: Training nodes a step; of no effect on the whole graph.
+    """
+
+    def __init__(self, sample_neighbours: list[int] | None = None, batch_size: int = 1024) -> None:
         super().__init__()
+        self.sample_neighbours = sample_neighbours
+        self.batch_size = batch_size
         self._graph: Any = None
 
     def read(self) -> Any:
@@ -34,6 +42,8 @@ class FullBatchData(pl.LightningDataModule):
         """Read the graph."""
         if self._graph is not None:
             return
+        if self.sample_neighbours is not None:
+            require_sampler()
         graph = self.read()
         missing = [name for name in ("train_mask", "val_mask", "test_mask") if getattr(graph, name, None) is None]
         if missing:
@@ -44,7 +54,29 @@ class FullBatchData(pl.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
+        """Return the graph, or samples of it."""
+        if self.sample_neighbours is None:
+            return self.val_dataloader()
+        from torch_geometric.loader import NeighborLoader
+
+        graph = self._graph.clone()
+        graph.x = graph.x.to_dense()  # of which rows can be taken
+        return NeighborLoader(graph, self.sample_neighbours, graph.train_mask, batch_size=self.batch_size, shuffle=True)
+
+    @override
+    def val_dataloader(self) -> DataLoader[Any]:
         """Return the graph."""
         return DataLoader([self._graph], batch_size=None)  # pyright: ignore[reportArgumentType]
 
-    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def require_sampler() -> None:
+    """Refuse to sample neighbours where nothing that torch-geometric samples with is installed."""
+    from torch_geometric import typing
+
+    if not (typing.WITH_PYG_LIB or typing.WITH_TORCH_SPARSE):
+        raise MisconfigurationException(
+            "--data.sample_neighbours needs pyg-lib, which is not installed. Install it as https://github.com/pyg-team/pyg-lib says for "
+            "your version of torch, or leave the argument out to train on the whole graph."
+        )

@@ -31,6 +31,7 @@ class NodeClassifier(Recipe):
         input_dropout: Dropout of the features.
         batch_norm: Whether to normalise each hidden layer.
         target_attention: Whether a node's own features weigh in a GAT's attention (DGL's ``--no-attn-dst`` is false).
+        edge_dropout: Share of the edges that each layer of a GAT leaves out in training (DGL's ``--edge-drop``).
         use_labels: Whether the labels of the training nodes that do not form the loss are features (DGL's ``--use-labels``).
         loss_share: Share of the training nodes, drawn anew each step, that forms the loss (DGL's ogbn-arxiv examples: 0.5).
         loss: ``cross_entropy``, or the logarithm of it that DGL's ogbn-arxiv examples minimise.
@@ -57,6 +58,7 @@ class NodeClassifier(Recipe):
         input_dropout: float = 0.1,
         batch_norm: bool = True,
         target_attention: bool = True,
+        edge_dropout: float = 0.0,
         use_labels: bool = False,
         loss_share: float = 1.0,
         loss: Literal["cross_entropy", "log_cross_entropy"] = "cross_entropy",
@@ -73,7 +75,7 @@ class NodeClassifier(Recipe):
             raise MisconfigurationException(
                 "use_labels needs loss_share < 1, because the labels that are features cannot form the loss; set --model.loss_share 0.5."
             )
-        self.in_channels, self.num_classes = in_channels, num_classes
+        self.in_channels, self.num_classes, self.num_layers = in_channels, num_classes, num_layers
         self.use_labels, self.loss_share, self.log_loss = use_labels, loss_share, loss == "log_cross_entropy"
         self.optimizer_args: dict[str, Any] = {
             "lr": lr,
@@ -91,7 +93,7 @@ class NodeClassifier(Recipe):
             self.net: nn.Module = GCN(sizes, dropout, input_dropout, batch_norm)
         else:
             sizes = [inputs, *[hidden_channels * heads] * (num_layers - 1), num_classes]
-            self.net = GAT(sizes, heads, dropout, input_dropout, batch_norm, target_attention)
+            self.net = GAT(sizes, heads, dropout, input_dropout, batch_norm, target_attention, edge_dropout)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -103,6 +105,11 @@ class NodeClassifier(Recipe):
             found = getattr(data, name, ours)
             if found != ours:
                 raise MisconfigurationException(f"The model has {name} {ours} but the graph has {found}; set --model.{name} {found}.")
+        sampled = getattr(data, "sample_neighbours", None)
+        if sampled is not None and len(sampled) != self.num_layers:
+            raise MisconfigurationException(
+                f"--data.sample_neighbours {sampled} is for {len(sampled)} layers but the model has {self.num_layers}; give one a layer."
+            )
         if self.trainer.world_size > 1:
             raise MisconfigurationException(
                 f"The whole graph is one batch, which {self.trainer.world_size} devices would each train on alike; set --trainer.devices 1."
@@ -126,6 +133,9 @@ class NodeClassifier(Recipe):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of the training nodes, or of a random share of them."""
         scored = batch.train_mask
+        seeds = getattr(batch, "batch_size", None)
+        if seeds is not None:  # a sample: the nodes that it was drawn for come first, and the others lack neighbours
+            scored = scored & (torch.arange(len(scored), device=scored.device) < seeds)
         if self.loss_share < 1.0:
             scored = scored & (torch.rand(scored.shape, device=scored.device) < self.loss_share)
         logits = self(batch, known=batch.train_mask & ~scored)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu
 from torch_geometric.nn import GATConv, GCNConv
+from torch_geometric.utils import dropout_edge
 from typing_extensions import override
 
 
@@ -61,12 +62,21 @@ class GAT(nn.Module):
         input_dropout: Dropout of the features.
         batch_norm: Whether to normalise each hidden layer.
         target_attention: Whether a node's own features weigh in its attention (DGL's ``--no-attn-dst`` is false).
+        edge_dropout: Share of the edges that each layer leaves out in training; a node's edge to itself stays.
     """
 
     def __init__(
-        self, sizes: list[int], heads: int, dropout: float, input_dropout: float, batch_norm: bool, target_attention: bool
+        self,
+        sizes: list[int],
+        heads: int,
+        dropout: float,
+        input_dropout: float,
+        batch_norm: bool,
+        target_attention: bool,
+        edge_dropout: float,
     ) -> None:
         super().__init__()
+        self.edge_dropout = edge_dropout
         self.dropout, self.input_dropout, self.target_attention = dropout, input_dropout, target_attention
         self.convs, self.residuals = nn.ModuleList(), nn.ModuleList()
         pairs = list(pairwise(sizes))
@@ -89,5 +99,6 @@ class GAT(nn.Module):
         return self._layer(x, edge_index, self.convs[-1], self.residuals[-1]) + self.bias
 
     def _layer(self, x: Tensor, edge_index: Tensor, conv: nn.Module, residual: nn.Module) -> Tensor:
+        edge_index = dropout_edge(edge_index, self.edge_dropout, training=self.training)[0]
         # GATConv leaves the targets' part of the attention out where it is told that the targets have no features.
         return conv(x if self.target_attention else (x, None), edge_index) + residual(x)

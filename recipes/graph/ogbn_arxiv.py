@@ -20,10 +20,12 @@ class ArxivData(FullBatchData):
 
     Args:
         root: Folder that holds ``ogbn_arxiv``: http://snap.stanford.edu/ogb/data/nodeproppred/arxiv.zip, unpacked and renamed to that.
+        sample_neighbours: Where given, how many random neighbours a layer sees of each node, in training (needs pyg-lib); else all.
+        batch_size: Training nodes a step, where neighbours are sampled.
     """
 
-    def __init__(self, root: str = "data") -> None:
-        super().__init__()
+    def __init__(self, root: str = "data", sample_neighbours: list[int] | None = None, batch_size: int = 1024) -> None:
+        super().__init__(sample_neighbours, batch_size)
         self.folder = Path(root) / "ogbn_arxiv"
 
     @override

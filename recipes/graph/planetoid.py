@@ -17,6 +17,8 @@ class PlanetoidData(FullBatchData):
         name: Which of the three.
         download: Whether to download what is not there.
         normalize: Whether to scale the features of each node to sum one.
+        sample_neighbours: Where given, how many random neighbours a layer sees of each node, in training (needs pyg-lib); else all.
+        batch_size: Training nodes a step, where neighbours are sampled.
     """
 
     def __init__(
@@ -25,8 +27,10 @@ class PlanetoidData(FullBatchData):
         name: Literal["Cora", "CiteSeer", "PubMed"] = "Cora",
         download: bool = False,
         normalize: bool = True,
+        sample_neighbours: list[int] | None = None,
+        batch_size: int = 1024,
     ) -> None:
-        super().__init__()
+        super().__init__(sample_neighbours, batch_size)
         self.root = Path(root)
         self.graph_name = name
         self.download = download

@@ -3,6 +3,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch_geometric.data import Data
+from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
 
 from lightning_adam_mini import inspect_model
 from recipes.__main__ import main
@@ -59,6 +60,46 @@ def test_gat_attends_to_neighbours_only(target_attention):
     graph.x[4] += 1.0
     changed = (model(graph) - before).abs().sum(dim=1) > 0
     assert changed.nonzero().flatten().tolist() == [3, 4, 5]
+
+
+def test_edge_dropout_is_of_training_alone_and_leaves_a_node_to_itself():
+    torch.manual_seed(0)
+    model = NodeClassifier("gat", in_channels=8, num_classes=2, num_layers=1, dropout=0.0, input_dropout=0.0, edge_dropout=0.999)
+    graph = ring()
+    alone = Data(x=graph.x, edge_index=torch.empty(2, 0, dtype=torch.long))
+    torch.testing.assert_close(model.train()(graph), model.eval()(alone))
+    assert not torch.allclose(model.eval()(graph), model.eval()(alone))
+
+
+def test_only_the_nodes_that_a_sample_was_drawn_for_form_the_loss():
+    torch.manual_seed(0)
+    model = NodeClassifier(in_channels=8, num_classes=2, dropout=0.0, input_dropout=0.0)
+    sample = ring(train_mask=torch.ones(8, dtype=torch.bool), batch_size=3)
+    seeds = ring(train_mask=torch.arange(8) < 3)
+    assert torch.equal(model.training_step(sample, 0), model.training_step(seeds, 0))
+
+
+@pytest.mark.skipif(WITH_PYG_LIB or WITH_TORCH_SPARSE, reason="a sampler is installed")
+def test_sampling_without_a_sampler_is_refused():
+    with pytest.raises(MisconfigurationException, match="needs pyg-lib, which is not installed"):
+        DigitsGraphData(sample_neighbours=[5, 5, 5]).setup("fit")
+
+
+@pytest.mark.skipif(not (WITH_PYG_LIB or WITH_TORCH_SPARSE), reason="NeighborLoader needs pyg-lib")
+def test_training_on_samples(capsys):
+    config = str(CONFIGS / "gcn_digits.yaml")
+    sampled = ["--data.sample_neighbours", "[5, 5, 5]", "--data.batch_size", "10"]
+    assert main(["fit", "--config", config, *QUIET, *sampled, "--trainer.max_epochs", "2"]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_samples_of_another_depth_than_the_model_are_refused():
+    model = NodeClassifier()
+    model.trainer = pl.Trainer(accelerator="cpu", logger=False)
+    model.trainer.datamodule = RingData(sample_neighbours=[5])
+    model.trainer.datamodule._graph = Data(x=torch.zeros(10, 64), y=torch.arange(10))
+    with pytest.raises(MisconfigurationException, match="for 1 layers but the model has 3"):
+        model.setup("fit")
 
 
 def test_labels_that_form_the_loss_are_never_features():
