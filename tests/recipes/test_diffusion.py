@@ -288,7 +288,7 @@ def test_grids_are_for_models_that_generate(tmp_path):
 
 
 def test_compare_measures_the_averaged_weights_of_each_point(tmp_path):
-    limits = ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "4"]
+    limits = ["--trainer.limit_val_batches", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.max_epochs", "4"]
     args = ["--optimizers", "adam_mini", "--seeds", "1", "--out", "out", "--trainer.limit_train_batches", "2", *limits]
     assert main(["compare", "--config", DIGITS, *SMALL_ARGS, *args]) == 0
     stored = json.loads((tmp_path / "out" / "runs" / "adam_mini_seed0.json").read_text())
