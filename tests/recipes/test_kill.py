@@ -32,6 +32,7 @@ class Killer(Callback):
 
 RECIPES = {  # arguments that make a config small, steps an epoch, and epochs between checkpoints
     "resnet18_digits": ([*NARROW, "--trainer.limit_train_batches", "4"], 4, 1),
+    "ddpm_digits": (["--model.channels", "[8, 16]", "--trainer.limit_train_batches", "4"], 4, 1),
     "gcn_digits": ([], 1, 2),
 }
 
