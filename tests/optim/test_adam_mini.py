@@ -51,7 +51,7 @@ def feed(params, step: int, dtype=torch.float32) -> dict[str, torch.Tensor]:
     return grads
 
 
-PATHS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+PATHS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "compiled": {}}  # compiled where there is a compiler
 
 
 @pytest.mark.parametrize("path", PATHS)
