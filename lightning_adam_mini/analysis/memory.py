@@ -5,31 +5,28 @@ What each optimizer keeps for a parameter of ``n`` elements, once every trainabl
 - SGD with momentum: a momentum, in the parameter's dtype.
 - torch's AdamW: two moments in the parameter's dtype, and a step counter (float32, 4 bytes).
 - ``AdamMini``: a momentum, one second moment a block (float32, or float64 for float64 parameters), and a step counter (4 bytes). The
-  momentum has the parameter's dtype unless told otherwise; in 8 bits it is 1 byte an element and a float32 scale for each 256 of them.
+  momentum has the parameter's dtype unless told otherwise; in 8 bits it is 1 byte an element and a float32 scale for each 256 of them, but
+  a tensor of fewer than 4,096 elements keeps its dtype.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.optim.quantized import SMALLEST, MomentumDtype, num_scales
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
-
-MomentumDtype: TypeAlias = "torch.dtype | Literal['8bit'] | None"
-"""What AdamMini's momentum is kept in: a dtype, 8 bits with a scale a block, or (None) the parameter's dtype."""
 
 PARTITIONS = ("adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
 """The partitions that are counted unless others are asked for."""
 
 _STEP = 4
 _SCALE = 4
-_SCALED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def count_memory(
     partitions: Sequence[str | PartitionStrategy] = PARTITIONS,
     *,
     dtype: torch.dtype | None = None,
-    momentum_dtype: MomentumDtype = None,
+    momentum_dtype: MomentumDtype | None = None,
     strict: bool = False,
 ) -> ModelMemory:
     """Count what a model takes under SGD with momentum, AdamW, and AdamMini with each partition.
@@ -152,7 +149,7 @@ def count_memory(
     )
 
 
-def momentum_bytes(elements: int, dtype: torch.dtype, momentum_dtype: MomentumDtype = None) -> int:
+def momentum_bytes(elements: int, dtype: torch.dtype, momentum_dtype: MomentumDtype | None = None) -> int:
     """Bytes of AdamMini's momentum for one parameter.
 
     Args:
@@ -163,12 +160,12 @@ def momentum_bytes(elements: int, dtype: torch.dtype, momentum_dtype: MomentumDt
     Example:
         >>> momentum_bytes(1000, torch.float32), momentum_bytes(1000, torch.float32, torch.bfloat16)
         (4000, 2000)
-        >>> momentum_bytes(1000, torch.float32, "8bit")  # and four scales
-        1016
+        >>> momentum_bytes(10000, torch.float32, "8bit")  # and 40 scales
+        10160
     """
-    if momentum_dtype == "8bit":
-        return elements + _SCALE * -(-elements // _SCALED_TOGETHER)
-    return elements * (momentum_dtype or dtype).itemsize
+    if momentum_dtype == "8bit" and elements >= SMALLEST:
+        return elements + _SCALE * num_scales(elements)
+    return elements * (momentum_dtype if isinstance(momentum_dtype, torch.dtype) else dtype).itemsize
 
 
 def _by_name(parameters: Mapping[str, Tensor], report: ModelReport, layouts: Mapping[str, BlockLayout]) -> dict[str, BlockLayout]:

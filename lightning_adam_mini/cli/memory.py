@@ -100,7 +100,11 @@ def memory_table(name: str, memory: ModelMemory, momentum_dtype: str | None) -> 
     rows = [_state_row(memory, state) for state in memory.states]
     lines += ["", *_align([heading, *rows]), ""]
     if momentum_dtype is not None:
-        kept = "8 bits, with a float32 scale for each 256 elements" if momentum_dtype == "8bit" else momentum_dtype
+        kept = (
+            "8 bits, with a float32 scale for each 256 elements, in tensors of 4,096 elements or more"
+            if momentum_dtype == "8bit"
+            else momentum_dtype
+        )
         lines.append(f"AdamMini's momentum is in {kept}.")
     lines.append("1 GB = 1e9 bytes. In all: parameters, gradients and state; not activations, buffers and temporary tensors.")
     return "\n".join(lines)

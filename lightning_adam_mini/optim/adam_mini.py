@@ -17,6 +17,8 @@ from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.conversion import convert_state_dict, how_to_regroup, regroup
 from lightning_adam_mini.optim.cpu.step import cpu_step, fixed_fields, why_not
 from lightning_adam_mini.optim.functional import adam_mini
+from lightning_adam_mini.optim.quantized import MomentumDtype, convert_momentum, momentum_dtype_for, zero_momentum
+from lightning_adam_mini.optim.sliced import step_in_slices
 
 
 class AdamMini(Optimizer):
@@ -46,6 +48,9 @@ class AdamMini(Optimizer):
         fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once a machine. None does so wherever
             that can be, unless ``foreach`` is given or no layout shares anything: then the optimizer equals torch's AdamW to the bit.
         momentum_dtype: Dtype of the first moments; None for the parameters'. ``torch.bfloat16`` halves the state of float32 parameters.
+            ``"8bit"`` quarters it: a byte an element and a float32 scale for each 256; tensors of fewer than 4,096 elements keep theirs.
+        stochastic_rounding: Whether new bfloat16 weights are rounded at random, right on average, instead of to the nearest, which loses
+            small updates. The random bits follow from the step and the element: runs repeat and resume exactly. Other dtypes are as ever.
         layouts: Blocks by parameter name. A parameter without a layout keeps one second moment an element, with a warning if others
             have one. Names may be of parameters that are not given yet: :meth:`add_param_group` finds them.
         named_parameters: ``(name, parameter)`` pairs that give names to parameters passed without, now or to :meth:`add_param_group`.
@@ -55,7 +60,8 @@ class AdamMini(Optimizer):
         ValueError: If an option is out of range, a layout does not fit its parameter, or layouts are given but none is for a parameter.
 
     State per parameter: ``step`` (float32, on the CPU), ``exp_avg`` (the parameter's shape, ``momentum_dtype``) and ``exp_avg_sq`` (the
-    layout's ``block_shape``; float32, or float64 for float64 parameters).
+    layout's ``block_shape``; float32, or float64 for float64 parameters). In 8 bits ``exp_avg`` holds int8 codes, and there is
+    ``exp_avg_scale``.
 
     Example:
         >>> model = torch.nn.Linear(6, 4)
@@ -79,7 +85,8 @@ class AdamMini(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        momentum_dtype: torch.dtype | None = None,
+        momentum_dtype: MomentumDtype | None = None,
+        stochastic_rounding: bool = False,
         layouts: Mapping[str, BlockLayout] | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] = (),
         convert_state: bool = True,
@@ -95,10 +102,13 @@ class AdamMini(Optimizer):
             "fused": fused,
         }
         _check_options(defaults)
+        if not (momentum_dtype in (None, "8bit") or (isinstance(momentum_dtype, torch.dtype) and momentum_dtype.is_floating_point)):
+            raise ValueError(f"Invalid momentum_dtype value: {momentum_dtype!r}, because it must be a floating-point torch.dtype or '8bit'")
         self._layouts = dict(layouts or {})
         self._names = {parameter: name for name, parameter in named_parameters}
         self._convert_state = convert_state
-        self._momentum_dtype = momentum_dtype
+        self._momentum_dtype: MomentumDtype | None = momentum_dtype
+        self._stochastic_rounding = stochastic_rounding
         self._rows: dict[int, _Row] = {}
         super().__init__(params, defaults)
         self._check_some_layout_is_ours(self._layouts)
@@ -183,7 +193,7 @@ class AdamMini(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        fused, plain = [], []
+        fused, plain, sliced = [], [], []
         blockwise = self._is_blockwise
         for group in self.param_groups:
             members = [(p, p.grad, layout) for p, layout in zip(group["params"], group["layouts"], strict=True) if p.grad is not None]
@@ -191,10 +201,12 @@ class AdamMini(Optimizer):
             for p, grad, layout in members:
                 self._check_gradient(p, grad)
                 row = self._row(p, layout, group["fused"], blockwise and group["foreach"] is None)
-                if row is None:
-                    slow.append((p, grad, _from_plain(layout)))
-                else:
+                if row is not None:
                     fast.append((p, grad, row))
+                elif self._step_in_slices(p):
+                    sliced.append((p, grad, _from_plain(layout), group))
+                else:
+                    slow.append((p, grad, _from_plain(layout)))
             fused.append((group, fast))
             plain.append((group, slow))
         cpu_step([(group, [(p, grad, self._state_of(p, row.layout), row.fields) for p, grad, row in members]) for group, members in fused])
@@ -217,20 +229,32 @@ class AdamMini(Optimizer):
                 maximize=group["maximize"],
                 foreach=group["foreach"],
             )
+        places = self._places() if sliced and self._stochastic_rounding else {}
+        for p, grad, layout, group in sliced:
+            step_in_slices(p, grad, self._state_of(p, layout), layout, group, places[p] if self._rounds_at_random(p) else None)
         return loss
+
+    def _places(self) -> dict[Tensor, int]:
+        return {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
     def _state_of(self, p: Tensor, layout: BlockLayout) -> dict[str, Tensor]:
         state = self.state[p]
         if not state:
             dtype = second_moment_dtype(p.dtype)
             state["step"] = torch.tensor(0.0, dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(p, dtype=self._momentum_dtype, memory_format=torch.preserve_format)
+            state.update(zero_momentum(p, momentum_dtype_for(p, self._momentum_dtype)))
             state["exp_avg_sq"] = (
                 torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
                 if layout.is_per_parameter
                 else torch.zeros(layout.block_shape, dtype=dtype, device=p.device)
             )
         return state
+
+    def _rounds_at_random(self, p: Tensor) -> bool:
+        return self._stochastic_rounding and p.dtype == torch.bfloat16
+
+    def _step_in_slices(self, p: Tensor) -> bool:
+        return p.numel() > 0 and (momentum_dtype_for(p, self._momentum_dtype) == "8bit" or self._rounds_at_random(p))
 
     @property
     def _is_blockwise(self) -> bool:
@@ -242,9 +266,14 @@ class AdamMini(Optimizer):
             return None
         row = self._rows.get(id(p))
         if row is None or row.p is not p or row.plain is not layout or row.strides != p.stride() or row.dtype != p.dtype:
-            momentum_dtype = self._momentum_dtype or p.dtype
-            problem = why_not(p, momentum_dtype)
-            fields = None if problem else fixed_fields(p, momentum_dtype, _from_plain(layout))
+            momentum_dtype = momentum_dtype_for(p, self._momentum_dtype)
+            if not isinstance(momentum_dtype, torch.dtype):
+                problem, fields = "its momentum is kept in 8 bits", None
+            elif self._rounds_at_random(p):
+                problem, fields = "its weights are rounded at random", None
+            else:
+                problem = why_not(p, momentum_dtype)
+                fields = None if problem else fixed_fields(p, momentum_dtype, _from_plain(layout))
             row = _Row(p, layout, _from_plain(layout), p.stride(), p.dtype, fields, problem)
             self._rows[id(p)] = row
         if row.problem and fused:
@@ -365,7 +394,8 @@ class AdamMini(Optimizer):
         """Load a state written by this optimizer, with these or other layouts, or by torch's Adam or AdamW.
 
         Second moments written with finer blocks (AdamW's are the finest) are averaged, which is what training with the present
-        blocks would have given. Those written with coarser blocks are spread. Either is told in a warning.
+        blocks would have given. Those written with coarser blocks are spread. Either is told in a warning. First moments come in any
+        ``momentum_dtype`` and are kept in the present one.
 
         Args:
             state_dict: What ``state_dict()`` returned.
@@ -381,16 +411,15 @@ class AdamMini(Optimizer):
             for group in self.param_groups
             for p, plain in zip(group["params"], group["layouts"], strict=True)
         ]
-        state_dict, second_moments, converted = convert_state_dict(state_dict, flat, self._convert_state)
+        state_dict, second_moments, momenta, converted = convert_state_dict(state_dict, flat, self._convert_state)
         super().load_state_dict(state_dict)
         for group, kept in zip(self.param_groups, present, strict=True):
             group.update(kept)
         # torch casts floating-point state to the parameter's dtype; moments keep theirs.
         for index, value in second_moments.items():
             _, p, _ = flat[index]
+            self.state[p].update(convert_momentum(momenta[index], p.device, momentum_dtype_for(p, self._momentum_dtype)))
             self.state[p]["exp_avg_sq"] = value.to(device=p.device, dtype=second_moment_dtype(p.dtype), copy=True)
-            if self._momentum_dtype is not None:
-                self.state[p]["exp_avg"] = self.state[p]["exp_avg"].to(self._momentum_dtype)
         if converted:
             warnings.warn(
                 f"The loaded state was written with other blocks for {_some(list(converted))}; their second moments were"
@@ -406,6 +435,7 @@ class AdamMini(Optimizer):
             "_names": self._names,
             "_convert_state": self._convert_state,
             "_momentum_dtype": self._momentum_dtype,
+            "_stochastic_rounding": self._stochastic_rounding,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Second moments written with other blocks: to the present blocks, and to torch's AdamW."""
+"""States written with other blocks or another dtype of momentum: to the present ones, and to torch's AdamW."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.optim.quantized import SCALE, convert_momentum, num_scales
 
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
@@ -16,7 +17,7 @@ TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
 
 def convert_state_dict(
     state_dict: Mapping[str, Any], present: Sequence[tuple[str, Tensor, BlockLayout]], convert: bool = True
-) -> tuple[dict[str, Any], dict[int, Tensor], dict[str, str]]:
+) -> tuple[dict[str, Any], dict[int, Tensor], dict[int, dict[str, Tensor]], dict[str, str]]:
     """Prepare a state dict of AdamMini, Adam or AdamW for an AdamMini with other blocks.
 
     Args:
@@ -25,8 +26,8 @@ def convert_state_dict(
         convert: Whether second moments with other blocks may be converted.
 
     Returns:
-        The state dict without second moments and without torch's own options; the second moments in the present blocks, by index in
-        ``present``; and what was done to which parameter ("averaged" or "spread"), by name.
+        The state dict without moments and without torch's own options; the second moments in the present blocks, by index in ``present``;
+        the first moments as they were saved, likewise; and what was done to which parameter ("averaged" or "spread"), by name.
 
     Raises:
         ValueError: If the state does not fit the parameters or must not or cannot be converted.
@@ -44,6 +45,7 @@ def convert_state_dict(
         )
     state: dict[Any, Any] = dict(state_dict["state"])
     second_moments: dict[int, Tensor] = {}
+    momenta: dict[int, dict[str, Tensor]] = {}
     done: dict[str, str] = {}
     for index, ((saved_id, group, place), (name, p, layout)) in enumerate(zip(saved_ids, present, strict=True)):
         entry = state.get(saved_id)
@@ -79,12 +81,19 @@ def convert_state_dict(
                 f"The loaded second moment of parameter {name!r} has shape {tuple(value.shape)}, which is neither the parameter's shape"
                 f" {tuple(p.shape)} nor that of its blocks ({saved}): {saved.block_shape}. The checkpoint is damaged or of another program."
             )
+        if SCALE in entry and entry[SCALE].shape != (num_scales(p.numel()),):
+            raise ValueError(
+                f"The loaded momentum of parameter {name!r} in 8 bits has scales of shape {tuple(entry[SCALE].shape)}, but for a tensor of"
+                f" shape {tuple(p.shape)} there are {num_scales(p.numel())}. The checkpoint is damaged or of another program."
+            )
         second_moments[index] = regroup(value, saved, layout)
+        momenta[index] = {k: v for k, v in entry.items() if k in ("exp_avg", SCALE)}
         if how:
             done[name] = how
-        state[saved_id] = {k: v for k, v in entry.items() if k != "exp_avg_sq"}
+        # Without the moments, which torch would cast to the parameter's dtype.
+        state[saved_id] = {k: v for k, v in entry.items() if k not in ("exp_avg", SCALE, "exp_avg_sq")}
     groups = [{k: v for k, v in group.items() if k not in TORCH_ONLY} for group in saved_groups]
-    return {**state_dict, "state": state, "param_groups": groups}, second_moments, done
+    return {**state_dict, "state": state, "param_groups": groups}, second_moments, momenta, done
 
 
 def regroup(second_moment: Tensor, saved: BlockLayout, present: BlockLayout) -> Tensor:
@@ -139,7 +148,7 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Each second moment gets its parameter's shape, but hardly any memory: it is a broadcast view of its blocks (on disk too). It is
     float64 so that AdamW, which casts what it loads to the parameter's dtype, makes a dense tensor of its own from it. AdamMini loads the
-    result as well, and gets its blocks back exactly.
+    result as well, and gets its blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
 
     Args:
         state_dict: What ``AdamMini.state_dict()`` returned, left as it is.
@@ -160,6 +169,9 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for group in state_dict["param_groups"]:
         for saved_id, plain in zip(group["params"], group.get("layouts", ()), strict=False):
             entry = state.get(saved_id)
+            if entry and SCALE in entry:
+                wide = convert_momentum(entry, torch.device("cpu"), torch.float32)
+                entry = state[saved_id] = {**{k: v for k, v in entry.items() if k != SCALE}, **wide}
             if entry and entry["exp_avg_sq"].shape != entry["exp_avg"].shape:
                 layout = BlockLayout.from_plain(plain)
                 blocks = entry["exp_avg_sq"]
