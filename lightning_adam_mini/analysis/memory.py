@@ -165,7 +165,8 @@ def momentum_bytes(elements: int, dtype: torch.dtype, momentum_dtype: MomentumDt
     """
     if momentum_dtype == "8bit" and elements >= SMALLEST:
         return elements + _SCALE * num_scales(elements)
-    return elements * (momentum_dtype if isinstance(momentum_dtype, torch.dtype) else dtype).itemsize
+    kept = dtype if momentum_dtype is None or momentum_dtype == "8bit" else momentum_dtype
+    return elements * kept.itemsize
 
 
 def _by_name(parameters: Mapping[str, Tensor], report: ModelReport, layouts: Mapping[str, BlockLayout]) -> dict[str, BlockLayout]:

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-MomentumDtype: TypeAlias = "torch.dtype | Literal['8bit']"
+MomentumDtype: TypeAlias = torch.dtype | Literal["8bit"]
 """What first moments are kept in: a dtype, or 8 bits with scales."""
 
 RUN = 256
