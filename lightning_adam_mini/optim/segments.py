@@ -69,7 +69,7 @@ def find_segments(layout: BlockLayout, strides: tuple[int, ...], device: torch.d
     inner = next((i for i in range(len(order) + 1) if all(d in layout.dims for d in order[i:])), len(order))
     if inner < len(order) or not order:
         length = math.prod(layout.shape[d] for d in order[inner:])
-        table = _blocks(layout, order[:inner])
+        table = block_numbers(layout, order[:inner])
         if layout.num_blocks == 1:
             return Segments(SEGMENTS, length, None, None, sizes)
         if torch.equal(table, torch.arange(numel // length, dtype=torch.int32)):
@@ -78,8 +78,8 @@ def find_segments(layout: BlockLayout, strides: tuple[int, ...], device: torch.d
     inner = next(i for i in range(len(order) + 1) if not any(d in layout.dims for d in order[i:]))
     length = math.prod(layout.shape[d] for d in order[inner:])
     # Block numbers are sums of one term a dimension, so a run's first block and the steps within a run tell all.
-    table = _blocks(layout, order[:inner])
-    column = _blocks(layout, order[inner:])
+    table = block_numbers(layout, order[:inner])
+    column = block_numbers(layout, order[inner:])
     counts = torch.equal(column, torch.arange(length, dtype=torch.int32))
     return Segments(
         COLUMNS,
@@ -90,7 +90,7 @@ def find_segments(layout: BlockLayout, strides: tuple[int, ...], device: torch.d
     )
 
 
-def _blocks(layout: BlockLayout, dims: tuple[int, ...]) -> Tensor:
+def block_numbers(layout: BlockLayout, dims: tuple[int, ...]) -> Tensor:
     """Block number at each place along ``dims``, outermost first, with the others at 0."""
     numbers = layout.spread(torch.arange(layout.num_blocks, dtype=torch.int32).view(layout.block_shape))
     for d in range(numbers.ndim):

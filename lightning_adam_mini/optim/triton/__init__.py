@@ -1,0 +1,1 @@
+"""The step on a GPU as a few Triton kernels over all parameters."""

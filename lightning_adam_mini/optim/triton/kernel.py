@@ -1,0 +1,307 @@
+"""One step of Adam with a second moment a block, for all parameters at once (Adam-mini, arXiv 2406.16793, Algorithm 1), in Triton.
+
+``prepare`` counts the steps and computes each tensor's scalars. ``step_blocks`` steps the blocks that one program holds: it reads each
+gradient once. ``step_pieces`` works on larger blocks in pieces, and on blocks that are scattered in memory in tiles: once for the sums of
+squares, which ``finish`` adds up to second moments, and once for the update. All sums are taken in an order that the tensors' shapes alone
+decide, so that a step gives the same bits each time.
+
+Only the kernels' tables name the tensors: a step is the same few launches for 10 tensors and for 10,000.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Fields of a tensor in `tasks`, of a block or a row of blocks in `items`, and of a tensor's `scalars`. step.py writes them in this order.
+TASK, ITEM, PIECE, BLOCK = 11, 6, 7, 5
+GROUP, SCALARS = 8, 9
+PREPARE_LANES, FINISH_LANES = 64, 128
+
+_TASK: tl.constexpr = tl.constexpr(TASK)
+_ITEM: tl.constexpr = tl.constexpr(ITEM)
+_PIECE: tl.constexpr = tl.constexpr(PIECE)
+_BLOCK: tl.constexpr = tl.constexpr(BLOCK)
+_GROUP: tl.constexpr = tl.constexpr(GROUP)
+_SCALARS: tl.constexpr = tl.constexpr(SCALARS)
+
+
+@triton.jit
+def prepare(tasks, groups, scalars, n, LANES: tl.constexpr):  # noqa: N803
+    """Add 1 to the steps, and compute what a tensor's programs need of its step and group, in float64: 1 - beta**t cancels."""
+    i = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    inside = i < n
+    task = tasks + i * _TASK
+    counter = tl.load(task + 4, mask=inside, other=0).to(tl.pointer_type(tl.float32))
+    step = tl.load(counter, mask=inside, other=0.0) + 1.0
+    tl.store(counter, step, mask=inside)
+    step = step.to(tl.float64)
+    group = groups + tl.load(task + 5, mask=inside, other=0) * _GROUP
+    lr = tl.load(group, mask=inside, other=0.0)
+    lr_address = tl.load(task + 6, mask=inside, other=0)
+    lr_there = tl.load(lr_address.to(tl.pointer_type(tl.float32)), mask=lr_address != 0, other=0.0)
+    lr = tl.where(lr_address != 0, lr_there.to(tl.float64), lr)
+    beta1 = tl.load(group + 1, mask=inside, other=0.0)
+    beta2 = tl.load(group + 2, mask=inside, other=0.0)
+    # Logarithms are taken on the host; that of a beta of 0 is a large negative number, because 0 * inf is none.
+    power1 = tl.exp(step * tl.load(group + 3, mask=inside, other=-1.0))
+    power2 = tl.exp(step * tl.load(group + 4, mask=inside, other=-1.0))
+    weight_decay = tl.load(group + 6, mask=inside, other=0.0)
+    flags = tl.load(group + 7, mask=inside, other=0.0).to(tl.int32)
+    decoupled = (flags & 1) != 0
+    out = scalars + i * _SCALARS
+    tl.store(out, 1.0 - beta1, mask=inside)
+    tl.store(out + 1, tl.where(decoupled, 1.0 - lr * weight_decay, 1.0), mask=inside)
+    tl.store(out + 2, tl.where(decoupled, 0.0, weight_decay), mask=inside)
+    tl.store(out + 3, tl.where((flags & 2) != 0, -1.0, 1.0), mask=inside)
+    tl.store(out + 4, lr / (1.0 - power1), mask=inside)
+    tl.store(out + 5, 1.0 / tl.sqrt(1.0 - power2), mask=inside)
+    tl.store(out + 6, tl.load(group + 5, mask=inside, other=0.0), mask=inside)
+    tl.store(out + 7, beta2, mask=inside)
+    tl.store(out + 8, 1.0 - beta2, mask=inside)
+
+
+@triton.jit
+def _gradient(g, x, sign, coupled):
+    g = sign * g
+    return tl.where(coupled != 0, g + coupled * x, g)  # nothing of an infinite x where decay is decoupled
+
+
+@triton.jit
+def _second_moment(v, mean_square, s, COMPUTE: tl.constexpr):  # noqa: N803
+    return tl.load(s + 7).to(COMPUTE) * v + tl.load(s + 8).to(COMPUTE) * mean_square
+
+
+@triton.jit
+def _scale(v, s, COMPUTE: tl.constexpr):  # noqa: N803
+    return tl.load(s + 4).to(COMPUTE) / (tl.sqrt(v) * tl.load(s + 5).to(COMPUTE) + tl.load(s + 6).to(COMPUTE))
+
+
+@triton.jit
+def _update(p, m, at, x, g, scale, s, inside, COMPUTE: tl.constexpr):  # noqa: N803
+    old = tl.load(m + at, mask=inside, other=0.0).to(COMPUTE)
+    now = old + tl.load(s).to(COMPUTE) * (g - old)
+    tl.store(m + at, now.to(m.dtype.element_ty), mask=inside)
+    tl.store(p + at, (x * tl.load(s + 1).to(COMPUTE) - scale * now).to(p.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _tensors(task, P: tl.constexpr, M: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr):  # noqa: N803
+    p = tl.load(task).to(tl.pointer_type(P))
+    g = tl.load(task + 1).to(tl.pointer_type(P))
+    m = tl.load(task + 2).to(tl.pointer_type(M))
+    v = tl.load(task + 3).to(tl.pointer_type(COMPUTE))
+    if ALIGNED:  # loads of 16 bytes a thread
+        p = tl.multiple_of(p, 16)
+        g = tl.multiple_of(g, 16)
+        m = tl.multiple_of(m, 16)
+        v = tl.multiple_of(v, 16)
+    return p, g, m, v
+
+
+@triton.jit
+def step_blocks(
+    items,
+    tasks,
+    scalars,
+    P: tl.constexpr,  # noqa: N803
+    M: tl.constexpr,  # noqa: N803
+    COMPUTE: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    WIDTHS: tl.constexpr,  # noqa: N803
+    ALIGNED: tl.constexpr,  # noqa: N803
+):
+    """Step whole blocks: ``4**width`` of at most ``TILE / 4**width`` elements, a longer one, or single elements."""
+    item = items + tl.program_id(0).to(tl.int64) * _ITEM
+    tensor = tl.load(item)
+    width = tl.load(item + 1)
+    start = tl.load(item + 2)
+    length = tl.load(item + 3)
+    count = tl.load(item + 4)
+    first = tl.load(item + 5)
+    if ALIGNED:
+        start = tl.multiple_of(start, 8)
+        length = tl.multiple_of(length, 8)
+    task = tasks + tensor * _TASK
+    s = scalars + tensor * _SCALARS
+    p, g, m, v = _tensors(task, P, M, COMPUTE, ALIGNED)
+    numbers = tl.load(task + 7)
+    for k in tl.static_range(WIDTHS):
+        if width == k:
+            _rows(p, g, m, v, s, numbers, start, length, count, first, COMPUTE, 4**k, TILE // 4**k)
+    if width == WIDTHS:
+        _long_row(p, g, m, v, s, numbers, start, length, first, COMPUTE, TILE)
+    if width == WIDTHS + 1:
+        _elements(p, g, m, v, s, start, length, COMPUTE, TILE)
+
+
+@triton.jit
+def _rows(p, g, m, v, s, numbers, start, length, count, first, COMPUTE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # noqa: N803
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)[None, :]
+    there = row < count
+    inside = there[:, None] & (column < length)
+    at = (start + row * length)[:, None] + column
+    x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+    grad = tl.load(g + at, mask=inside, other=0.0).to(COMPUTE)
+    grad = _gradient(grad, x, tl.load(s + 3).to(COMPUTE), tl.load(s + 2).to(COMPUTE))
+    mean_square = tl.sum(grad * grad, axis=1) / length.to(COMPUTE)
+    block = first + row
+    if numbers != 0:
+        block = tl.load(numbers.to(tl.pointer_type(tl.int32)) + block, mask=there, other=0).to(tl.int64)
+    square = _second_moment(tl.load(v + block, mask=there, other=0.0), mean_square, s, COMPUTE)
+    tl.store(v + block, square, mask=there)
+    _update(p, m, at, x, grad, _scale(square, s, COMPUTE)[:, None], s, inside, COMPUTE)
+
+
+@triton.jit
+def _long_row(p, g, m, v, s, numbers, start, length, first, COMPUTE: tl.constexpr, TILE: tl.constexpr):  # noqa: N803
+    sign = tl.load(s + 3).to(COMPUTE)
+    coupled = tl.load(s + 2).to(COMPUTE)
+    mean_square = _sum_square(p, g, start, length, sign, coupled, COMPUTE, TILE) / length.to(COMPUTE)
+    block = first
+    if numbers != 0:
+        block = tl.load(numbers.to(tl.pointer_type(tl.int32)) + first).to(tl.int64)
+    square = _second_moment(tl.load(v + block), mean_square, s, COMPUTE)
+    tl.store(v + block, square)
+    _update_run(p, g, m, s, start, length, sign, coupled, _scale(square, s, COMPUTE), COMPUTE, TILE)
+
+
+@triton.jit
+def _sum_square(p, g, start, length, sign, coupled, COMPUTE: tl.constexpr, TILE: tl.constexpr):  # noqa: N803
+    lane = tl.arange(0, TILE)
+    sums = tl.zeros([TILE], COMPUTE)
+    for i in range(0, length, TILE):
+        inside = lane < length - i
+        grad = tl.load(g + start + i + lane, mask=inside, other=0.0, eviction_policy="evict_last").to(COMPUTE)
+        if coupled != 0:
+            grad = sign * grad + coupled * tl.load(p + start + i + lane, mask=inside, other=0.0).to(COMPUTE)
+        sums += grad * grad
+    return tl.sum(sums, axis=0)
+
+
+@triton.jit
+def _update_run(p, g, m, s, start, length, sign, coupled, scale, COMPUTE: tl.constexpr, TILE: tl.constexpr):  # noqa: N803
+    lane = tl.arange(0, TILE)
+    for i in range(0, length, TILE):
+        inside = lane < length - i
+        at = start + i + lane
+        x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+        grad = _gradient(tl.load(g + at, mask=inside, other=0.0, eviction_policy="evict_first").to(COMPUTE), x, sign, coupled)
+        _update(p, m, at, x, grad, scale, s, inside, COMPUTE)
+
+
+@triton.jit
+def _elements(p, g, m, v, s, start, length, COMPUTE: tl.constexpr, TILE: tl.constexpr):  # noqa: N803
+    lane = tl.arange(0, TILE)
+    inside = lane < length
+    at = start + lane
+    x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+    grad = tl.load(g + at, mask=inside, other=0.0).to(COMPUTE)
+    grad = _gradient(grad, x, tl.load(s + 3).to(COMPUTE), tl.load(s + 2).to(COMPUTE))
+    square = _second_moment(tl.load(v + at, mask=inside, other=0.0), grad * grad, s, COMPUTE)
+    tl.store(v + at, square, mask=inside)
+    _update(p, m, at, x, grad, _scale(square, s, COMPUTE), s, inside, COMPUTE)
+
+
+@triton.jit
+def step_pieces(
+    pieces,
+    tasks,
+    scalars,
+    partials,
+    P: tl.constexpr,  # noqa: N803
+    M: tl.constexpr,  # noqa: N803
+    COMPUTE: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    COLUMNS: tl.constexpr,  # noqa: N803
+    ALIGNED: tl.constexpr,  # noqa: N803
+    UPDATE: tl.constexpr,  # noqa: N803
+):
+    """Sums of squares of pieces of blocks (``UPDATE=False``), or their update.
+
+    A piece is a run of elements of one block, or a tile of a matrix whose element ``(r, c)`` belongs to block ``base + number[c]``.
+    """
+    piece = pieces + tl.program_id(0).to(tl.int64) * _PIECE
+    tensor = tl.load(piece)
+    is_run = tl.load(piece + 1)
+    start = tl.load(piece + 2)
+    length = tl.load(piece + 3)
+    base = tl.load(piece + 4)
+    left = tl.load(piece + 5)
+    partial = partials + tl.load(piece + 6)
+    task = tasks + tensor * _TASK
+    s = scalars + tensor * _SCALARS
+    p, g, m, v = _tensors(task, P, M, COMPUTE, ALIGNED)
+    sign = tl.load(s + 3).to(COMPUTE)
+    coupled = tl.load(s + 2).to(COMPUTE)
+    if is_run != 0:
+        if ALIGNED:
+            start = tl.multiple_of(start, 8)
+            length = tl.multiple_of(length, 8)
+        if UPDATE:
+            _update_run(p, g, m, s, start, length, sign, coupled, _scale(tl.load(v + base), s, COMPUTE), COMPUTE, TILE)
+        else:
+            tl.store(partial, _sum_square(p, g, start, length, sign, coupled, COMPUTE, TILE))
+    else:
+        wide = tl.load(task + 9)
+        numel = tl.load(task + 10)
+        if ALIGNED:
+            wide = tl.multiple_of(wide, 8)
+            left = tl.multiple_of(left, 8)
+            numel = tl.multiple_of(numel, 8)
+        rows: tl.constexpr = TILE // COLUMNS
+        column = left + tl.arange(0, COLUMNS)
+        there = column < wide
+        number = column
+        if tl.load(task + 7) != 0:
+            number = tl.load(tl.load(task + 7).to(tl.pointer_type(tl.int32)) + column, mask=there, other=0).to(tl.int64)
+        order = tl.load(task + 8)
+        if UPDATE:
+            scale = _scale(tl.load(v + base + number, mask=there, other=0.0), s, COMPUTE)[None, :]
+            for i in range(0, length, rows):
+                at, inside = _tile(order, start + i, length - i, wide, numel, column, there, rows)
+                x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+                grad = _gradient(tl.load(g + at, mask=inside, other=0.0).to(COMPUTE), x, sign, coupled)
+                _update(p, m, at, x, grad, scale, s, inside, COMPUTE)
+        else:
+            sums = tl.zeros([rows, COLUMNS], COMPUTE)
+            for i in range(0, length, rows):
+                at, inside = _tile(order, start + i, length - i, wide, numel, column, there, rows)
+                grad = sign * tl.load(g + at, mask=inside, other=0.0).to(COMPUTE)
+                if coupled != 0:
+                    grad += coupled * tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+                sums += grad * grad
+            tl.store(partial + tl.arange(0, COLUMNS), tl.sum(sums, axis=0), mask=there)
+
+
+@triton.jit
+def _tile(order, first, count, wide, numel, column, there, ROWS: tl.constexpr):  # noqa: N803
+    """Where the elements of some rows lie. Rows of one base may be anywhere: ``order`` lists them."""
+    row = tl.arange(0, ROWS)
+    near = row < count
+    place = first + row
+    if order != 0:
+        place = tl.load(order.to(tl.pointer_type(tl.int32)) + place, mask=near, other=0).to(tl.int64)
+    at = (place * wide)[:, None] + column[None, :]
+    return at, near[:, None] & there[None, :] & (at < numel)
+
+
+@triton.jit
+def finish(blocks, index, tasks, scalars, partials, COMPUTE: tl.constexpr, LANES: tl.constexpr):  # noqa: N803
+    """Add up the sums of squares of a block's pieces, in their order, and step its second moment."""
+    row = blocks + tl.program_id(0).to(tl.int64) * _BLOCK
+    tensor = tl.load(row)
+    block = tl.load(row + 1)
+    size = tl.load(row + 2)
+    first = tl.load(row + 3)
+    count = tl.load(row + 4)
+    lane = tl.arange(0, LANES)
+    sums = tl.zeros([LANES], tl.float64)
+    for i in range(0, count, LANES):
+        inside = lane < count - i
+        at = tl.load(index + first + i + lane, mask=inside, other=0)
+        sums += tl.load(partials + at, mask=inside, other=0.0).to(tl.float64)
+    mean_square = (tl.sum(sums, axis=0) / size.to(tl.float64)).to(COMPUTE)
+    v = tl.load(tasks + tensor * _TASK + 3).to(tl.pointer_type(COMPUTE)) + block
+    tl.store(v, _second_moment(tl.load(v), mean_square, scalars + tensor * _SCALARS, COMPUTE))

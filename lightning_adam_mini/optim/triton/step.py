@@ -1,0 +1,247 @@
+"""The step of all parameters on a GPU, by the Triton kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from array import array
+from collections.abc import Mapping, MutableMapping, Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.optim.segments import memory_order
+from lightning_adam_mini.optim.triton.plan import Plan, Sizes, make_plan
+
+SIZES = Sizes()
+_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_NEVER = -1e4  # stands for the logarithm of 0
+
+
+@lru_cache(maxsize=1)
+def load_kernels() -> Any | str:
+    """The module of the kernels, or why there is none. Triton comes with torch where it has a GPU, on Linux."""
+    try:
+        return import_module("lightning_adam_mini.optim.triton.kernel")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): install triton"
+
+
+def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot step a parameter, or None if they can."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not (p.is_cuda or (interpreted and p.device.type == "cpu")) or type(p) not in (Tensor, torch.nn.Parameter):
+        return f"it is a {type(p).__name__} on {p.device}"
+    if p.dtype not in _DTYPES or momentum_dtype not in _DTYPES or (momentum_dtype == torch.float64) != (p.dtype == torch.float64):
+        return f"its dtype is {p.dtype} and its momentum's {momentum_dtype}"
+    if memory_order(tuple(p.shape), p.stride()) is None:
+        return "its elements overlap or have gaps between them"
+    kernels = load_kernels()
+    if isinstance(kernels, str):
+        return kernels
+    if p.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(p.device) < (7, 0):
+        return f"{torch.cuda.get_device_name(p.device)} is older than what Triton compiles for"
+    return None
+
+
+def fixed_fields(p: Tensor, momentum_dtype: torch.dtype, layout: BlockLayout) -> Plan:
+    """What a parameter's programs do, which does not change from step to step."""
+    return make_plan(layout, p.stride(), p.device, SIZES)
+
+
+def triton_step(
+    work: Sequence[tuple[Mapping[str, Any], Sequence[tuple[Tensor, Tensor, MutableMapping[str, Tensor], Plan]]]],
+    tables: MutableMapping[Any, Any],
+) -> None:
+    """Step all parameters in place. Nothing waits for the device.
+
+    Args:
+        work: For each group its options, and for each of its parameters: the parameter, its gradient, its state, and what
+            :func:`fixed_fields` gave. Gradients may have any strides.
+        tables: What this function keeps from step to step; an empty dict at first.
+    """
+    batches: dict[Any, _Batch] = {}
+    options, held = array("d"), []
+    for g, (group, members) in enumerate(work):
+        beta1, beta2 = group["betas"]
+        lr = group["lr"]
+        lr_there = isinstance(lr, Tensor) and lr.is_cuda
+        options.extend(
+            (
+                0.0 if lr_there else float(lr),
+                beta1,
+                beta2,
+                math.log(beta1) if beta1 else _NEVER,
+                math.log(beta2) if beta2 else _NEVER,
+                group["eps"],
+                group["weight_decay"],
+                bool(group["decoupled_weight_decay"]) + 2 * bool(group["maximize"]),
+            )
+        )
+        for p, grad, state, plan in members:
+            _put_in_order(p, state)
+            strides = p.stride()
+            if grad.dtype != p.dtype or (grad.stride() != strides and not _same_memory(grad, p)):
+                grad = torch.empty_like(p).copy_(grad)
+                held.append(grad)
+            key = (p.device, p.dtype, state["exp_avg"].dtype)
+            batch = batches.get(key)
+            if batch is None:
+                batch = batches[key] = tables.get(key) or _Batch(*key)
+                batch.begin()
+            batch.add(p, grad, state, plan, g, batch.address_of_lr(g, lr) if lr_there else 0)
+    for key, batch in batches.items():
+        tables[key] = batch
+        with torch.cuda.device(key[0]) if key[0].type == "cuda" else contextlib.nullcontext():
+            batch.launch(options)
+
+
+def _put_in_order(p: Tensor, state: MutableMapping[str, Tensor]) -> None:
+    """Put a state into the parameter's memory order and on its device, as after loading that of another run."""
+    step = state["step"]
+    if step.device != p.device or step.dtype != torch.float32:
+        state["step"] = step.to(p.device, torch.float32)
+    strides = p.stride()
+    elementwise = state["exp_avg_sq"].shape == p.shape and p.numel() > 1
+    for moment in ("exp_avg", "exp_avg_sq") if elementwise else ("exp_avg",):
+        if state[moment].stride() != strides and not _same_memory(state[moment], p):
+            state[moment] = torch.empty_like(p, dtype=state[moment].dtype).copy_(state[moment])
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape keep their elements in the same order, whatever the strides of dimensions of length 1."""
+    return memory_order(tuple(a.shape), a.stride()) == memory_order(tuple(b.shape), b.stride())
+
+
+class _Batch:
+    """The tensors of one device and one pair of dtypes, and the tables that tell the kernels of them.
+
+    Tables go to the device when something in them changed: the pointers after gradients were freed, the options after a scheduler's step.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> None:
+        self.device, self.dtype, self.compute = device, dtype, second_moment_dtype(dtype)
+        self.momentum_dtype = momentum_dtype
+        self.sent_fields, self.sent_options, self.sent_plans = array("q"), array("d"), []
+        self.tasks = self.options = self.scalars = self.partials = torch.empty(0)
+        self.tables: dict[tuple[str, bool], Tensor] = {}
+        self.lrs: dict[int, Tensor] = {}
+        self.captured: list[Tensor] = []
+        self.begin()
+
+    def begin(self) -> None:
+        self.fields, self.plans, self.fresh_lrs = array("q"), [], {}
+
+    def address_of_lr(self, g: int, lr: Tensor) -> int:
+        """A float32 copy on this device, if the tensor is not that itself."""
+        if lr.device == self.device and lr.dtype == torch.float32:
+            return lr.data_ptr()
+        if g not in self.fresh_lrs:
+            kept = self.lrs.get(g)
+            self.lrs[g] = kept = torch.empty((), dtype=torch.float32, device=self.device) if kept is None else kept
+            self.fresh_lrs[g] = kept.copy_(lr.reshape(()), non_blocking=True)
+        return self.lrs[g].data_ptr()
+
+    def add(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], plan: Plan, group: int, lr: int) -> None:
+        numbers, order = plan.numbers, plan.order
+        pointers = (p.data_ptr(), grad.data_ptr(), state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr())
+        self.fields.extend(
+            (
+                *pointers,
+                state["step"].data_ptr(),
+                group,
+                lr,
+                0 if numbers is None else numbers.data_ptr(),
+                0 if order is None else order.data_ptr(),
+                plan.wide,
+                p.numel(),
+            )
+        )
+        aligned = plan.divisible and not (pointers[0] | pointers[1] | pointers[2] | pointers[3]) & 15
+        self.plans.append((plan, aligned))
+
+    def launch(self, options: array[float]) -> None:
+        kernels = load_kernels()
+        assert not isinstance(kernels, str)
+        import triton.language as tl
+
+        if len(self.plans) != len(self.sent_plans) or any(
+            a is not c or b is not d for (a, b), (c, d) in zip(self.plans, self.sent_plans, strict=True)
+        ):
+            self._send_plans()
+        if self.fields != self.sent_fields:
+            self.tasks = self._send(torch.tensor(self.fields, dtype=torch.int64))
+            self.sent_fields = self.fields
+        if options != self.sent_options:
+            self.options = self._send(torch.tensor(options, dtype=torch.float64))
+            self.sent_options = array("d", options)
+        n, sizes = len(self.plans), SIZES
+        p, m, compute = (getattr(tl, _DTYPES[dtype]) for dtype in (self.dtype, self.momentum_dtype, self.compute))
+        lanes = kernels.PREPARE_LANES
+        kernels.prepare[(-(-n // lanes),)](self.tasks, self.options, self.scalars, n, LANES=lanes, num_warps=2)
+        for aligned in (True, False):
+            items = self.tables.get(("items", aligned))
+            if items is not None:
+                kernels.step_blocks[(len(items),)](
+                    items, self.tasks, self.scalars, p, m, compute, sizes.tile, sizes.widths, aligned, num_warps=8
+                )
+        if ("blocks", True) not in self.tables:
+            return
+        blocks, index = self.tables["blocks", True], self.tables["index", True]
+        for update in (False, True):
+            for aligned in (True, False):
+                pieces = self.tables.get(("pieces", aligned))
+                if pieces is not None:
+                    shape = (sizes.tile, sizes.columns, aligned, update)
+                    kernels.step_pieces[(len(pieces),)](pieces, self.tasks, self.scalars, self.partials, p, m, compute, *shape, num_warps=8)
+            if not update:
+                lanes = kernels.FINISH_LANES
+                kernels.finish[(len(blocks),)](blocks, index, self.tasks, self.scalars, self.partials, compute, lanes, num_warps=1)
+
+    def _send_plans(self) -> None:
+        rows: dict[tuple[str, bool], list[Tensor]] = {}
+        sums = entries = 0
+        for tensor, (plan, aligned) in enumerate(self.plans):
+            parts = {
+                ("items", aligned): plan.items,
+                ("pieces", aligned): _plus(plan.pieces, 5, sums),
+                ("blocks", True): _plus(plan.blocks, 2, entries),
+            }
+            for key, part in parts.items():
+                if len(part):
+                    rows.setdefault(key, []).append(torch.cat([part.new_full((len(part), 1), tensor), part], dim=1))
+            if plan.sums:
+                rows.setdefault(("index", True), []).append(plan.index + sums)
+            sums += plan.sums
+            entries += len(plan.index)
+        self.tables = {key: self._send(torch.cat(parts)) for key, parts in rows.items()}
+        self.scalars = torch.empty(len(self.plans), 9, dtype=torch.float64, device=self.device)
+        self.partials = torch.empty(max(sums, 1), dtype=self.compute, device=self.device)
+        self._keep(self.scalars, self.partials)
+        self.sent_plans = self.plans
+
+    def _send(self, table: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return table
+        pinned = table.pin_memory()
+        there = pinned.to(self.device, non_blocking=True)
+        self._keep(pinned, there)
+        return there
+
+    def _keep(self, *tensors: Tensor) -> None:
+        """Keep for good what a CUDA graph that is being captured will read again."""
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self.captured.extend(tensors)
+
+
+def _plus(table: Tensor, column: int, number: int) -> Tensor:
+    if not number or not len(table):
+        return table
+    table = table.clone()
+    table[:, column] += number
+    return table
