@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -25,7 +26,10 @@ from lightning_adam_mini.detection import ModelReport, canonical_name, inspect_m
 from lightning_adam_mini.detection.evidence import Evidence, disagreements, example_call, probe_attention, reconcile
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini, state_bytes, to_adamw_state_dict
+from lightning_adam_mini.optim.quantized import MomentumDtype
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
+
+_MOMENTUM_DTYPES: dict[str, MomentumDtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
 
 
 class AdamMiniCallback(Callback):
@@ -46,6 +50,9 @@ class AdamMiniCallback(Callback):
         force: Whether to replace other optimizers than exactly torch's Adam and AdamW too.
         convert_checkpoints: Whether a checkpoint written with other blocks (by AdamW: per parameter) may be resumed; its second moments are
             averaged or spread then. If False, that is an error.
+        momentum_dtype: What first moments are kept in: ``float32``, ``bfloat16`` or ``8bit``; None for the parameters' dtype. A checkpoint
+            written with another is converted.
+        stochastic_rounding: Whether bfloat16 weights (``precision="bf16-true"``) are rounded at random, so that small updates are not lost.
         monitor: Whether to log effective learning rates, each ``log_every_n_steps`` of the trainer.
         histograms: Whether to log their histograms too (TensorBoard only).
         heatmap: Whether to log figures of layers x heads at the end of each validation (TensorBoard only; needs matplotlib).
@@ -71,6 +78,8 @@ class AdamMiniCallback(Callback):
         probe: bool = False,
         force: bool = False,
         convert_checkpoints: bool = True,
+        momentum_dtype: Literal["float32", "bfloat16", "8bit"] | None = None,
+        stochastic_rounding: bool = False,
         monitor: bool = True,
         histograms: bool = False,
         heatmap: bool = False,
@@ -83,6 +92,13 @@ class AdamMiniCallback(Callback):
         self.probe = probe
         self.force = force
         self.convert_checkpoints = convert_checkpoints
+        if momentum_dtype is not None and momentum_dtype not in _MOMENTUM_DTYPES:
+            raise MisconfigurationException(
+                f"AdamMiniCallback has no momentum_dtype={momentum_dtype!r}. Give one of {', '.join(map(repr, _MOMENTUM_DTYPES))}, or None"
+                " for the parameters' dtype."
+            )
+        self.momentum_dtype = momentum_dtype
+        self.stochastic_rounding = stochastic_rounding
         self.report: ModelReport | None = None
         self._evidence: Evidence | None = None
         self._logger = BlockLearningRateLogger(histograms=histograms, heatmap=heatmap) if monitor else None
@@ -151,6 +167,14 @@ class AdamMiniCallback(Callback):
         # All checks come before the first change: if one fails, the user's optimizers and schedulers are as they were.
         for optimizer in foreign:
             check_translatable(optimizer, self.force)
+        if self.stochastic_rounding and foreign:
+            dtypes = {p.dtype for optimizer in foreign for group in optimizer.param_groups for p in group["params"]}
+            if torch.bfloat16 not in dtypes:
+                raise MisconfigurationException(
+                    "AdamMiniCallback(stochastic_rounding=True) rounds bfloat16 weights, but the optimizer's are"
+                    f" {', '.join(sorted(map(str, dtypes)))}."
+                    ' Train with Trainer(precision="bf16-true"), or leave it out.'
+                )
         self.report = self._inspect(module)
         swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
         notes: list[str] = []
@@ -159,7 +183,7 @@ class AdamMiniCallback(Callback):
             names = parameter_names(module)
             for optimizer in foreign:
                 if optimizer not in swapped:
-                    swapped[optimizer], more = translate(optimizer, names, layouts, self.convert_checkpoints)
+                    swapped[optimizer], more = translate(optimizer, names, layouts, **self._optimizer_options())
                     notes += more
             rank_zero_info(self.report.table(layouts))
         replaced = replace_optimizers(configured, swapped)
@@ -178,6 +202,13 @@ class AdamMiniCallback(Callback):
         else:
             rank_zero_info("AdamMiniCallback: configure_optimizers returned AdamMini itself, which is left as it is")
         return replaced
+
+    def _optimizer_options(self) -> dict[str, Any]:
+        return {
+            "convert_state": self.convert_checkpoints,
+            "momentum_dtype": None if self.momentum_dtype is None else _MOMENTUM_DTYPES[self.momentum_dtype],
+            "stochastic_rounding": self.stochastic_rounding,
+        }
 
     def _inspect(self, module: pl.LightningModule) -> ModelReport:
         report = inspect_model(module)

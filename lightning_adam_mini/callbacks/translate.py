@@ -59,7 +59,7 @@ def check_translatable(optimizer: Any, force: bool) -> None:
 
 
 def translate(
-    optimizer: Optimizer, names: Mapping[Tensor, str], layouts: Mapping[str, BlockLayout], convert_state: bool
+    optimizer: Optimizer, names: Mapping[Tensor, str], layouts: Mapping[str, BlockLayout], **options: Any
 ) -> tuple[AdamMini, list[str]]:
     """Make the AdamMini that stands for an optimizer. The optimizer stays as it is.
 
@@ -67,7 +67,7 @@ def translate(
         optimizer: One that :func:`check_translatable` let pass.
         names: Name of each parameter of the module.
         layouts: Blocks by name.
-        convert_state: Passed to :class:`AdamMini`.
+        options: Passed to :class:`AdamMini`.
 
     Returns:
         The AdamMini, with as many groups, the same options and extra keys; and notes about what could not be carried over.
@@ -99,7 +99,7 @@ def translate(
         groups,
         layouts=layouts,
         named_parameters=((name, p) for p, name in names.items()),
-        convert_state=convert_state,
+        **options,
         **{"decoupled_weight_decay": _is_decoupled(optimizer), **defaults},
     )
     if exact and optimizer.state:
