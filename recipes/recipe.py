@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 
@@ -27,7 +28,19 @@ class Recipe(pl.LightningModule):
     """Base of the recipes' models: a LightningModule that names its headline and takes its peak learning rate as ``lr``."""
 
     headline: ClassVar[Headline]
+    learns_from: ClassVar[str]  # what its data modules' `gives` says
     _seed = 0
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse the data of another recipe; a data module of the user's own, which does not say what it gives, is taken at its word."""
+        data = getattr(self.trainer, "datamodule", None)
+        gives = getattr(data, "gives", self.learns_from)
+        if gives != self.learns_from:
+            raise MisconfigurationException(
+                f"{type(self).__name__} learns from {self.learns_from}, but {type(data).__name__} gives {gives}; set --data to one "
+                "that fits, or take the configuration of another recipe."
+            )
 
     @override
     def on_fit_start(self) -> None:

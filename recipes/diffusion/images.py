@@ -1,7 +1,7 @@
 """What the data modules of images to generate have in common: pixels in [-1, 1], no labels."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,6 +22,8 @@ class UnlabelledImages(ImageData):
         eval_batch_size: Images a batch in validation and test.
         num_workers: Processes that read images.
     """
+
+    gives: ClassVar[str] = "images without labels"
 
     def __init__(self, image_size: int, channels: int, batch_size: int, eval_batch_size: int, num_workers: int) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from typing_extensions import override
 
-from recipes.diffusion.images import UnlabelledImages
 from recipes.diffusion.unet import BetaSchedule, create_scheduler, create_unet, denoise
 from recipes.optim import adamw
 from recipes.recipe import Headline, Recipe
@@ -40,6 +39,7 @@ class NoisePredictor(Recipe):
     """
 
     headline: ClassVar[Headline] = Headline(metric="loss", title="loss", mode="min")
+    learns_from: ClassVar[str] = "images without labels"
 
     def __init__(
         self,
@@ -80,18 +80,10 @@ class NoisePredictor(Recipe):
     @override
     def setup(self, stage: str) -> None:
         """Check that the data are what the model generates."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return
-        if not isinstance(data, UnlabelledImages):
-            raise MisconfigurationException(
-                f"NoisePredictor learns from images with pixels in [-1, 1] and no labels, which {type(data).__name__} does not give; "
-                "use DigitImages, ImageFiles or CelebAImages."
-            )
-        for name, ours, found in (
-            ("image_size", self.image_shape[1], data.image_size),
-            ("in_channels", self.image_shape[0], data.channels),
-        ):
+        for name, ours, of in (("image_size", self.image_shape[1], "image_size"), ("in_channels", self.image_shape[0], "channels")):
+            found = getattr(data, of, ours)
             if ours != found:
                 raise MisconfigurationException(f"The model has {name} {ours} but the data have {found}; set --model.{name} {found}.")
 

@@ -1,6 +1,6 @@
 """A data module whose only batch is its whole graph, unless it is told to train on samples of neighbours."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,6 +16,8 @@ class FullBatchData(pl.LightningDataModule):
             layer, instead of the whole graph (needs pyg-lib); validation and test see the whole graph.
         batch_size: Training nodes a step; of no effect on the whole graph.
     """
+
+    gives: ClassVar[str] = "a graph"
 
     def __init__(self, sample_neighbours: list[int] | None = None, batch_size: int = 1024) -> None:
         super().__init__()

@@ -45,6 +45,7 @@ class NodeClassifier(Recipe):
     """
 
     headline: ClassVar[Headline] = Headline(metric="acc", title="accuracy", mode="max")
+    learns_from: ClassVar[str] = "a graph"
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class NodeClassifier(Recipe):
     @override
     def setup(self, stage: str) -> None:
         """Check that the graph fits the model, and that one device trains it."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         for name, ours in (("in_channels", self.in_channels), ("num_classes", self.num_classes)):
             found = getattr(data, name, ours)

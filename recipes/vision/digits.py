@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits: 1797 real 8x8 images that come with the library, so nothing is downloaded."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -61,6 +61,7 @@ class DigitsData(pl.LightningDataModule):
         augment: Whether training images are turned (10 degrees), scaled (10 %) and shifted (half of an 8x8 pixel) at random.
     """
 
+    gives: ClassVar[str] = "images with labels"
     num_classes = 10
 
     def __init__(

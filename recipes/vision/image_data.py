@@ -1,7 +1,7 @@
 """What the data modules of real images share: their transforms for small images and their loaders."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -41,6 +41,8 @@ class ImageData(pl.LightningDataModule):
         eval_batch_size: Images a batch in validation and test.
         num_workers: Processes that prepare images.
     """
+
+    gives: ClassVar[str] = "images with labels"
 
     def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int) -> None:
         super().__init__()

@@ -36,6 +36,7 @@ class ImageClassifier(Recipe):
     """
 
     headline: ClassVar[Headline] = Headline(metric="acc", title="accuracy", mode="max")
+    learns_from: ClassVar[str] = "images with labels"
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class ImageClassifier(Recipe):
     @override
     def setup(self, stage: str) -> None:
         """Check that the data have as many classes as the model."""
+        super().setup(stage)
         found = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if found != self.num_classes:
             raise MisconfigurationException(

@@ -139,3 +139,16 @@ def test_print_config_is_a_config(tmp_path, capsys):
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
     assert main(["fit", "--config", str(printed), *NARROW, *QUIET, "--trainer.max_steps", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "message"),
+    [
+        ("gcn_digits", "DigitsData", "NodeClassifier learns from a graph, but DigitsData gives images with labels"),
+        ("resnet18_digits", "DigitImages", "ImageClassifier learns from images with labels, but DigitImages gives images without labels"),
+        ("ddpm_digits", "DigitsData", "NoisePredictor learns from images without labels, but DigitsData gives images with labels"),
+    ],
+)
+def test_data_of_another_recipe_are_refused(config, data, message, capsys):
+    assert main(["fit", "--config", str(CONFIGS / f"{config}.yaml"), "--data", data]) != 0
+    assert message in capsys.readouterr().err

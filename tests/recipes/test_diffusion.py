@@ -172,7 +172,7 @@ def test_a_network_that_cannot_be_is_explained(options, message):
     [
         (["--model.image_size", "16"], "The model has image_size 16 but the data have 8; set --model.image_size 8."),
         (["--model.in_channels", "3"], "The model has in_channels 3 but the data have 1; set --model.in_channels 1."),
-        (["--data", "DigitsData"], "no labels, which DigitsData does not give; use DigitImages, ImageFiles or CelebAImages."),
+        (["--data", "DigitsData"], "NoisePredictor learns from images without labels, but DigitsData gives images with labels"),
         (
             ["--data", "CelebAImages", "--data.root", "nowhere", "--model.image_size", "64", "--model.in_channels", "3"],
             "No complete CelebA",
