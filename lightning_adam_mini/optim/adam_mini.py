@@ -15,10 +15,14 @@ from torch.optim.optimizer import ParamsT
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.conversion import convert_state_dict, how_to_regroup, regroup
-from lightning_adam_mini.optim.cpu.step import cpu_step, fixed_fields, why_not
+from lightning_adam_mini.optim.cpu import step as cpu
 from lightning_adam_mini.optim.functional import adam_mini
 from lightning_adam_mini.optim.quantized import MomentumDtype, convert_momentum, momentum_dtype_for, zero_momentum
 from lightning_adam_mini.optim.sliced import step_in_slices
+from lightning_adam_mini.optim.triton import step as triton
+
+# What steps all parameters at once, by the kind of their device.
+_FUSED: dict[str, Any] = {"cpu": cpu, "cuda": triton}
 
 
 class AdamMini(Optimizer):
@@ -45,8 +49,11 @@ class AdamMini(Optimizer):
         decoupled_weight_decay: Whether weight decay shrinks the parameters (AdamW) or is added to the gradients (Adam).
         maximize: Whether to maximize the objective.
         foreach: Whether to batch the work over tensors; None does so when all parameters are on a GPU.
-        fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once a machine. None does so wherever
-            that can be, unless ``foreach`` is given or no layout shares anything: then the optimizer equals torch's AdamW to the bit.
+        fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once a machine, or on a GPU by a few
+            Triton kernels. None does so wherever that can be, unless ``foreach`` is given or no layout shares anything: then the optimizer
+            equals torch's AdamW to the bit.
+        capturable: Whether the steps taken are counted on the parameters' devices, so that a CUDA graph can hold :meth:`step`. Where the
+            Triton kernels step, they are in any case.
         momentum_dtype: Dtype of the first moments; None for the parameters'. ``torch.bfloat16`` halves the state of float32 parameters.
             ``"8bit"`` quarters it: a byte an element and a float32 scale for each 256; tensors of fewer than 4,096 elements keep theirs.
         stochastic_rounding: Whether new bfloat16 weights are rounded at random, right on average, instead of to the nearest, which loses
@@ -85,6 +92,7 @@ class AdamMini(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
+        capturable: bool = False,
         momentum_dtype: MomentumDtype | None = None,
         stochastic_rounding: bool = False,
         layouts: Mapping[str, BlockLayout] | None = None,
@@ -100,6 +108,7 @@ class AdamMini(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
+            "capturable": capturable,
         }
         _check_options(defaults)
         if not (momentum_dtype in (None, "8bit") or (isinstance(momentum_dtype, torch.dtype) and momentum_dtype.is_floating_point)):
@@ -110,6 +119,7 @@ class AdamMini(Optimizer):
         self._momentum_dtype: MomentumDtype | None = momentum_dtype
         self._stochastic_rounding = stochastic_rounding
         self._rows: dict[int, _Row] = {}
+        self._tables: dict[Any, Any] = {}
         super().__init__(params, defaults)
         self._check_some_layout_is_ours(self._layouts)
 
@@ -128,6 +138,11 @@ class AdamMini(Optimizer):
             group["params"] = self._like_present_groups(list(group["params"]))
         explicit = group.pop("layouts", None)
         _check_options({**self.defaults, **group})
+        if group.get("capturable", self.defaults["capturable"]) and (self._momentum_dtype == "8bit" or self._stochastic_rounding):
+            raise ValueError(
+                "AdamMini(capturable=True) takes neither momentum_dtype='8bit' nor stochastic_rounding=True because their steps read"
+                " numbers off the device. Leave one of them out."
+            )
         super().add_param_group(group)
         try:
             names = dict(zip(group["params"], group.get("param_names", ()), strict=False))
@@ -193,25 +208,33 @@ class AdamMini(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        fused, plain, sliced = [], [], []
+        plain, sliced = [], []
+        fused: dict[Any, list] = {}
         blockwise = self._is_blockwise
         for group in self.param_groups:
             members = [(p, p.grad, layout) for p, layout in zip(group["params"], group["layouts"], strict=True) if p.grad is not None]
-            fast, slow = [], []
+            fast: dict[Any, list] = {}
+            slow = []
             for p, grad, layout in members:
                 self._check_gradient(p, grad)
                 row = self._row(p, layout, group["fused"], blockwise and group["foreach"] is None)
                 if row is not None:
-                    fast.append((p, grad, row))
+                    fast.setdefault(row.loop, []).append((p, grad, row))
                 elif self._step_in_slices(p):
                     sliced.append((p, grad, _from_plain(layout), group))
                 else:
                     slow.append((p, grad, _from_plain(layout)))
-            fused.append((group, fast))
+            for loop, rows in fast.items():
+                fused.setdefault(loop, []).append((group, rows))
             plain.append((group, slow))
-        cpu_step([(group, [(p, grad, self._state_of(p, row.layout), row.fields) for p, grad, row in members]) for group, members in fused])
+        for loop, groups in fused.items():
+            there = loop is not cpu
+            work = [
+                (group, [(p, grad, self._state_of(p, row.layout, there), row.fields) for p, grad, row in rows]) for group, rows in groups
+            ]
+            loop.step(work, self._tables)
         for group, members in plain:
-            states = [self._state_of(p, layout) for p, _, layout in members]
+            states = [self._state_of(p, layout, group["capturable"]) for p, _, layout in members]
             beta1, beta2 = group["betas"]
             adam_mini(
                 [p for p, _, _ in members],
@@ -228,6 +251,7 @@ class AdamMini(Optimizer):
                 decoupled_weight_decay=group["decoupled_weight_decay"],
                 maximize=group["maximize"],
                 foreach=group["foreach"],
+                capturable=group["capturable"],
             )
         places = self._places() if sliced and self._stochastic_rounding else {}
         for p, grad, layout, group in sliced:
@@ -237,17 +261,20 @@ class AdamMini(Optimizer):
     def _places(self) -> dict[Tensor, int]:
         return {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
-    def _state_of(self, p: Tensor, layout: BlockLayout) -> dict[str, Tensor]:
+    def _state_of(self, p: Tensor, layout: BlockLayout, step_there: bool = False) -> dict[str, Tensor]:
+        """The state of a parameter, with its step on the parameter's device if that is asked for."""
         state = self.state[p]
         if not state:
             dtype = second_moment_dtype(p.dtype)
-            state["step"] = torch.tensor(0.0, dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if step_there else "cpu")
             state.update(zero_momentum(p, momentum_dtype_for(p, self._momentum_dtype)))
             state["exp_avg_sq"] = (
                 torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
                 if layout.is_per_parameter
                 else torch.zeros(layout.block_shape, dtype=dtype, device=p.device)
             )
+        elif step_there and state["step"].device != p.device:
+            state["step"] = state["step"].to(p.device)
         return state
 
     def _rounds_at_random(self, p: Tensor) -> bool:
@@ -265,16 +292,17 @@ class AdamMini(Optimizer):
         if fused is False or p.numel() == 0 or torch.compiler.is_compiling() or (fused is None and not by_default):
             return None
         row = self._rows.get(id(p))
-        if row is None or row.p is not p or row.plain is not layout or row.strides != p.stride() or row.dtype != p.dtype:
+        if row is None or row.p is not p or row.plain is not layout or row.strides != p.stride() or row.kind != (p.dtype, p.device):
+            loop = _FUSED.get(p.device.type, cpu)
             momentum_dtype = momentum_dtype_for(p, self._momentum_dtype)
             if not isinstance(momentum_dtype, torch.dtype):
                 problem, fields = "its momentum is kept in 8 bits", None
             elif self._rounds_at_random(p):
                 problem, fields = "its weights are rounded at random", None
             else:
-                problem = why_not(p, momentum_dtype)
-                fields = None if problem else fixed_fields(p, momentum_dtype, _from_plain(layout))
-            row = _Row(p, layout, _from_plain(layout), p.stride(), p.dtype, fields, problem)
+                problem = loop.why_not(p, momentum_dtype)
+                fields = None if problem else loop.fixed_fields(p, momentum_dtype, _from_plain(layout))
+            row = _Row(p, layout, _from_plain(layout), p.stride(), (p.dtype, p.device), loop, fields, problem)
             self._rows[id(p)] = row
         if row.problem and fused:
             raise RuntimeError(
@@ -372,11 +400,13 @@ class AdamMini(Optimizer):
             For each parameter that has been stepped, a float32 tensor that broadcasts to the parameter. Nothing waits for the device.
         """
         stepped = list(self._stepped())
-        # One read of all steps: one a parameter would take longer than the rest.
-        steps = torch.stack([state["step"].reshape(()) for _, _, state, _ in stepped]).tolist() if stepped else []
+        # One read of all steps on the CPU: one a parameter would take longer than the rest.
+        here = [state["step"] for _, _, state, _ in stepped if state["step"].device.type == "cpu"]
+        numbers = iter(torch.stack([step.reshape(()) for step in here]).tolist() if here else [])
+        steps = [next(numbers) if state["step"].device.type == "cpu" else state["step"].reshape(()).double() for _, _, state, _ in stepped]
         rates = {}
         for (name, group, state, layout), step in zip(stepped, steps, strict=True):
-            denom = (state["exp_avg_sq"] / (1 - group["betas"][1] ** step)).sqrt_().add_(group["eps"])
+            denom = state["exp_avg_sq"].div(1 - group["betas"][1] ** step).sqrt_().add_(group["eps"])
             lr = group["lr"]
             rates[name] = layout.spread((lr.reshape(()) if isinstance(lr, Tensor) else lr) / denom)
         return rates
@@ -405,7 +435,7 @@ class AdamMini(Optimizer):
                 or needs a conversion that ``convert_state=False`` forbids. Names the parameter; nothing has changed then.
         """
         names = self.parameter_names()
-        present = [{"layouts": list(group["layouts"]), "fused": group["fused"]} for group in self.param_groups]
+        present = [{"layouts": list(g["layouts"]), "fused": g["fused"], "capturable": g["capturable"]} for g in self.param_groups]
         flat = [
             (names[p], p, _from_plain(plain))
             for group in self.param_groups
@@ -415,10 +445,12 @@ class AdamMini(Optimizer):
         super().load_state_dict(state_dict)
         for group, kept in zip(self.param_groups, present, strict=True):
             group.update(kept)
+        there = [group["capturable"] for group in self.param_groups for _ in group["params"]]
         # torch casts floating-point state to the parameter's dtype; moments keep theirs.
         for index, value in second_moments.items():
             _, p, _ = flat[index]
             self.state[p].update(convert_momentum(momenta[index], p.device, momentum_dtype_for(p, self._momentum_dtype)))
+            self.state[p]["step"] = torch.as_tensor(self.state[p]["step"]).to(p.device if there[index] else "cpu", torch.float32)
             self.state[p]["exp_avg_sq"] = value.to(device=p.device, dtype=second_moment_dtype(p.dtype), copy=True)
         if converted:
             warnings.warn(
@@ -440,7 +472,9 @@ class AdamMini(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._rows = {}
+        for group in self.param_groups:
+            group.setdefault("capturable", False)
+        self._rows, self._tables = {}, {}
 
 
 class _Row(NamedTuple):
@@ -450,7 +484,8 @@ class _Row(NamedTuple):
     plain: tuple
     layout: BlockLayout
     strides: tuple[int, ...]
-    dtype: torch.dtype
+    kind: tuple[torch.dtype, torch.device]
+    loop: Any
     fields: Any
     problem: str | None
 

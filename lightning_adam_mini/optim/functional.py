@@ -28,6 +28,7 @@ def adam_mini(
     decoupled_weight_decay: bool = True,
     maximize: bool = False,
     foreach: bool | None = None,
+    capturable: bool = False,
 ) -> None:
     """One step of Adam with a second moment a block, in place (Adam-mini, arXiv 2406.16793, Algorithm 1).
 
@@ -38,7 +39,7 @@ def adam_mini(
         grads: Their gradients, left as they are.
         exp_avgs: First moments, each of its parameter's shape, updated.
         exp_avg_sqs: Second moments, each of its layout's ``block_shape`` and float32 at least, updated.
-        state_steps: Steps taken so far: one-element float32 tensors on the CPU, updated.
+        state_steps: Steps taken so far: one-element float32 tensors, updated; on the CPU, or on the parameters' devices.
         layouts: Blocks of each parameter.
         lr: Learning rate: a number or a one-element tensor.
         beta1: Decay of the first moments.
@@ -48,6 +49,8 @@ def adam_mini(
         decoupled_weight_decay: Whether weight decay shrinks the parameter (AdamW) or is added to the gradient (Adam).
         maximize: Whether to go uphill.
         foreach: Whether to batch over tensors; None does where it is faster: when all parameters are on a GPU.
+        capturable: Whether to read no number off a step, so that a CUDA graph can hold this. None is read of a step on a GPU, or in what
+            torch.compile traces, in any case.
     """
     if not params:
         return
@@ -68,7 +71,13 @@ def adam_mini(
         weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_weight_decay,
         maximize=maximize,
+        capturable=capturable,
     )
+
+
+def _is_number(step: Tensor, capturable: bool) -> bool:
+    """Whether the step may be read as a number, which waits for nothing on the CPU."""
+    return not capturable and step.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _single_tensor_adam_mini(
@@ -86,6 +95,7 @@ def _single_tensor_adam_mini(
     weight_decay: float,
     decoupled_weight_decay: bool,
     maximize: bool,
+    capturable: bool,
 ) -> None:
     for param, grad, exp_avg, exp_avg_sq, state_step, layout in zip(
         params, grads, exp_avgs, exp_avg_sqs, state_steps, layouts, strict=True
@@ -98,7 +108,7 @@ def _single_tensor_adam_mini(
             else:
                 grad = grad.add(param, alpha=weight_decay)
         state_step += 1
-        step = state_step.item()  # on the CPU: waits for nothing
+        step = state_step.item() if _is_number(state_step, capturable) else state_step.reshape(())
         bias_correction1 = 1 - beta1**step
         bias_correction2_sqrt = (1 - beta2**step) ** 0.5
 
@@ -114,11 +124,11 @@ def _single_tensor_adam_mini(
         else:
             exp_avg_sq.mul_(beta2).add_(layout.mean_square(grad), alpha=1 - beta2)
         denom = (exp_avg_sq.sqrt() / bias_correction2_sqrt).add_(eps)
-        if isinstance(lr, Tensor):
+        if isinstance(lr, Tensor) or isinstance(step, Tensor):
             # addcdiv takes numbers only, and reading the number off a GPU would wait for it.
             param.addcdiv_(momentum, layout.spread(denom.mul_(bias_correction1 / -lr)))
         else:
-            param.addcdiv_(momentum, layout.spread(denom), value=-(lr / bias_correction1))
+            param.addcdiv_(momentum, layout.spread(denom), value=-(lr / cast(float, bias_correction1)))
 
 
 def _multi_tensor_adam_mini(
@@ -136,12 +146,14 @@ def _multi_tensor_adam_mini(
     weight_decay: float,
     decoupled_weight_decay: bool,
     maximize: bool,
+    capturable: bool,
 ) -> None:
-    def kind(i: int) -> tuple[str, str, str, bool]:
-        return (str(params[i].device), str(params[i].dtype), str(exp_avgs[i].dtype), layouts[i].is_per_parameter)
+    def kind(i: int) -> tuple[str, str, str, bool, bool]:
+        tensors = (str(params[i].device), str(params[i].dtype), str(exp_avgs[i].dtype))
+        return (*tensors, layouts[i].is_per_parameter, _is_number(state_steps[i], capturable))
 
     # foreach operators are one launch for tensors of one device and dtype only.
-    for (_, _, _, per_parameter), indices in groupby(sorted(range(len(params)), key=kind), key=kind):
+    for (_, _, _, per_parameter, numbers), indices in groupby(sorted(range(len(params)), key=kind), key=kind):
         at = list(indices)
         p, g, m, v, s = ([tensors[i] for i in at] for tensors in (params, grads, exp_avgs, exp_avg_sqs, state_steps))
         here = [layouts[i] for i in at]
@@ -153,7 +165,6 @@ def _multi_tensor_adam_mini(
             else:
                 g = list(torch._foreach_add(g, p, alpha=weight_decay))
         torch._foreach_add_(s, 1)
-        steps = [step.item() for step in s]  # on the CPU: waits for nothing
 
         stored = m
         if m[0].dtype != g[0].dtype:
@@ -168,12 +179,27 @@ def _multi_tensor_adam_mini(
         else:
             torch._foreach_add_(v, [layout.mean_square(grad) for layout, grad in zip(here, g, strict=True)], alpha=1 - beta2)
         denoms = torch._foreach_sqrt(v)
-        torch._foreach_div_(denoms, [(1 - beta2**step) ** 0.5 for step in steps])
-        torch._foreach_add_(denoms, eps)
-        if isinstance(lr, Tensor):
-            torch._foreach_mul_(denoms, [1 - beta1**step for step in steps])
-            torch._foreach_div_(denoms, -lr)
+        if numbers:
+            steps = [step.item() for step in s]
+            torch._foreach_div_(denoms, [(1 - beta2**step) ** 0.5 for step in steps])
+            torch._foreach_add_(denoms, eps)
+            if isinstance(lr, Tensor):
+                torch._foreach_mul_(denoms, [1 - beta1**step for step in steps])
+                torch._foreach_div_(denoms, -lr)
+                sizes = [1.0] * len(at)
+            else:
+                sizes = [cast(float, -(lr / (1 - beta1**step))) for step in steps]
+        else:  # operator for operator as in torch's AdamW with capturable=True
+            corrections1 = torch._foreach_pow(beta1, [step.reshape(()) for step in s])
+            corrections2 = torch._foreach_pow(beta2, [step.reshape(()) for step in s])
+            torch._foreach_sub_(corrections1, 1)
+            torch._foreach_sub_(corrections2, 1)
+            torch._foreach_neg_(corrections2)
+            torch._foreach_sqrt_(corrections2)
+            torch._foreach_div_(corrections1, lr)
+            torch._foreach_reciprocal_(corrections1)
+            torch._foreach_div_(denoms, corrections2)
+            torch._foreach_add_(denoms, eps)
+            torch._foreach_div_(denoms, corrections1)
             sizes = [1.0] * len(at)
-        else:
-            sizes = [cast(float, -(lr / (1 - beta1**step))) for step in steps]
         torch._foreach_addcdiv_(p, m, [layout.spread(denom) for layout, denom in zip(here, denoms, strict=True)], sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -44,14 +44,16 @@ def fixed_fields(p: Tensor, momentum_dtype: torch.dtype, layout: BlockLayout) ->
     return (*tables, segments.kind, p.numel(), segments.length, layout.num_blocks, _CODES[p.dtype], _CODES[momentum_dtype])
 
 
-def cpu_step(
+def step(
     work: Sequence[tuple[Mapping[str, Any], Sequence[tuple[Tensor, Tensor, dict[str, Tensor], Row]]]],
+    tables: MutableMapping[Any, Any] | None = None,
 ) -> None:
     """Step all parameters at once, in place.
 
     Args:
         work: For each group its options, and for each of its parameters: the parameter, its gradient, its state, and what
             :func:`fixed_fields` gave. Gradients may have any strides.
+        tables: Unused: what the step on a GPU keeps from step to step.
     """
     if not any(members for _, members in work):
         return

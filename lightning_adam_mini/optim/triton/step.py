@@ -54,7 +54,7 @@ def fixed_fields(p: Tensor, momentum_dtype: torch.dtype, layout: BlockLayout) ->
     return make_plan(layout, p.stride(), p.device, SIZES)
 
 
-def triton_step(
+def step(
     work: Sequence[tuple[Mapping[str, Any], Sequence[tuple[Tensor, Tensor, MutableMapping[str, Tensor], Plan]]]],
     tables: MutableMapping[Any, Any],
 ) -> None:
@@ -102,10 +102,7 @@ def triton_step(
 
 
 def _put_in_order(p: Tensor, state: MutableMapping[str, Tensor]) -> None:
-    """Put a state into the parameter's memory order and on its device, as after loading that of another run."""
-    step = state["step"]
-    if step.device != p.device or step.dtype != torch.float32:
-        state["step"] = step.to(p.device, torch.float32)
+    """Put a state into the parameter's memory order, as after loading that of another run."""
     strides = p.stride()
     elementwise = state["exp_avg_sq"].shape == p.shape and p.numel() > 1
     for moment in ("exp_avg", "exp_avg_sq") if elementwise else ("exp_avg",):
