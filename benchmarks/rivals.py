@@ -169,6 +169,7 @@ RIVALS = (
     Rival("AdamMini", _ours(), blockwise()),
     *([Rival("AdamMini fused=False", _ours(fused=False), blockwise())] if _has("fused") else []),
     *([Rival("AdamMini bfloat16 momentum", _ours(momentum_dtype=torch.bfloat16), blockwise(2))] if _has("momentum_dtype") else []),
+    Rival("AdamMini 8-bit momentum", _ours(momentum_dtype="8bit"), blockwise(1)),
 )
 
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from lightning_adam_mini import partition_model
+from lightning_adam_mini import AdamMiniCallback, partition_model
 from recipes.compare.figure import draw
 from recipes.compare.plan import BASELINE, Plan, Run
 from recipes.compare.results import Result, load_result, select_each
@@ -48,8 +49,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int]:
     parser.add_argument(
         "--optimizers",
         default="adamw,adam_mini",
-        help="names with commas between: adamw (the recipe without the callback) or any partition of AdamMiniCallback; "
-        "the others are compared with the first (default: %(default)s)",
+        help="names with commas between: adamw (the recipe without the callback) or any partition of AdamMiniCallback, if need be with its "
+        "momentum_dtype after a colon (adam_mini:8bit); the others are compared with the first (default: %(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 (default: %(default)s)")
     parser.add_argument("--lrs", default="", help="learning rates with commas between, selected on validation (default: the recipe's)")
@@ -64,8 +65,11 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int]:
     for name in optimizers:
         try:
             if name != BASELINE:
-                partition_model(nn.Linear(1, 1), name)
-        except ValueError as error:
+                partition, colon, momentum_dtype = name.partition(":")
+                partition_model(nn.Linear(1, 1), partition)
+                if colon:
+                    AdamMiniCallback(momentum_dtype=cast(Any, momentum_dtype))
+        except (ValueError, MisconfigurationException) as error:
             parser.error(f"--optimizers names neither {BASELINE} nor a partition: {error}")
     if known.seeds < 1 or known.jobs < 1:
         parser.error(f"--seeds and --jobs must be at least 1, not {min(known.seeds, known.jobs)}")

@@ -21,7 +21,8 @@ class Run:
     """One training run of a comparison.
 
     Args:
-        optimizer: ``adamw`` (the recipe without the callback) or the name of a partition.
+        optimizer: ``adamw`` (the recipe without the callback) or the name of a partition, if need be with a colon and its momentum_dtype:
+            ``adam_mini:8bit``.
         lr: Peak learning rate; none for the recipe's own.
         seed: Seed of everything random.
     """
@@ -34,7 +35,7 @@ class Run:
     def name(self) -> str:
         """Name of the run, of its log and of its result."""
         rate = "" if self.lr is None else f"_lr{self.lr:g}"
-        return f"{self.optimizer}{rate}_seed{self.seed}"
+        return f"{self.optimizer.replace(':', '-')}{rate}_seed{self.seed}"  # a file's name, which has no colon everywhere
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,10 @@ def edit_for(run: Run, out: Path, config: Namespace) -> None:
     kept = [callback for callback in callbacks if not callback.class_path.endswith((CALLBACK, "ModelCheckpoint"))]
     if run.optimizer != BASELINE:
         callback = Namespace(class_path=f"lightning_adam_mini.{CALLBACK}", init_args=Namespace()) if found is None else found
-        callback.init_args.partition = run.optimizer
+        partition, _, momentum_dtype = run.optimizer.partition(":")
+        callback.init_args.partition = partition
+        if momentum_dtype:
+            callback.init_args.momentum_dtype = momentum_dtype
         kept.insert(0, callback)
     config.trainer.callbacks = kept
     logger = Namespace(save_dir=str(out), name="logs", version=run.name)

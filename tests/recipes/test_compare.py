@@ -89,11 +89,26 @@ def test_a_learning_rate_in_a_process_of_its_own(capsys):
     assert "| tensor | 0.01 | 0." in text
 
 
+def test_partitions_with_the_dtype_of_their_momentum(tmp_path):
+    names = "adam_mini,adam_mini:bfloat16,adam_mini:8bit"
+    channels = ["--model.model_args", "{channels: [4, 8, 8, 64], zero_init_last: false}"]  # some tensors are large enough for 8 bits
+    assert main([*COMPARE, *SMALL, *channels, "--optimizers", names, "--seeds", "1"]) == 0
+    with (tmp_path / "out" / "table.csv").open() as file:
+        bytes_by_name = {row["optimizer"]: int(row["state_bytes"]) for row in csv.DictReader(file)}
+    assert ",".join(bytes_by_name) == names
+    wide, half, narrow = bytes_by_name.values()
+    assert half / wide == pytest.approx(0.5, abs=0.01)
+    assert 0.25 < narrow / wide < 0.35
+    assert (tmp_path / "out" / "runs" / "adam_mini-8bit_seed0.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--optimizers", "adamw,adam_minni"], "adam_minni"),
         (["--optimizers", "adamw,adamw"], "each once"),
+        (["--optimizers", "adamw,adam_mini:4bit"], "no momentum_dtype='4bit'"),
+        (["--optimizers", "adamw:8bit"], "names neither adamw nor a partition"),
         (["--seeds", "0"], "must be at least 1"),
         (["--lrs", "1e-3,fast"], "must be numbers"),
         (["--config", "absent.yaml"], "there is no file absent.yaml"),
