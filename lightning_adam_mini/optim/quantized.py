@@ -96,43 +96,49 @@ def num_scales(elements: int) -> int:
     return -(-elements // RUN)
 
 
-def quantize(values: Tensor, codes: Tensor, scales: Tensor) -> None:
+def quantize(values: Tensor, codes: Tensor, scales: Tensor, scratch: Tensor | None = None) -> None:
     """Write the codes and scales of a tensor.
 
     Args:
         values: The tensor, of any floating dtype and strides.
         codes: int8, contiguous, of its shape; overwritten.
         scales: float32, one for each 256 elements; overwritten.
+        scratch: Memory to work in: as many elements, of the dtype of ``values``, which must be float32 or float64 then.
     """
     flat, out = values.reshape(-1), codes.view(-1)
     if flat.dtype not in (torch.float32, torch.float64):
         flat = flat.float()
+    work = torch.empty_like(flat) if scratch is None else scratch
     for part, at in _runs(flat.numel()):
         runs = flat[part].view(scales[at].numel(), -1)
-        scale = runs.abs().amax(1).to(torch.float32)
-        scale.masked_fill_(scale < _ZERO, 0.0)
-        scales[at] = scale
-        # Zero runs are divided by something that makes zeros of them. Comparisons are false for NaN, which so gets into the scale.
-        parts = runs / scale.masked_fill(scale < _ZERO, torch.inf).unsqueeze(1).to(flat.dtype)
-        roots = parts.abs().sqrt_().mul_(_ROOT).round_().clamp_(max=_ROOT).nan_to_num_().copysign_(parts)
-        out[part] = roots.view(-1).to(torch.int8)
+        roots = torch.abs(runs, out=work[part].view(runs.shape))
+        scale = roots.amax(1).to(torch.float32)
+        zero = scale < _ZERO  # false for NaN, which so gets into the scale
+        scales[at] = scale.masked_fill_(zero, 0.0)
+        roots.mul_((_ROOT**2 / scale.to(flat.dtype)).masked_fill_(zero, 0.0).unsqueeze(1)).sqrt_().round_().copysign_(runs)
+        out[part] = roots.view(-1)
 
 
-def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(
+    codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None, scratch: Tensor | None = None
+) -> Tensor:
     """The values that codes stand for.
 
     Args:
         codes: int8, contiguous.
         scales: float32, one for each 256 elements.
         dtype: Dtype of the result; float32 or float64.
+        out: Memory for the result: as many elements, of that dtype.
+        scratch: Memory to work in, likewise.
     """
-    values = codes.to(dtype).contiguous()
-    values.mul_(values.abs()).div_(_ROOT**2)  # exactly one for the largest of a run, so that its scale comes back
-    flat = values.view(-1)
+    flat = torch.empty(codes.numel(), dtype=dtype, device=codes.device) if out is None else out
+    flat.copy_(codes.reshape(-1))
+    # Exactly one for the largest of a run, so that its scale comes back.
+    flat.mul_(torch.abs(flat, out=scratch)).div_(_ROOT**2)
     for part, at in _runs(flat.numel()):
         runs = flat[part].view(scales[at].numel(), -1)
         runs.mul_(scales[at].unsqueeze(1))
-    return values
+    return flat.view(codes.shape)
 
 
 def _runs(elements: int) -> Iterator[tuple[slice, slice]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.quantized import RUN, SCALE, dequantize, quantize
 
-_SLICE = 2**16  # elements whose temporary tensors stay in a processor's cache
+_SLICE = 2**17  # elements: enough for the calls not to count, few enough to stay in cache
 
 
 def step_in_slices(
@@ -62,18 +62,28 @@ def step_in_slices(
 
     p, grad, exp_avg, denom = (t if t.ndim else t.view(1) for t in (p, grad, exp_avg, denom))
     wide = exp_avg_sq.dtype
-    for rows, runs in _slices(p):
-        now = exp_avg[rows].to(wide, copy=True) if scales is None else dequantize(exp_avg[rows], scales[runs], wide)
+    slices = list(_slices(p))
+    # The same memory for all slices: new memory would cost more than the arithmetic.
+    out, scratch = torch.empty(2, p[slices[0][0]].numel(), dtype=wide, device=p.device) if scales is not None else (None, None)
+    for rows, runs in slices:
+        if scales is None or out is None or scratch is None:
+            now = exp_avg[rows].to(wide, copy=True)
+        else:
+            n = exp_avg[rows].numel()
+            now = dequantize(exp_avg[rows], scales[runs], wide, out[:n], scratch[:n])
         now.lerp_(grad[rows].to(wide), 1 - beta1)
-        weights = p[rows].to(wide, copy=True)
+        weights = p[rows].to(wide)
         if decay != 0:
             weights.mul_(1 - lr * decay)
         weights.addcdiv_(now, denom if denom.shape[0] == 1 else denom[rows], value=size)
-        p[rows] = weights if generator is None else _round_at_random(weights, generator)
-        if scales is None:
+        if generator is not None:
+            weights = _round_at_random(weights, generator)
+        if p.dtype != wide:
+            p[rows] = weights
+        if scales is None or scratch is None:
             exp_avg[rows] = now
         else:
-            quantize(now, exp_avg[rows], scales[runs])
+            quantize(now, exp_avg[rows], scales[runs], scratch[: now.numel()])
 
 
 def _slices(p: Tensor) -> Iterator[tuple[slice, slice]]:
