@@ -17,7 +17,7 @@ from lightning_adam_mini.optim.conversion import TORCH_ONLY
 _FAITHFUL = (Adam, AdamW)
 # How the optimizers that a user may force decay weights, where their groups do not say.
 _COUPLED_BY_NAME = frozenset({"Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"})
-_KEPT = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize", "foreach")
+_KEPT = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize", "foreach", "capturable")
 
 
 def check_translatable(optimizer: Any, force: bool) -> None:
@@ -83,11 +83,7 @@ def translate(
                     " the LightningModule's, so its role is unknown. Register its module as an attribute of the LightningModule, or give it"
                     " to an AdamMini of your own."
                 )
-    notes = [
-        f"{flag}=True dropped: AdamMini has no such path yet"
-        for flag in ("capturable",)
-        if any(group.get(flag) for group in optimizer.param_groups)
-    ]
+    notes = []
     exact = type(optimizer) in _FAITHFUL
     if not exact:
         notes.append(f"forced from {type(optimizer).__name__}: only lr, betas, eps and weight decay are carried over")
@@ -111,7 +107,7 @@ def translate(
 
 def _translate_group(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
     names = group.get("param_names")
-    out = {k: v for k, v in _plain_betas(group).items() if k not in (*TORCH_ONLY, "params", "param_names")}
+    out = {k: v for k, v in _plain_betas(group).items() if k in _KEPT or k not in (*TORCH_ONLY, "params", "param_names")}
     out["params"] = list(zip(names, group["params"], strict=True)) if names else list(group["params"])
     out.setdefault("decoupled_weight_decay", _is_decoupled(optimizer))
     return out

@@ -39,8 +39,8 @@ class Plan(NamedTuple):
     Attributes:
         items: For each program of ``step_blocks``: the tile's shape, first element, elements a block, number of blocks, first run.
         pieces: For each of ``step_pieces``: whether a run, first element or row, number of them, (first) block, first column, first sum.
-        blocks: For each of ``finish``: block, size, first entry in ``index``, number of them.
-        index: int32 numbers of the sums of squares of these blocks, block by block.
+        blocks: For each of ``finish``: block, size, first of its ``entries``, number of them.
+        entries: int32 numbers of the sums of squares of these blocks, block by block.
         sums: Number of sums.
         numbers: int32 block number of each run, or of each column; on the tensor's device. None where it counts up from 0.
         order: int32 rows of the matrix, those with one first block together; on the tensor's device. None where they are.
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     items: Tensor
     pieces: Tensor
     blocks: Tensor
-    index: Tensor
+    entries: Tensor
     sums: int = 0
     numbers: Tensor | None = None
     order: Tensor | None = None

@@ -202,20 +202,20 @@ class _Batch:
 
     def _send_plans(self) -> None:
         rows: dict[tuple[str, bool], list[Tensor]] = {}
-        sums = entries = 0
+        sums = listed = 0
         for tensor, (plan, aligned) in enumerate(self.plans):
             parts = {
                 ("items", aligned): plan.items,
                 ("pieces", aligned): _plus(plan.pieces, 5, sums),
-                ("blocks", True): _plus(plan.blocks, 2, entries),
+                ("blocks", True): _plus(plan.blocks, 2, listed),
             }
             for key, part in parts.items():
                 if len(part):
                     rows.setdefault(key, []).append(torch.cat([part.new_full((len(part), 1), tensor), part], dim=1))
             if plan.sums:
-                rows.setdefault(("index", True), []).append(plan.index + sums)
+                rows.setdefault(("index", True), []).append(plan.entries + sums)
             sums += plan.sums
-            entries += len(plan.index)
+            listed += len(plan.entries)
         self.tables = {key: self._send(torch.cat(parts)) for key, parts in rows.items()}
         self.scalars = torch.empty(len(self.plans), 9, dtype=torch.float64, device=self.device)
         self.partials = torch.empty(max(sums, 1), dtype=self.compute, device=self.device)
