@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_adam_mini import AdamMini, BlockLayout, to_adamw_state_dict
+from lightning_adam_mini import AdamMini, BlockLayout, partition_model, to_adamw_state_dict
 from lightning_adam_mini.optim import state_bytes
 from lightning_adam_mini.optim.quantized import convert_momentum, dequantize, num_scales, quantize
 
@@ -367,3 +367,40 @@ def test_a_scalar_and_an_empty_tensor():
     scalar.grad, empty.grad = torch.ones_like(scalar), torch.ones_like(empty)
     optimizer.step()
     assert float(scalar.detach()) == pytest.approx(0.9, rel=0.01)
+
+
+# ---- training
+
+
+def digits_loss(seed, dtype=torch.float32, **options):
+    """Training loss of a small network on scikit-learn's digits at the end of 200 steps."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = (torch.tensor(digits.data) / 16).to(dtype), torch.tensor(digits.target)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10)).to(dtype)
+    optimizer = AdamMini(model.named_parameters(), lr=1e-3, layouts=partition_model(model), **options)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    for _ in range(200):
+        chosen = torch.randint(len(x), (64,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[chosen]).float(), y[chosen]).backward()
+        optimizer.step()
+        scheduler.step()
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(model(x).float(), y))
+
+
+def test_training_stays_within_the_spread_of_float32_where_rounding_to_the_nearest_does_not():
+    def losses(**options):
+        return torch.tensor([digits_loss(seed, **options) for seed in range(3)])
+
+    wide = losses()
+    spread = float(wide.std())
+    for momentum_dtype in (torch.bfloat16, "8bit"):
+        assert abs(float((losses(momentum_dtype=momentum_dtype) - wide).mean())) < spread
+    weights = {"dtype": torch.bfloat16, "momentum_dtype": "8bit"}
+    assert abs(float((losses(**weights, stochastic_rounding=True) - wide).mean())) < spread
+    assert float((losses(**weights) - wide).mean()) > spread
