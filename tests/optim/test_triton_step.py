@@ -401,3 +401,19 @@ def test_a_step_waits_for_nothing_and_a_graph_can_hold_it():
         b.step()
     for name, p in params.items():
         torch.testing.assert_close(p, twins[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_torch_compile_of_a_capturable_step_gives_the_same_numbers(foreach):
+    """With graph breaks, where the step looks up layouts."""
+    runs = []
+    for compiled in (False, True):
+        params = {name: nn.Parameter(p.detach().to(DEVICE)) for name, p in make().items()}
+        optimizer = AdamMini(params.items(), lr=1e-2, layouts=LAYOUTS, fused=False, foreach=foreach, capturable=True)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for i in range(4):
+            for p, grad in zip(params.values(), feed(make(), i).values(), strict=True):
+                p.grad = grad.to(DEVICE)
+            step()
+        runs.append(params)
+    assert all(torch.equal(p, runs[1][name]) for name, p in runs[0].items())
