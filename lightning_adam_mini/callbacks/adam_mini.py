@@ -32,6 +32,9 @@ from lightning_adam_mini.partition import PartitionStrategy, partition_model
 _MOMENTUM_DTYPES: dict[str, MomentumDtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
 
 
+_EVIDENCE = "adam_mini_evidence"
+
+
 class AdamMiniCallback(Callback):
     r"""Replaces the configured AdamW or Adam by one with a second moment a block, which halves the optimizer's memory.
 
@@ -312,22 +315,20 @@ class AdamMiniCallback(Callback):
             self._logger.log_heatmap(trainer, self._optimizers)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self._evidence is None else {"evidence": self._evidence.to_plain()}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning loads it before it asks for optimizers, whose saved states are of the blocks that running showed.
-        if "evidence" in state_dict:
-            self._evidence = Evidence.from_plain(state_dict["evidence"])
-
-    @override
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._evidence is not None:
+            checkpoint[_EVIDENCE] = self._evidence.to_plain()
         # So that the run can be resumed without this callback, by the optimizer that the module configures.
         states = checkpoint.get("optimizer_states", [])
         for i, optimizer in enumerate(trainer.optimizers[: len(states)]):
             if isinstance(optimizer, AdamMini):
                 states[i] = to_adamw_state_dict(states[i])
+
+    @override
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning calls it before it asks for optimizers, whose saved states are of the blocks that running showed.
+        if _EVIDENCE in checkpoint:
+            self._evidence = Evidence.from_plain(checkpoint[_EVIDENCE])
 
 
 def parameter_names(module: pl.LightningModule) -> Mapping[Tensor, str]:
