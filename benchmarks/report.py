@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -158,7 +158,7 @@ def colour(rival: str) -> str:
     return OURS if is_ours(rival) else THEIRS
 
 
-def line_style(rival: str, number: int) -> dict[str, object]:
+def line_style(rival: str, number: int) -> dict[str, Any]:
     """Return how the line of a rival is drawn: ours thick and red, each with dashes of its own.
 
     Args:

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -100,7 +100,7 @@ def bytes_of(layout: BlockLayout, momentum_bytes: int = 4) -> float:
     return elements * (8 + gradient + 2 * momentum_bytes) + 8 * layout.num_blocks
 
 
-def _adamw(**options: bool) -> Build:
+def _adamw(**options: Any) -> Build:
     return lambda _, model: torch.optim.AdamW(model.parameters(), lr=LR, **options)
 
 

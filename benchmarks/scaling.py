@@ -51,7 +51,7 @@ def draw(axes: Axes, series: Series, names: Sequence[str], label: str, title: st
             [size for size, _ in points],
             [time.centre * 1e3 for _, time in points],
             yerr=[[(time.centre - time.low) * 1e3 for _, time in points], [(time.high - time.centre) * 1e3 for _, time in points]],
-            **line_style(name, number),  # pyright: ignore[reportArgumentType]
+            **line_style(name, number),
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
