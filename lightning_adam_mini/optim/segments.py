@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,6 +49,20 @@ def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int,
             return None
         expected *= shape[d]
     return tuple(order)
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape keep their elements in the same order, whatever the strides of dimensions of length 1."""
+    return memory_order(tuple(a.shape), a.stride()) == memory_order(tuple(b.shape), b.stride())
+
+
+def put_in_order(p: Tensor, state: MutableMapping[str, Tensor]) -> None:
+    """Put a parameter's moments into its memory order, as after loading the state of a run with another memory format."""
+    strides = p.stride()
+    elementwise = state["exp_avg_sq"].shape == p.shape and p.numel() > 1
+    for moment in ("exp_avg", "exp_avg_sq") if elementwise else ("exp_avg",):
+        if state[moment].stride() != strides and not same_memory(state[moment], p):
+            state[moment] = torch.empty_like(p, dtype=state[moment].dtype).copy_(state[moment])
 
 
 @lru_cache(maxsize=65536)

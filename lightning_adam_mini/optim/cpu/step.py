@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.cpu.build import load_kernel
-from lightning_adam_mini.optim.segments import EACH, find_segments, memory_order
+from lightning_adam_mini.optim.segments import find_segments, memory_order, put_in_order, same_memory
 
 _CPU = torch.device("cpu")
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -69,14 +69,10 @@ def step(
             )
         )  # fmt: skip
         for p, grad, state, fixed in members:
-            strides = p.stride()
-            if grad.dtype != p.dtype or (grad.stride() != strides and not _same_memory(grad, p)):
+            if grad.dtype != p.dtype or (grad.stride() != p.stride() and not same_memory(grad, p)):
                 grad = torch.empty_like(p).copy_(grad)
                 held.append(grad)
-            # As after loading a state that another memory format was trained with.
-            for moment in ("exp_avg", "exp_avg_sq") if fixed[3] == EACH else ("exp_avg",):
-                if state[moment].stride() != strides and not _same_memory(state[moment], p):
-                    state[moment] = torch.empty_like(p, dtype=state[moment].dtype).copy_(state[moment])
+            put_in_order(p, state)
             pointers = (
                 p.data_ptr(),
                 grad.data_ptr(),
@@ -86,8 +82,3 @@ def step(
             )
             tasks.extend((*pointers, *fixed, g))
     kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // 15, groups.buffer_info()[0], torch.get_num_threads())
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape keep their elements in the same order, whatever the strides of dimensions of length 1."""
-    return memory_order(tuple(a.shape), a.stride()) == memory_order(tuple(b.shape), b.stride())

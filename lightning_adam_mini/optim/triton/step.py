@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
-from lightning_adam_mini.optim.segments import memory_order
+from lightning_adam_mini.optim.segments import memory_order, put_in_order, same_memory
 from lightning_adam_mini.optim.triton.plan import Plan, Sizes, make_plan
 
 SIZES = Sizes()
@@ -84,9 +84,9 @@ def step(
             )
         )
         for p, grad, state, plan in members:
-            _put_in_order(p, state)
+            put_in_order(p, state)
             strides = p.stride()
-            if grad.dtype != p.dtype or (grad.stride() != strides and not _same_memory(grad, p)):
+            if grad.dtype != p.dtype or (grad.stride() != strides and not same_memory(grad, p)):
                 grad = torch.empty_like(p).copy_(grad)
                 held.append(grad)
             key = (p.device, p.dtype, state["exp_avg"].dtype)
@@ -99,20 +99,6 @@ def step(
         tables[key] = batch
         with torch.cuda.device(key[0]) if key[0].type == "cuda" else contextlib.nullcontext():
             batch.launch(options)
-
-
-def _put_in_order(p: Tensor, state: MutableMapping[str, Tensor]) -> None:
-    """Put a state into the parameter's memory order, as after loading that of another run."""
-    strides = p.stride()
-    elementwise = state["exp_avg_sq"].shape == p.shape and p.numel() > 1
-    for moment in ("exp_avg", "exp_avg_sq") if elementwise else ("exp_avg",):
-        if state[moment].stride() != strides and not _same_memory(state[moment], p):
-            state[moment] = torch.empty_like(p, dtype=state[moment].dtype).copy_(state[moment])
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape keep their elements in the same order, whatever the strides of dimensions of length 1."""
-    return memory_order(tuple(a.shape), a.stride()) == memory_order(tuple(b.shape), b.stride())
 
 
 class _Batch:
