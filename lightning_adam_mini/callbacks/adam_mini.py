@@ -30,8 +30,6 @@ from lightning_adam_mini.optim.quantized import MomentumDtype
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
 
 _MOMENTUM_DTYPES: dict[str, MomentumDtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
-
-
 _EVIDENCE = "adam_mini_evidence"
 
 

@@ -153,6 +153,7 @@ class AdamMini(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        self._note_blockwise()
 
     def _like_present_groups(self, params: list) -> list:
         """Name parameters where the present groups' have names: torch wants all groups named or none."""
@@ -210,7 +211,6 @@ class AdamMini(Optimizer):
                 loss = closure()
         plain, sliced = [], []
         fused: dict[Any, list] = {}
-        blockwise = self._is_blockwise
         for group in self.param_groups:
             members = [(p, p.grad, layout) for p, layout in zip(group["params"], group["layouts"], strict=True) if p.grad is not None]
             fast: dict[Any, list] = {}
@@ -218,7 +218,7 @@ class AdamMini(Optimizer):
             for p, grad, layout in members:
                 self._check_gradient(p, grad)
                 # The kernels for GPUs have run in Triton's interpreter only: whoever asks for them may use them.
-                row = self._row(p, layout, group["fused"], blockwise and group["foreach"] is None and not p.is_cuda)
+                row = self._row(p, layout, group["fused"], self._blockwise and group["foreach"] is None and not p.is_cuda)
                 if row is not None:
                     fast.setdefault(row.loop, []).append((p, grad, row))
                 elif self._step_in_slices(p):
@@ -284,9 +284,9 @@ class AdamMini(Optimizer):
     def _step_in_slices(self, p: Tensor) -> bool:
         return p.numel() > 0 and (momentum_dtype_for(p, self._momentum_dtype) == "8bit" or self._rounds_at_random(p))
 
-    @property
-    def _is_blockwise(self) -> bool:
-        return any(not _from_plain(plain).is_per_parameter for group in self.param_groups for plain in group["layouts"])
+    def _note_blockwise(self) -> None:
+        """Remember whether any layout shares something, which each step asks."""
+        self._blockwise = any(not _from_plain(plain).is_per_parameter for group in self.param_groups for plain in group["layouts"])
 
     def _row(self, p: Tensor, layout: tuple, fused: bool | None, by_default: bool) -> _Row | None:
         """What the compiled loop needs to know of a parameter; None if it does not step it."""
@@ -383,6 +383,7 @@ class AdamMini(Optimizer):
             if second_moment is not None:
                 # A copy of its own, so that the memory of larger blocks is free at once.
                 self.state[group["params"][i]]["exp_avg_sq"] = second_moment.clone(memory_format=torch.contiguous_format)
+        self._note_blockwise()
 
     @torch.no_grad()
     def second_moments(self) -> dict[str, Tensor]:
@@ -475,6 +476,8 @@ class AdamMini(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("capturable", False)
+            group.setdefault("fused", None)
+        self._note_blockwise()
         self._rows, self._tables = {}, {}
 
 
