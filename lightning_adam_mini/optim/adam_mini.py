@@ -153,7 +153,7 @@ class AdamMini(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        self._note_blockwise()
+        self._shared: bool | None = None
 
     def _like_present_groups(self, params: list) -> list:
         """Name parameters where the present groups' have names: torch wants all groups named or none."""
@@ -211,6 +211,7 @@ class AdamMini(Optimizer):
                 loss = closure()
         plain, sliced = [], []
         fused: dict[Any, list] = {}
+        shares = self._shares()
         for group in self.param_groups:
             members = [(p, p.grad, layout) for p, layout in zip(group["params"], group["layouts"], strict=True) if p.grad is not None]
             fast: dict[Any, list] = {}
@@ -218,7 +219,7 @@ class AdamMini(Optimizer):
             for p, grad, layout in members:
                 self._check_gradient(p, grad)
                 # The kernels for GPUs have run in Triton's interpreter only: whoever asks for them may use them.
-                row = self._row(p, layout, group["fused"], self._blockwise and group["foreach"] is None and not p.is_cuda)
+                row = self._row(p, layout, group["fused"], shares and group["foreach"] is None and not p.is_cuda)
                 if row is not None:
                     fast.setdefault(row.loop, []).append((p, grad, row))
                 elif self._step_in_slices(p):
@@ -284,9 +285,11 @@ class AdamMini(Optimizer):
     def _step_in_slices(self, p: Tensor) -> bool:
         return p.numel() > 0 and (momentum_dtype_for(p, self._momentum_dtype) == "8bit" or self._rounds_at_random(p))
 
-    def _note_blockwise(self) -> None:
-        """Remember whether any layout shares something, which each step asks."""
-        self._blockwise = any(not _from_plain(plain).is_per_parameter for group in self.param_groups for plain in group["layouts"])
+    def _shares(self) -> bool:
+        """Whether any layout shares a second moment, remembered until the layouts change."""
+        if self._shared is None:
+            self._shared = any(not _from_plain(plain).is_per_parameter for group in self.param_groups for plain in group["layouts"])
+        return self._shared
 
     def _row(self, p: Tensor, layout: tuple, fused: bool | None, by_default: bool) -> _Row | None:
         """What the compiled loop needs to know of a parameter; None if it does not step it."""
@@ -383,7 +386,7 @@ class AdamMini(Optimizer):
             if second_moment is not None:
                 # A copy of its own, so that the memory of larger blocks is free at once.
                 self.state[group["params"][i]]["exp_avg_sq"] = second_moment.clone(memory_format=torch.contiguous_format)
-        self._note_blockwise()
+        self._shared = None
 
     @torch.no_grad()
     def second_moments(self) -> dict[str, Tensor]:
@@ -477,7 +480,7 @@ class AdamMini(Optimizer):
         for group in self.param_groups:
             group.setdefault("capturable", False)
             group.setdefault("fused", None)
-        self._note_blockwise()
+        self._shared = None
         self._rows, self._tables = {}, {}
 
 
