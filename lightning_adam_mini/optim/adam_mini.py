@@ -153,7 +153,7 @@ class AdamMini(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        self._shared: bool | None = None
+        self._read_layouts()
 
     def _like_present_groups(self, params: list) -> list:
         """Name parameters where the present groups' have names: torch wants all groups named or none."""
@@ -211,7 +211,6 @@ class AdamMini(Optimizer):
                 loss = closure()
         plain, sliced = [], []
         fused: dict[Any, list] = {}
-        shares = self._shares()
         for group in self.param_groups:
             members = [(p, p.grad, layout) for p, layout in zip(group["params"], group["layouts"], strict=True) if p.grad is not None]
             fast: dict[Any, list] = {}
@@ -219,13 +218,13 @@ class AdamMini(Optimizer):
             for p, grad, layout in members:
                 self._check_gradient(p, grad)
                 # The kernels for GPUs have run in Triton's interpreter only: whoever asks for them may use them.
-                row = self._row(p, layout, group["fused"], shares and group["foreach"] is None and not p.is_cuda)
+                row = self._row(p, layout, group["fused"], self._shares and group["foreach"] is None and not p.is_cuda)
                 if row is not None:
                     fast.setdefault(row.loop, []).append((p, grad, row))
                 elif self._step_in_slices(p):
-                    sliced.append((p, grad, _from_plain(layout), group))
+                    sliced.append((p, grad, self._read[layout], group))
                 else:
-                    slow.append((p, grad, _from_plain(layout)))
+                    slow.append((p, grad, self._read[layout]))
             for loop, rows in fast.items():
                 fused.setdefault(loop, []).append((group, rows))
             plain.append((group, slow))
@@ -285,11 +284,10 @@ class AdamMini(Optimizer):
     def _step_in_slices(self, p: Tensor) -> bool:
         return p.numel() > 0 and (momentum_dtype_for(p, self._momentum_dtype) == "8bit" or self._rounds_at_random(p))
 
-    def _shares(self) -> bool:
-        """Whether any layout shares a second moment, remembered until the layouts change."""
-        if self._shared is None:
-            self._shared = any(not _from_plain(plain).is_per_parameter for group in self.param_groups for plain in group["layouts"])
-        return self._shared
+    def _read_layouts(self) -> None:
+        """Read the groups' layouts once, until they change: what reads them is too slow for each step, and opaque to torch.compile."""
+        self._read = {plain: _from_plain(plain) for group in self.param_groups for plain in group.get("layouts", ())}
+        self._shares = any(not layout.is_per_parameter for layout in self._read.values())
 
     def _row(self, p: Tensor, layout: tuple, fused: bool | None, by_default: bool) -> _Row | None:
         """What the compiled loop needs to know of a parameter; None if it does not step it."""
@@ -305,8 +303,8 @@ class AdamMini(Optimizer):
                 problem, fields = "its weights are rounded at random", None
             else:
                 problem = loop.why_not(p, momentum_dtype)
-                fields = None if problem else loop.fixed_fields(p, momentum_dtype, _from_plain(layout))
-            row = _Row(p, layout, _from_plain(layout), p.stride(), (p.dtype, p.device), loop, fields, problem)
+                fields = None if problem else loop.fixed_fields(p, momentum_dtype, self._read[layout])
+            row = _Row(p, layout, self._read[layout], p.stride(), (p.dtype, p.device), loop, fields, problem)
             self._rows[id(p)] = row
         if row.problem and fused:
             raise RuntimeError(
@@ -386,7 +384,7 @@ class AdamMini(Optimizer):
             if second_moment is not None:
                 # A copy of its own, so that the memory of larger blocks is free at once.
                 self.state[group["params"][i]]["exp_avg_sq"] = second_moment.clone(memory_format=torch.contiguous_format)
-        self._shared = None
+        self._read_layouts()
 
     @torch.no_grad()
     def second_moments(self) -> dict[str, Tensor]:
@@ -450,6 +448,7 @@ class AdamMini(Optimizer):
         super().load_state_dict(state_dict)
         for group, kept in zip(self.param_groups, present, strict=True):
             group.update(kept)
+        self._read_layouts()
         there = [group["capturable"] for group in self.param_groups for _ in group["params"]]
         # torch casts floating-point state to the parameter's dtype; moments keep theirs.
         for index, value in second_moments.items():
@@ -480,7 +479,7 @@ class AdamMini(Optimizer):
         for group in self.param_groups:
             group.setdefault("capturable", False)
             group.setdefault("fused", None)
-        self._shared = None
+        self._read_layouts()
         self._rows, self._tables = {}, {}
 
 
