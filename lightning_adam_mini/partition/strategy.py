@@ -190,7 +190,8 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
     """Find a strategy by name and give it its options.
 
     Args:
-        partition: A name in :data:`STRATEGIES`, or ``"auto"`` for ``"adam_mini"``, or a strategy, which is returned as it is.
+        partition: A name in :data:`STRATEGIES`, or ``"auto"`` for ``"adam_mini"`` with ``weight="auto"``, or a strategy, which is returned
+            as it is.
         **options: The strategy's options.
 
     Raises:
@@ -198,7 +199,7 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
 
     Example:
         >>> make_strategy("adam_mini", value="whole")
-        AdamMiniPartition(value='whole', embedding=None, bias=None)
+        AdamMiniPartition(value='whole', embedding=None, bias=None, weight='tensor')
     """
     if isinstance(partition, PartitionStrategy):
         if options:
@@ -207,7 +208,9 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
                 " because it is already made."
             )
         return partition
-    cls = STRATEGIES.get("adam_mini" if partition == "auto" else partition)
+    if partition == "auto":
+        partition, options = "adam_mini", {"weight": "auto", **options}
+    cls = STRATEGIES.get(partition)
     if cls is None:
         near, known = did_you_mean(partition, STRATEGIES), ", ".join(sorted(STRATEGIES))
         raise ValueError(f"The partition {partition!r} is unknown{near}; choose one of auto, {known}.")
