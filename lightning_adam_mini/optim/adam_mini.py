@@ -297,13 +297,8 @@ class AdamMini(Optimizer):
         if row is None or row.p is not p or row.plain is not layout or row.strides != p.stride() or row.kind != (p.dtype, p.device):
             loop = _FUSED.get(p.device.type, cpu)
             momentum_dtype = momentum_dtype_for(p, self._momentum_dtype)
-            if not isinstance(momentum_dtype, torch.dtype):
-                problem, fields = "its momentum is kept in 8 bits", None
-            elif self._rounds_at_random(p):
-                problem, fields = "its weights are rounded at random", None
-            else:
-                problem = loop.why_not(p, momentum_dtype)
-                fields = None if problem else loop.fixed_fields(p, momentum_dtype, self._read[layout])
+            problem = "its weights are rounded at random" if self._rounds_at_random(p) else loop.why_not(p, momentum_dtype)
+            fields = None if problem else loop.fixed_fields(p, momentum_dtype, self._read[layout])
             row = _Row(p, layout, self._read[layout], p.stride(), (p.dtype, p.device), loop, fields, problem)
             self._rows[id(p)] = row
         if row.problem and fused:
