@@ -168,7 +168,9 @@ struct Tensors {
         const C sign = step.sign, coupled = step.coupled, weight1 = step.weight1, decay = step.decay;
         const auto decay_of = [coupled](C x) { return coupled != 0 ? coupled * x : C(0); };
         constexpr C root = 127, tiny = 7.888609052210118e-31;  // 2^-100
-        alignas(64) C sizes[kCodes], moments[kCodes];
+        C sizes[kCodes], moments[kCodes];
+        C* __restrict size = sizes;
+        C* __restrict moment = moments;
         for (int64_t from = begin; from < end; from += kCodes) {
             const int64_t n = std::min(end - from, kCodes);
             fill(from, from + n, sizes);
@@ -176,27 +178,33 @@ struct Tensors {
             const P* __restrict g = grad + from;
             M* __restrict m = exp_avg + from;
             const C scale = C(exp_avg_scale[from / kCodes]);
-            C largest = 0;
-            int bad = 0;
-#pragma omp simd reduction(max : largest) reduction(| : bad)
-            for (int64_t i = 0; i < n; ++i) {
-                const C x = C(p[i]);
-                const C code = C(int8_t(m[i]));
-                const C old = code * std::abs(code) / (root * root) * scale;
-                const C now = old + weight1 * (sign * C(g[i]) + decay_of(x) - old);
-                moments[i] = now;
-                p[i] = x * decay - sizes[i] * now;
-                const C size = std::abs(now);
-                largest = size > largest ? size : largest;
-                bad |= !(size == size);
-            }
-            const float kept = bad ? NAN : largest < tiny ? 0.0f : float(largest);
-            const C factor = kept > 0 ? root * root / C(kept) : C(0);
-            exp_avg_scale[from / kCodes] = kept;
 #pragma omp simd
             for (int64_t i = 0; i < n; ++i) {
-                const C code = std::rint(std::sqrt(std::abs(moments[i]) * factor));
-                m[i] = M(int32_t(bad ? C(0) : moments[i] < 0 ? -code : code));
+                const C x = C(p[i]);
+                const C code = C(m[i]);
+                const C old = code * std::abs(code) * (1 / (root * root)) * scale;  // exactly the scale for a code of 127
+                const C now = old + weight1 * (sign * C(g[i]) + decay_of(x) - old);
+                moment[i] = now;
+                p[i] = x * decay - size[i] * now;
+            }
+            C largest = 0, nothing = 0;  // which is NaN if a momentum is not finite
+#pragma omp simd reduction(max : largest) reduction(+ : nothing)
+            for (int64_t i = 0; i < n; ++i) {
+                const C magnitude = std::abs(moment[i]);
+                largest = magnitude > largest ? magnitude : largest;
+                nothing += 0 * magnitude;
+            }
+            const float kept = nothing != 0 ? NAN : largest < tiny ? 0.0f : float(largest);
+            const C factor = kept > 0 ? root * root / C(kept) : C(0);
+            exp_avg_scale[from / kCodes] = kept;
+            if (factor == 0) {
+                std::fill(m, m + n, M(0));
+                continue;
+            }
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) {
+                const C code = std::rint(std::sqrt(std::abs(moment[i]) * factor));
+                m[i] = M(int32_t(std::copysign(code, moment[i])));
             }
         }
     }
