@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision.utils import save_image
 
-from recipes.diffusion.checkpoint import load_recipe
+from recipes.checkpoint import load_recipe
 from recipes.diffusion.digits import digit_images
 from recipes.diffusion.distance import DigitFeatures, feature_distance
 from recipes.diffusion.grids import image_grid

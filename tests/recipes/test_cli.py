@@ -146,6 +146,7 @@ def test_print_config_is_a_config(tmp_path, capsys):
     [
         ("gcn_digits", "DigitsData", "NodeClassifier learns from a graph, but DigitsData gives images with labels"),
         ("resnet18_digits", "DigitImages", "ImageClassifier learns from images with labels, but DigitImages gives images without labels"),
+        ("gpt_stdlib", "DigitsData", "GPTModel learns from text, but DigitsData gives images with labels"),
         ("ddpm_digits", "DigitsData", "NoisePredictor learns from images without labels, but DigitsData gives images with labels"),
     ],
 )

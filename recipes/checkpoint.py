@@ -35,8 +35,8 @@ def load_recipe(model_class: type[T], file: Path, made_by: str) -> tuple[T, bool
         ) from error
     found: dict[str, Any] = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
     arguments = {name: value for name, value in found.items() if not name.startswith("_")}  # LightningCLI adds its own
-    expected = set(inspect.signature(model_class).parameters)
-    if not arguments or set(arguments) != expected:
+    expected = {name for name, one in inspect.signature(model_class).parameters.items() if one.kind is not one.VAR_KEYWORD}
+    if not arguments or not expected <= set(arguments):
         owner = str(found.get("_class_path", "another model")).rpartition(".")[2]
         raise MisconfigurationException(f"{file} is a checkpoint of {owner}, not of this version's {model_class.__name__}; {remedy}.")
     model = model_class(**arguments)
