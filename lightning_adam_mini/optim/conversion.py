@@ -192,9 +192,12 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             if entry and SCALE in entry:
                 wide = convert_momentum(entry, torch.device("cpu"), torch.float32)
                 entry = state[saved_id] = {**{k: v for k, v in entry.items() if k != SCALE}, **wide}
-            if entry and entry["exp_avg_sq"].shape != entry["exp_avg"].shape:
-                layout = BlockLayout.from_plain(plain)
+            layout = BlockLayout.from_plain(plain)
+            # What is sharded goes into a sharded checkpoint, as it is.
+            if entry and type(entry["exp_avg_sq"]) is Tensor and not layout.is_per_parameter:
                 blocks = entry["exp_avg_sq"]
+                if blocks.shape == layout.shape:  # from FSDP1, with one value an element
+                    blocks = layout.average(blocks)
                 spread = layout.spread(blocks.double()).expand(layout.shape)
                 if blocks.dtype == torch.float64:
                     spread = spread.contiguous()  # AdamW would keep the view, and then write through it
