@@ -230,9 +230,14 @@ class BlockLayout:
 
     @classmethod
     def from_plain(cls, plain: Sequence) -> BlockLayout:
-        """The inverse of :meth:`to_plain`; takes lists for tuples, as YAML and JSON give them."""
+        """The inverse of :meth:`to_plain`; takes lists for tuples, as YAML and JSON give them, and None for an empty one, as torch.distributed.
+
+        Example:
+            >>> BlockLayout.from_plain([[4, 6], None, None, None])
+            BlockLayout(shape=(4, 6), dims=(), axis=None, lines=None)
+        """
         shape, dims, axis, lines = plain
-        return cls(tuple(shape), tuple(dims), axis, lines)
+        return cls(tuple(shape or ()), tuple(dims or ()), axis, lines)
 
 
 @dataclass(frozen=True)

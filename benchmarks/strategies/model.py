@@ -36,11 +36,14 @@ class Network(pl.LightningModule):
     """Tokens to classes.
 
     Args:
-        sharding: ``fsdp2`` and ``tensor`` say that this module shards itself in ``configure_model``, over data and over tensors.
+        sharding: ``fsdp2`` and ``tensor`` say that this module shards itself in ``configure_model``, over data and tensors; ``offload``
+            that its shards are offloaded.
+        groups: 2, of which one does not decay, or 1: Lightning confuses those of AdamW when they go from one device to FSDP.
     """
 
-    def __init__(self, sharding: tuple[str, ...] = ()) -> None:
+    def __init__(self, sharding: tuple[str, ...] = (), groups: int = 2) -> None:
         super().__init__()
+        self.groups = groups
         self.sharding = sharding
         torch.manual_seed(0)
         self.embed = nn.Embedding(TOKENS, WIDTH)
@@ -56,7 +59,7 @@ class Network(pl.LightningModule):
         """Shard the layers, under ModelParallelStrategy."""
         if not self.sharding or isinstance(self.head.weight, DTensor):
             return
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
         from torch.distributed.tensor import Replicate
         from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -71,8 +74,9 @@ class Network(pl.LightningModule):
             }
             parallelize_module(self, mesh["tensor_parallel"], plan)
         if "fsdp2" in self.sharding:
+            options = {"offload_policy": CPUOffloadPolicy(pin_memory=False)} if "offload" in self.sharding else {}
             for layer in self.children():
-                fully_shard(layer, mesh=mesh["data_parallel"])
+                fully_shard(layer, mesh=mesh["data_parallel"], **options)
 
     @override
     def forward(self, tokens: Tensor) -> Tensor:
@@ -90,14 +94,16 @@ class Network(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return AdamW with two groups, of which one does not decay."""
+        """Return AdamW."""
+        if self.groups == 1:
+            return torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
         weights = [p for name, p in self.named_parameters() if name.endswith("weight")]
         biases = [p for name, p in self.named_parameters() if not name.endswith("weight")]
         return torch.optim.AdamW([{"params": biases, "weight_decay": 0.0}, {"params": weights}], lr=1e-2, weight_decay=0.1)
 
     @override
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return twenty batches, the same on every rank."""
+        """Return ten batches, the same on every rank."""
         generator = torch.Generator().manual_seed(1)
-        tokens = torch.randint(0, TOKENS, (20 * BATCH, 6), generator=generator)
+        tokens = torch.randint(0, TOKENS, (10 * BATCH, 6), generator=generator)
         return DataLoader(TensorDataset(tokens, tokens.sum(1) % CLASSES), batch_size=BATCH)

@@ -52,13 +52,13 @@ ROWS = {
         ),
         Row("FSDP2", _model_parallel(True, 0), ("fsdp2",)),
         Row("FSDP2, 4 ranks", _model_parallel(True, 0), ("fsdp2",), ranks=4),
+        Row("FSDP2, CPU offload", _model_parallel(True, 0), ("fsdp2", "offload")),
         Row("tensor parallel", _model_parallel(False, None), ("tensor",)),
         Row("FSDP2 x tensor parallel", _model_parallel(True, 2), ("fsdp2", "tensor"), ranks=4),
         Row("FSDP1", _fsdp1),
         Row("FSDP1, 4 ranks", _fsdp1, ranks=4),
         Row("FSDP1, one unit", lambda ranks, sharded: CPUFSDPStrategy(state_dict_type="sharded" if sharded else "full")),
         Row("FSDP1, checkpointing", lambda ranks, sharded: _fsdp1(ranks, sharded, activation_checkpointing_policy={nn.Linear})),
-        Row("FSDP1, CPU offload", lambda ranks, sharded: _fsdp1(ranks, sharded, cpu_offload=True)),
     )
 }
 """By name."""

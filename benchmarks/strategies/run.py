@@ -23,20 +23,22 @@ class Job(NamedTuple):
     Attributes:
         row: Name of the strategy; empty for a single device.
         ranks: How many.
-        steps: Up to which step to train.
+        epochs: Up to which epoch to train.
         load: Checkpoint to resume from; empty for none.
         save: Where a checkpoint is written at the end; empty for nowhere.
         sharded: Whether that is a sharded one.
         plain: Whether to train with AdamW, without the callback.
+        groups: Parameter groups.
     """
 
     row: str
     ranks: int
-    steps: int
+    epochs: int
     load: str = ""
     save: str = ""
     sharded: bool = False
     plain: bool = False
+    groups: int = 2
 
 
 class Outcome(NamedTuple):
@@ -78,14 +80,13 @@ def run(job: Job) -> Outcome:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     row = ROWS.get(job.row)
-    model = Network(row.sharding if row else ())
+    model = Network(row.sharding if row else (), job.groups)
     callback = AdamMiniCallback(overrides=BLOCKS)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=job.ranks,
         strategy=row.make(job.ranks, job.sharded) if row else "auto",
-        max_steps=job.steps,
-        max_epochs=-1,
+        max_epochs=job.epochs,
         callbacks=[] if job.plain else [callback],
         logger=False,
         enable_checkpointing=False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_adam_mini.optim.adam_mini import AdamMini
 from lightning_adam_mini.optim.shards.flat import FlatShard, find_flat_shards
 
 
@@ -92,11 +95,12 @@ def _written_class(kind: type) -> type:
     return kind.__bases__[1] if issubclass(kind, FSDPModule) and len(kind.__bases__) == 2 and kind.__bases__[0] is FSDPModule else kind
 
 
-def number_as_in(module: nn.Module, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Number the parameters of a state dict as the module lists them, not as the groups do.
+def number_as_in(module: pl.LightningModule, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Number the parameters of a state dict as the module lists them, and list them in the order of their groups.
 
-    Torch takes any numbers, but FSDPStrategy and ModelParallelStrategy take them for places in ``module.parameters()`` when they load a
-    checkpoint that another strategy wrote: with frozen parameters or several groups they would give states to the wrong parameters.
+    Torch takes any numbers in that order. But FSDPStrategy and ModelParallelStrategy take them for places in ``module.parameters()`` when
+    they load what another strategy wrote, and sort them when they write: with frozen parameters, several groups or another order, states
+    would go to the wrong parameters.
 
     Args:
         module: The module.
@@ -106,8 +110,39 @@ def number_as_in(module: nn.Module, optimizer: Optimizer, state_dict: dict[str, 
     place = {p: i for i, p in enumerate(module.parameters())}
     ours = [p for group in optimizer.param_groups for p in group["params"]]
     saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-    if saved != list(range(len(ours))) or any(p not in place for p in ours):  # sharding strategies write names or such numbers themselves
+    if not all(isinstance(i, int) for i in saved) or any(p not in place for p in ours):  # a sharded state has names
         return state_dict
-    number = {i: place[p] for i, p in zip(saved, ours, strict=True)}
-    groups = [{**group, "params": [number[i] for i in group["params"]]} for group in state_dict["param_groups"]]
-    return {**state_dict, "state": {number[i]: entry for i, entry in state_dict["state"].items()}, "param_groups": groups}
+    state = state_dict["state"]
+    if not isinstance(module.trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+        state = {place[p]: state[i] for i, p in zip(saved, ours, strict=True) if i in state}
+    groups = [
+        {**saved_group, "params": [place[p] for p in group["params"]]}
+        for saved_group, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def load_elementwise(strategy: Any, optimizers: Sequence[AdamMini]) -> Callable[[], None]:
+    """Let ModelParallelStrategy load checkpoints that are one file, whose second moments have one value an element for AdamW's sake.
+
+    Args:
+        strategy: The strategy; others than this one stay as they are.
+        optimizers: The optimizers that it loads into.
+
+    Returns:
+        A function that undoes it.
+    """
+    if not isinstance(strategy, ModelParallelStrategy):
+        return lambda: None
+    original = strategy.load_checkpoint
+
+    @wraps(original)
+    def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with ExitStack() as stack:
+            if Path(checkpoint_path).is_file():
+                for optimizer in optimizers:
+                    stack.enter_context(optimizer.elementwise_state())
+            return original(checkpoint_path, *args, **kwargs)
+
+    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
+    return lambda: vars(strategy).pop("load_checkpoint", None) and None
