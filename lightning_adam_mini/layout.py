@@ -227,9 +227,14 @@ class BlockLayout:
 
     @classmethod
     def from_plain(cls, plain: Sequence) -> BlockLayout:
-        """The inverse of :meth:`to_plain`; takes lists for tuples, as YAML and JSON give them."""
+        """The inverse of :meth:`to_plain`; takes lists for tuples, as YAML and JSON give them, and None for an empty one, as torch.distributed.
+
+        Example:
+            >>> BlockLayout.from_plain([[4, 6], None, None, None])
+            BlockLayout(shape=(4, 6), dims=(), axis=None, lines=None)
+        """
         shape, dims, axis, lines = plain
-        return cls(tuple(shape), tuple(dims), axis, lines)
+        return cls(tuple(shape or ()), tuple(dims or ()), axis, lines)
 
 
 @dataclass(frozen=True)
@@ -285,8 +290,22 @@ class BlockShard:
         Returns:
             float32 (float64 for a float64 ``grad``) tensor of the whole tensor's ``block_shape``, zero where the shard holds nothing.
         """
+        return self._sum_lines(sum_square(grad, self.layout.dims, second_moment_dtype(grad.dtype)))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` over this shard's part of each block, in float64.
+
+        Args:
+            values: Tensor of shape ``sizes``.
+
+        Returns:
+            Tensor of the whole tensor's ``block_shape``, zero where the shard holds nothing.
+        """
+        values = values.double()
+        return self._sum_lines(values.sum(dim=self.layout.dims, keepdim=True) if self.layout.dims else values)
+
+    def _sum_lines(self, local: Tensor) -> Tensor:
         layout = self.layout
-        local = sum_square(grad, layout.dims, second_moment_dtype(grad.dtype))
         lines = list(layout.block_shape)
         if layout.axis is not None:
             lines[layout.axis] = layout.shape[layout.axis]

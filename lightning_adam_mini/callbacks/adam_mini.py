@@ -20,12 +20,13 @@ from typing_extensions import override
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.probe import check_training_step, probe_training_step
+from lightning_adam_mini.callbacks.strategies import as_unsharded, check_strategy, load_elementwise, number_as_in, sharded_by_fsdp1
 from lightning_adam_mini.callbacks.swap import configured_optimizers, replace_optimizers, retire
 from lightning_adam_mini.callbacks.translate import check_translatable, translate
 from lightning_adam_mini.detection import ModelReport, canonical_name, inspect_model
 from lightning_adam_mini.detection.evidence import Evidence, disagreements, example_call, probe_attention, reconcile
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim import AdamMini, state_bytes, to_adamw_state_dict
+from lightning_adam_mini.optim import AdamMini, adamw_bytes, state_bytes, to_adamw_state_dict
 from lightning_adam_mini.optim.quantized import MomentumDtype
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
 
@@ -135,6 +136,7 @@ class AdamMiniCallback(Callback):
                 f"The trainer has {len(twins)} AdamMiniCallbacks, and only one can swap the optimizer. Keep one; give it overrides={{...}}"
                 " if parts of the model need different blocks."
             )
+        check_strategy(trainer.strategy, self.probe)
         self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
         self._evidence, self._probe_first_batch = None, False
         self._intercept_configure_optimizers(pl_module)
@@ -176,7 +178,9 @@ class AdamMiniCallback(Callback):
                     f" {', '.join(sorted(map(str, dtypes)))}."
                     ' Train with Trainer(precision="bf16-true"), or leave it out.'
                 )
-        self.report = self._inspect(module)
+        flat_shards = sharded_by_fsdp1(module.trainer, module)
+        with as_unsharded(module, flat_shards):
+            self.report = self._inspect(module)
         swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
         notes: list[str] = []
         if foreign:
@@ -184,7 +188,7 @@ class AdamMiniCallback(Callback):
             names = parameter_names(module)
             for optimizer in foreign:
                 if optimizer not in swapped:
-                    swapped[optimizer], more = translate(optimizer, names, layouts, **self._optimizer_options())
+                    swapped[optimizer], more = translate(optimizer, names, layouts, flat_shards=flat_shards, **self._optimizer_options())
                     notes += more
             rank_zero_info(self.report.table(layouts))
         replaced = replace_optimizers(configured, swapped)
@@ -197,6 +201,7 @@ class AdamMiniCallback(Callback):
                     " Take the optimizer from self.optimizers() instead of the attribute that you kept.",
                 )
             )
+        self._undo.append(load_elementwise(module.trainer.strategy, list(swapped.values())))
         if swapped:
             kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in swapped))
             rank_zero_info("\n  ".join([f"AdamMiniCallback: replaced {kinds} by AdamMini", *dict.fromkeys(notes)]))
@@ -280,13 +285,12 @@ class AdamMiniCallback(Callback):
 
     @property
     def optimizer_state_bytes(self) -> tuple[int, int]:
-        """Bytes that the swapped optimizers' state really holds, and bytes that AdamW's would; (0, 0) before the first step."""
+        """Bytes that the swapped optimizers' state really holds, and bytes that AdamW's would; (0, 0) before the first step.
+
+        Where the model is sharded, those of this rank.
+        """
         ours = sum(state_bytes(optimizer) for optimizer in self._optimizers)
-        adamw = sum(
-            2 * p.numel() * p.element_size() + state["step"].element_size()
-            for optimizer in self._optimizers
-            for p, state in optimizer.state.items()
-        )
+        adamw = sum(adamw_bytes(optimizer) for optimizer in self._optimizers)
         return ours, adamw
 
     # ---- monitoring and checkpoints -------------------------------------------------------------------------------------
@@ -319,14 +323,29 @@ class AdamMiniCallback(Callback):
         # So that the run can be resumed without this callback, by the optimizer that the module configures.
         states = checkpoint.get("optimizer_states", [])
         for i, optimizer in enumerate(trainer.optimizers[: len(states)]):
-            if isinstance(optimizer, AdamMini):
-                states[i] = to_adamw_state_dict(states[i])
+            if isinstance(optimizer, AdamMini) and states[i]:  # FSDP gives the whole state to rank zero alone
+                states[i] = number_as_in(pl_module, optimizer, to_adamw_state_dict(states[i]))
 
     @override
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Lightning calls it before it asks for optimizers, whose saved states are of the blocks that running showed.
-        if _EVIDENCE in checkpoint:
-            self._evidence = Evidence.from_plain(checkpoint[_EVIDENCE])
+        if _EVIDENCE not in checkpoint:
+            return
+        evidence = Evidence.from_plain(checkpoint[_EVIDENCE])
+        # Lightning calls it before it asks for optimizers, whose saved states are of the blocks that running showed; but where it shards
+        # the model itself, afterwards.
+        if self._called and self.report is not None and self._swapped:
+            layouts = self._partition(reconcile(self.report, evidence))
+            present = {name: layout for optimizer in self._swapped.values() for name, layout in optimizer.layouts.items()}
+            other = {name: layouts[name] for name in present if name in layouts and layouts[name] != present[name]}
+            if other:
+                name, layout = next(iter(other.items()))
+                value = layout.lines if layout.lines is not None else {"dims": list(layout.dims)}
+                raise MisconfigurationException(
+                    f"The checkpoint was written with probe=True, which found other blocks for {len(other)} parameters, {name!r} among"
+                    f" them, than {type(trainer.strategy).__name__} can find without running the module. Give them as overrides={{{name!r}:"
+                    f" {value!r}, ...}}."
+                )
+        self._evidence = evidence
 
 
 def parameter_names(module: pl.LightningModule) -> Mapping[Tensor, str]:

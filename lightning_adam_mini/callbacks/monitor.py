@@ -73,7 +73,7 @@ class BlockLearningRateLogger:
         self._charted: set[str] = set()
 
     def log(self, trainer: pl.Trainer, optimizers: Sequence[HasBlockLearningRates]) -> None:
-        """Log all blocks once; call it on a logging step. Waits for the device once, and not at all without a logger.
+        """Log all blocks once; call it on a logging step, on every rank. Waits for the device once, and not at all without a logger.
 
         Args:
             trainer: The trainer whose loggers are written to, at the step that Lightning logs at.
@@ -82,7 +82,10 @@ class BlockLearningRateLogger:
         loggers = _loggers(trainer)
         if not loggers:
             return
-        numbers, samples = summarize(self._parameters(optimizers), self.max_blocks, self.histograms and any(map(_writer, loggers)))
+        parameters = list(self._parameters(optimizers))  # on every rank: each may know of other blocks
+        if not trainer.is_global_zero:
+            return
+        numbers, samples = summarize(parameters, self.max_blocks, self.histograms and any(map(_writer, loggers)))
         if not numbers:
             return
         step = _step(trainer)
@@ -98,7 +101,7 @@ class BlockLearningRateLogger:
                 writer.add_histogram(f"{prefix}{group_tag(group)}/log10", values, step)
 
     def log_heatmap(self, trainer: pl.Trainer, optimizers: Sequence[HasBlockLearningRates]) -> None:
-        """Log the figure of layers x heads, if ``heatmap`` was asked for and there are heads; call it at the end of a validation.
+        """Log the figure of layers x heads, if it was asked for and there are heads; call it at the end of a validation, on every rank.
 
         Args:
             trainer: The trainer whose loggers are written to.
@@ -106,9 +109,13 @@ class BlockLearningRateLogger:
         """
         if not self.heatmap:
             return
-        writers = [(_prefix(logger), writer) for logger in _loggers(trainer) if (writer := _writer(logger)) is not None]
+        loggers = [logger for logger in _loggers(trainer) if isinstance(logger, TensorBoardLogger)]
+        parameters = list(self._parameters(optimizers)) if loggers else []
+        if not trainer.is_global_zero:
+            return
+        writers = [(_prefix(logger), writer) for logger in loggers if (writer := _writer(logger)) is not None]
         for prefix, writer in writers:
-            figure = draw_heads(self._parameters(optimizers))  # a writer closes its figure
+            figure = draw_heads(parameters)  # a writer closes its figure
             if figure is not None:
                 writer.add_figure(f"{prefix}{PREFIX}/heads", figure, _step(trainer))
 
@@ -149,7 +156,7 @@ def _charts(group: str, roles: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def _loggers(trainer: pl.Trainer) -> list[Logger]:
-    return [] if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero else list(trainer.loggers)
+    return [] if getattr(trainer, "fast_dev_run", False) else list(trainer.loggers)
 
 
 def _step(trainer: pl.Trainer) -> int:
