@@ -131,8 +131,9 @@ def _literals(hint: Any) -> Iterable[Any]:
     if get_origin(hint) is Literal:
         yield from get_args(hint)
     elif get_origin(hint) in (Union, types.UnionType):
-        for part in get_args(hint):
-            yield from [None] if part is type(None) else _literals(part)
+        parts = get_args(hint)
+        allowed = [value for part in parts if part is not type(None) for value in _literals(part)]
+        yield from [*allowed, None] if allowed and type(None) in parts else allowed
 
 
 def _unknown_heads(parameters: list[ParameterReport]) -> str:
