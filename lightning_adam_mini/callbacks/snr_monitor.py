@@ -65,7 +65,7 @@ class SNRMonitor(Callback):
         if every is not None and every < 1:
             raise MisconfigurationException(f"SNRMonitor(every={every}) never measures, because every has to be at least 1.")
         if not cutoff >= 0:
-            raise MisconfigurationException(f"SNRMonitor(cutoff={cutoff}) is no cut-off, because no ratio is negative. Give 0 or more.")
+            raise MisconfigurationException(f"SNRMonitor has no cutoff={cutoff}, because no ratio is negative. Give 0 or more.")
         if by not in ("layer_type", "parameter"):
             raise MisconfigurationException(f"SNRMonitor has no by={by!r}, because rules are by 'layer_type' or by 'parameter'.")
         if figures and find_spec("matplotlib") is None:
