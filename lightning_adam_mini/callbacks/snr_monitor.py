@@ -96,8 +96,8 @@ class SNRMonitor(Callback):
         averaged = averaged_matrix(trainer.optimizers)
         if averaged is not None and not self.history.steps:  # a run of slim_adam_auto may be resumed after it averaged
             raise MisconfigurationException(
-                f"SNRMonitor cannot measure the second moment of {averaged!r}, because the optimizer keeps its average only. Train with AdamW"
-                ' or AdamMiniCallback(partition="adam") to measure.'
+                f"SNRMonitor cannot measure the second moment of {averaged!r}, because the optimizer keeps its average only. Train with"
+                ' AdamW or AdamMiniCallback(partition="adam") to measure.'
             )
 
     @override
