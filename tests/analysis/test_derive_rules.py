@@ -7,8 +7,8 @@ from lightning_adam_mini.analysis.derive_rules import group_ratios
 from lightning_adam_mini.detection import Architecture, ModelReport, ParameterReport, Role
 from lightning_adam_mini.partition import Rule
 
-# Averages over the 51 measurements of the tables that github.com/dayal-kalra/low-memory-adam ships (a GPT of 12 layers): ratios of dimensions
-# (0,), (1,) and (0, 1) at learning rates 3e-4 and 3e-3, and the rule that it ships, which is of the smaller one.
+# Averages over the 51 measurements of the tables that github.com/dayal-kalra/low-memory-adam ships (a GPT of 12 layers): ratios of
+# dimensions (0,), (1,) and (0, 1) at learning rates 3e-4 and 3e-3, and the rule that it ships, which is of the smaller one.
 PUBLISHED = {
     "wte": (Role.TOKEN_EMBEDDING, (50304, 768), (0.0003, 5.1337, 0.0002), (0.0005, 0.8474, 0.0000), [1]),
     "wpe": (Role.POSITION_EMBEDDING, (1024, 768), (1.8822, 11.5977, 1.3272), (1.4590, 4.1927, 0.5730), [1]),
