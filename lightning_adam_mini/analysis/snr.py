@@ -93,7 +93,7 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
     if not layouts or v.numel() == 0:
         return torch.full((len(layouts),), math.nan, dtype=torch.float64, device=v.device)
     rows = max(1, _PART.get(v.device.type, _PART_ELSEWHERE) // math.prod(v.shape[1:]))
-    # As many parts whatever the number of threads, so that the sums are always the same. Torch's own threads would wait for each other.
+    # A thread a part, because torch's own would wait for each other after every slice.
     parts = v.split(rows)
     threads = min(len(parts), torch.get_num_threads()) if v.device.type == "cpu" else 1
     with ThreadPoolExecutor(threads) as pool:

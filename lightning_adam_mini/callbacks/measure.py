@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -70,4 +71,8 @@ def rules_of_run(
         "steps": history.steps[-1] if history.steps else 0,
         "measurements": len(history.steps),
     }
-    return derive_rules(report, history.averages(), cutoff, by, provenance)
+    rules = derive_rules(report, history.averages(), cutoff, by, provenance)
+    trained = [p for p in report.parameters if p.trainable]
+    blocks = sum((rules.layout_for(p) or BlockLayout(p.shape)).num_blocks for p in trained)
+    rules.provenance["second_moments_kept"] = round(blocks / max(1, sum(math.prod(p.shape) for p in trained)), 6)
+    return rules

@@ -65,7 +65,7 @@ class SNRMonitor(Callback):
         if every is not None and every < 1:
             raise MisconfigurationException(f"SNRMonitor(every={every}) never measures, because every has to be at least 1.")
         if not cutoff >= 0:
-            raise MisconfigurationException(f"SNRMonitor(cutoff={cutoff}) is no cut-off, because no ratio is negative. Give 0 or more.")
+            raise MisconfigurationException(f"SNRMonitor has no cutoff={cutoff}, because no ratio is negative. Give 0 or more.")
         if by not in ("layer_type", "parameter"):
             raise MisconfigurationException(f"SNRMonitor has no by={by!r}, because rules are by 'layer_type' or by 'parameter'.")
         if figures and find_spec("matplotlib") is None:
@@ -96,8 +96,8 @@ class SNRMonitor(Callback):
         averaged = averaged_matrix(trainer.optimizers)
         if averaged is not None and not self.history.steps:  # a run of slim_adam_auto may be resumed after it averaged
             raise MisconfigurationException(
-                f"SNRMonitor cannot measure the second moment of {averaged!r}, because the optimizer keeps its average only. Train with AdamW"
-                ' or AdamMiniCallback(partition="adam") to measure.'
+                f"SNRMonitor cannot measure the second moment of {averaged!r}, because the optimizer keeps its average only. Train with"
+                ' AdamW or AdamMiniCallback(partition="adam") to measure.'
             )
 
     @override

@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_adam_mini import AdamMiniCallback, partition_model
 from recipes.compare.figure import draw
-from recipes.compare.plan import BASELINE, Plan, Run
+from recipes.compare.plan import BASELINE, Plan, Run, callback_arguments
 from recipes.compare.results import Result, load_result, select_each
 from recipes.compare.table import build_rows, csv_text, markdown
 from recipes.compare.train import train
@@ -50,7 +50,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int]:
         "--optimizers",
         default="adamw,adam_mini",
         help="names with commas between: adamw (the recipe without the callback) or any partition of AdamMiniCallback, if need be with its "
-        "momentum_dtype after a colon (adam_mini:8bit); the others are compared with the first (default: %(default)s)",
+        "momentum_dtype and options after colons (adam_mini:8bit, slim_adam:rules=rules.yaml); the others are compared with the first "
+        "(default: %(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 (default: %(default)s)")
     parser.add_argument("--lrs", default="", help="learning rates with commas between, selected on validation (default: the recipe's)")
@@ -65,10 +66,9 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int]:
     for name in optimizers:
         try:
             if name != BASELINE:
-                partition, colon, momentum_dtype = name.partition(":")
-                partition_model(nn.Linear(1, 1), partition)
-                if colon:
-                    AdamMiniCallback(momentum_dtype=cast(Any, momentum_dtype))
+                arguments = callback_arguments(name)
+                partition_model(nn.Linear(1, 1), arguments["partition"], **arguments.get("options", {}))
+                AdamMiniCallback(momentum_dtype=cast(Any, arguments.get("momentum_dtype")))
         except (ValueError, MisconfigurationException) as error:
             parser.error(f"--optimizers names neither {BASELINE} nor a partition: {error}")
     if known.seeds < 1 or known.jobs < 1:

@@ -3,10 +3,12 @@
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -21,8 +23,8 @@ class Run:
     """One training run of a comparison.
 
     Args:
-        optimizer: ``adamw`` (the recipe without the callback) or the name of a partition, if need be with a colon and its momentum_dtype:
-            ``adam_mini:8bit``.
+        optimizer: ``adamw`` (the recipe without the callback) or the name of a partition, if need be with its momentum_dtype and
+            options after colons: ``adam_mini:8bit``, ``slim_adam:rules=rules.yaml``.
         lr: Peak learning rate; none for the recipe's own.
         seed: Seed of everything random.
     """
@@ -35,7 +37,8 @@ class Run:
     def name(self) -> str:
         """Name of the run, of its log and of its result."""
         rate = "" if self.lr is None else f"_lr{self.lr:g}"
-        return f"{self.optimizer.replace(':', '-')}{rate}_seed{self.seed}"  # a file's name, which has no colon everywhere
+        name = re.sub(r"[^\w.=-]", "-", self.optimizer)  # a file's name, which has no slash and not everywhere a colon
+        return f"{name}{rate}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,27 @@ class Plan:
         return self.out / "runs" / f"{run.name}.json"
 
 
+def callback_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments of `AdamMiniCallback` that a name stands for.
+
+    Args:
+        name: Name of an optimizer that is a partition.
+
+    Example:
+        >>> callback_arguments("adam_mini:value=whole:bfloat16")
+        {'partition': 'adam_mini', 'options': {'value': 'whole'}, 'momentum_dtype': 'bfloat16'}
+    """
+    partition, *parts = name.split(":")
+    arguments: dict[str, Any] = {"partition": partition}
+    for part in parts:
+        option, equals, value = part.partition("=")
+        if equals:
+            arguments.setdefault("options", {})[option] = value
+        else:
+            arguments["momentum_dtype"] = part
+    return arguments
+
+
 def edit_for(run: Run, out: Path, config: Namespace) -> None:
     """Turn the configuration of a recipe into that of a run: its optimizer and learning rate, its log under ``out``.
 
@@ -100,10 +124,7 @@ def edit_for(run: Run, out: Path, config: Namespace) -> None:
     kept = [callback for callback in callbacks if not callback.class_path.endswith((CALLBACK, "ModelCheckpoint"))]
     if run.optimizer != BASELINE:
         callback = Namespace(class_path=f"lightning_adam_mini.{CALLBACK}", init_args=Namespace()) if found is None else found
-        partition, _, momentum_dtype = run.optimizer.partition(":")
-        callback.init_args.partition = partition
-        if momentum_dtype:
-            callback.init_args.momentum_dtype = momentum_dtype
+        callback.init_args = Namespace({**vars(callback.init_args), **callback_arguments(run.optimizer)})
         kept.insert(0, callback)
     config.trainer.callbacks = kept
     logger = Namespace(save_dir=str(out), name="logs", version=run.name)
