@@ -48,8 +48,8 @@ class AdamMini(Optimizer):
         maximize: Whether to maximize the objective.
         foreach: Whether to batch the work over tensors; None does so when all parameters are on a GPU.
         fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once a machine, or on a GPU by a few
-            Triton kernels. None does so on the CPU, wherever that can be, unless ``foreach`` is given or no layout shares anything: then
-            the optimizer equals torch's AdamW to the bit.
+            Triton kernels, which first have to agree with the readable arithmetic on a few small tensors there. None does so wherever that
+            can be, unless ``foreach`` is given or no layout shares anything: then the optimizer equals torch's AdamW to the bit.
         capturable: Whether the steps taken are counted on the parameters' devices, so that a CUDA graph can hold :meth:`step`. Where the
             Triton kernels step, they are in any case.
         momentum_dtype: Dtype of the first moments; None for the parameters'. ``torch.bfloat16`` halves the state of float32 parameters.

@@ -77,8 +77,7 @@ class Stepper:
             fast: dict[Any, list] = {}
             slow = []
             for member in members:
-                # The kernels for GPUs have run in Triton's interpreter only: whoever asks for them may use them.
-                row = self._row(member, group["fused"], shares and group["foreach"] is None and not member.p.is_cuda)
+                row = self._row(member, group["fused"], shares and group["foreach"] is None)
                 if row is not None:
                     fast.setdefault(row.loop, []).append((member, row))
                 elif self._needs_slices(member.p):
