@@ -178,7 +178,7 @@ class Shards:
         """Where this rank keeps a parameter."""
         return local(p).device
 
-    def to_portable(self, state: MutableMapping[Tensor, dict[str, Any]], elementwise: bool = False) -> None:
+    def to_portable(self, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
         """Turn the state of sharded parameters into a form for all strategies and any number of ranks. Every rank has to call it.
 
         That of a DTensor is a DTensor. That of a parameter that FSDP1 has flattened is what FSDP's ``optim_state_dict`` takes: one value an
@@ -186,17 +186,13 @@ class Shards:
 
         Args:
             state: The state of each parameter that has one; its entries are replaced.
-            elementwise: Whether DTensors too get one value an element, sharded like the parameter.
         """
         ours = [p for p in self.parts if p not in self.flat]
         parts = [self.parts[p] for p in ours]
         kept = [state[p]["exp_avg_sq"] if p in state else self.zero_second_moment(p) for p in ours]
         right = gather_blocks(parts, kept, everywhere=False)
         for p, part, blocks in zip(ours, parts, right, strict=True):
-            if p in state and elementwise:
-                piece = part.pieces[0]
-                state[p] = {**state[p], "exp_avg_sq": with_local(p, piece.spread(blocks).expand(piece.sizes).contiguous())}
-            elif p in state:
+            if p in state:
                 state[p] = {**state[p], "exp_avg_sq": blocks_to_dtensor(p, part, blocks)}
         for p in self.flat:
             if p in state and p in self.parts:
