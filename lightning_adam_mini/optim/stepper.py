@@ -47,7 +47,7 @@ class Stepper:
     """
 
     def __init__(self, momentum_dtype: MomentumDtype | None, stochastic_rounding: bool, name_of: Callable[[Tensor], str]) -> None:
-        self.momentum_dtype = momentum_dtype
+        self.momentum_dtype: MomentumDtype | None = momentum_dtype
         self.stochastic_rounding = stochastic_rounding
         self.name_of = name_of
         self.tables: dict[Any, Any] = {}
