@@ -49,8 +49,8 @@ class Network(pl.LightningModule):
         self.embed = nn.Embedding(TOKENS, WIDTH)
         self.query = nn.Linear(WIDTH, WIDTH)
         self.qkv = nn.Linear(WIDTH, 30)
-        self.up = nn.Linear(30, 22)
-        self.down = nn.Linear(22, 9)
+        self.up = nn.Linear(30, 24)
+        self.down = nn.Linear(24, 9)
         self.norm = nn.LayerNorm(9)
         self.head = nn.Linear(9, CLASSES)
 

@@ -397,7 +397,7 @@ class AdamMini(Optimizer):
         FSDP's ``optim_state_dict`` takes nothing else.
         """
         state_dict = super().state_dict()
-        if not self._shards.parts:
+        if not (self._shards.parts or self._shards.flattened_whole):
             return state_dict
         places = {p: place for p, place in self._places().items() if place in state_dict["state"]}
         portable = {p: state_dict["state"][place] for p, place in places.items()}
@@ -453,7 +453,7 @@ class AdamMini(Optimizer):
             state.update(convert_momentum(moments.momentum, device, momentum_dtype_for(p, self._momentum_dtype)))
             if p in self._shards.parts:
                 state["exp_avg"] = self._shards.adopt_momentum(p, state["exp_avg"])
-            state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32)
+            state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32, copy=True)
             state["exp_avg_sq"] = second_moment.to(device=device, dtype=second_moment_dtype(p.dtype), copy=True)
         converted = loaded.converted
         if converted:

@@ -36,6 +36,7 @@ class Shards:
     def __init__(self, flat: Mapping[Tensor, FlatShard] | None = None) -> None:
         self.flat = dict(flat or {})
         self.parts: dict[Tensor, Part] = {}
+        self.flattened_whole: dict[Tensor, BlockLayout] = {}
         self._sums: CutSums | None = None
 
     def shape_of(self, p: Tensor, name: str, layout: BlockLayout | None) -> tuple[int, ...]:
@@ -73,12 +74,14 @@ class Shards:
         Raises:
             ValueError: If a parameter is sharded in a way that its blocks cannot follow.
         """
-        self.parts, self._sums = {}, None
+        self.parts, self.flattened_whole, self._sums = {}, {}, None
         for name, p, layout in parameters:
             if p in self.flat:
                 self.parts[p] = flat_part(self.flat[p], layout)
             elif is_dtensor(p):
                 self.parts[p] = dtensor_part(p, layout, name)
+            elif is_flattened(p):
+                self.flattened_whole[p] = layout
 
     @property
     def groups(self) -> list[Any]:
@@ -194,11 +197,13 @@ class Shards:
         for p, part, blocks in zip(ours, parts, right, strict=True):
             if p in state:
                 state[p] = {**state[p], "exp_avg_sq": blocks_to_dtensor(p, part, blocks)}
-        for p in self.flat:
-            if p in state and p in self.parts:
+        for p in [*self.flat, *self.flattened_whole]:
+            if p in state:
                 second_moment = state[p]["exp_avg_sq"]
-                part = self.parts[p]
-                dense = second_moment.clone() if part.layout.is_per_parameter else part.flat(second_moment)
+                if p in self.flattened_whole:
+                    dense = self.flattened_whole[p].spread(second_moment).expand(p.shape).clone()
+                else:
+                    dense = second_moment.clone() if self.parts[p].layout.is_per_parameter else self.parts[p].flat(second_moment)
                 state[p] = {**state[p], "exp_avg": state[p]["exp_avg"].to(dense.dtype), "exp_avg_sq": dense}
 
     # ---- loading ------------------------------------------------------------------------------------------------------
