@@ -227,7 +227,7 @@ class BlockLayout:
 
     @classmethod
     def from_plain(cls, plain: Sequence) -> BlockLayout:
-        """The inverse of :meth:`to_plain`; takes lists for tuples, as YAML and JSON give them, and None for an empty one, as torch.distributed.
+        """The inverse of :meth:`to_plain`; takes lists for tuples, as YAML gives, and None for an empty one, as torch.distributed does.
 
         Example:
             >>> BlockLayout.from_plain([[4, 6], None, None, None])

@@ -1,4 +1,4 @@
-"""Ranks as forks of this process, which has imported everything: a group of them is there in a moment."""
+"""Ranks as forks of a process that has imported everything and done nothing: a group of them is there in a moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *args: Any
     """Run a function once a rank, each in a process of its own, in an environment like torchrun's.
 
     Args:
-        function: What each rank runs; what it returns comes back through a file.
+        function: What each rank runs, of a module that can be imported; what it returns comes back through a file.
         ranks: How many.
         folder: For these files.
         args: The function's arguments.
@@ -30,7 +30,8 @@ def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *args: Any
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("fork")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.strategies.run"])
     processes = [context.Process(target=_enter, args=(function, rank, ranks, port, folder, args)) for rank in range(ranks)]
     sys.stdout.flush()
     for process in processes:

@@ -49,8 +49,8 @@ class Network(pl.LightningModule):
         self.embed = nn.Embedding(TOKENS, WIDTH)
         self.query = nn.Linear(WIDTH, WIDTH)
         self.qkv = nn.Linear(WIDTH, 30)
-        self.up = nn.Linear(30, 22)
-        self.down = nn.Linear(22, 9)
+        self.up = nn.Linear(30, 24)
+        self.down = nn.Linear(24, 9)
         self.norm = nn.LayerNorm(9)
         self.head = nn.Linear(9, CLASSES)
 
@@ -59,7 +59,7 @@ class Network(pl.LightningModule):
         """Shard the layers, under ModelParallelStrategy."""
         if not self.sharding or isinstance(self.head.weight, DTensor):
             return
-        from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
         from torch.distributed.tensor import Replicate
         from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -74,9 +74,9 @@ class Network(pl.LightningModule):
             }
             parallelize_module(self, mesh["tensor_parallel"], plan)
         if "fsdp2" in self.sharding:
-            options = {"offload_policy": CPUOffloadPolicy(pin_memory=False)} if "offload" in self.sharding else {}
+            offload = CPUOffloadPolicy(pin_memory=False) if "offload" in self.sharding else OffloadPolicy()
             for layer in self.children():
-                fully_shard(layer, mesh=mesh["data_parallel"], **options)
+                fully_shard(layer, mesh=mesh["data_parallel"], offload_policy=offload)
 
     @override
     def forward(self, tokens: Tensor) -> Tensor:

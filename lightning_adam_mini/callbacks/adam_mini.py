@@ -21,7 +21,14 @@ from lightning_adam_mini.callbacks.measure import parameter_names
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.one_run import OneRun
 from lightning_adam_mini.callbacks.probe import check_training_step, probe_training_step
-from lightning_adam_mini.callbacks.strategies import as_unsharded, check_strategy, load_elementwise, number_as_in, sharded_by_fsdp1
+from lightning_adam_mini.callbacks.strategies import (
+    as_unsharded,
+    check_strategy,
+    is_whole,
+    load_whole_checkpoints,
+    number_as_in,
+    sharded_by_fsdp1,
+)
 from lightning_adam_mini.callbacks.swap import configured_optimizers, replace_optimizers, retire
 from lightning_adam_mini.callbacks.translate import check_translatable, translate
 from lightning_adam_mini.detection import ModelReport, inspect_model
@@ -209,7 +216,7 @@ class AdamMiniCallback(Callback):
                     " Take the optimizer from self.optimizers() instead of the attribute that you kept.",
                 )
             )
-        self._undo.append(load_elementwise(module.trainer.strategy, list(swapped.values())))
+        self._undo.append(load_whole_checkpoints(module.trainer.strategy))
         if swapped:
             kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in swapped))
             rank_zero_info("\n  ".join([f"AdamMiniCallback: replaced {kinds} by AdamMini", *dict.fromkeys(notes)]))
@@ -359,7 +366,7 @@ class AdamMiniCallback(Callback):
         # So that the run can be resumed without this callback, by the optimizer that the module configures.
         states = checkpoint.get("optimizer_states", [])
         for i, optimizer in enumerate(trainer.optimizers[: len(states)]):
-            if isinstance(optimizer, AdamMini) and states[i]:  # FSDP gives the whole state to rank zero alone
+            if isinstance(optimizer, AdamMini) and is_whole(states[i]):
                 states[i] = number_as_in(pl_module, optimizer, to_adamw_state_dict(states[i]))
 
     @override

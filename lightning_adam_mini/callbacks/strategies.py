@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,11 @@ def _written_class(kind: type) -> type:
     return kind.__bases__[1] if issubclass(kind, FSDPModule) and len(kind.__bases__) == 2 and kind.__bases__[0] is FSDPModule else kind
 
 
+def is_whole(state_dict: Mapping[str, Any]) -> bool:
+    """Whether a state dict is whole and here: a sharded one has names for numbers, and other ranks than zero have nothing."""
+    return bool(state_dict) and all(isinstance(i, int) for group in state_dict["param_groups"] for i in group["params"])
+
+
 def number_as_in(module: pl.LightningModule, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Number the parameters of a state dict as the module lists them, and list them in the order of their groups.
 
@@ -105,12 +110,12 @@ def number_as_in(module: pl.LightningModule, optimizer: Optimizer, state_dict: d
     Args:
         module: The module.
         optimizer: The optimizer that gave the state dict.
-        state_dict: The state dict, left as it is.
+        state_dict: The state dict, which is whole; left as it is.
     """
     place = {p: i for i, p in enumerate(module.parameters())}
     ours = [p for group in optimizer.param_groups for p in group["params"]]
     saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-    if not all(isinstance(i, int) for i in saved) or any(p not in place for p in ours):  # a sharded state has names
+    if any(p not in place for p in ours):
         return state_dict
     state = state_dict["state"]
     if not isinstance(module.trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
@@ -122,12 +127,14 @@ def number_as_in(module: pl.LightningModule, optimizer: Optimizer, state_dict: d
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def load_elementwise(strategy: Any, optimizers: Sequence[AdamMini]) -> Callable[[], None]:
-    """Let ModelParallelStrategy load checkpoints that are one file, whose second moments have one value an element for AdamW's sake.
+def load_whole_checkpoints(strategy: Any) -> Callable[[], None]:
+    """Let the optimizers load checkpoints that are one file themselves under ModelParallelStrategy.
+
+    Each rank reads its part of the file then. Lightning would have rank zero send it to all, and torch sends wrong numbers where a tensor
+    is a broadcast view, as second moments are in checkpoints that AdamW may load too.
 
     Args:
         strategy: The strategy; others than this one stay as they are.
-        optimizers: The optimizers that it loads into.
 
     Returns:
         A function that undoes it.
@@ -138,11 +145,17 @@ def load_elementwise(strategy: Any, optimizers: Sequence[AdamMini]) -> Callable[
 
     @wraps(original)
     def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        with ExitStack() as stack:
-            if Path(checkpoint_path).is_file():
-                for optimizer in optimizers:
-                    stack.enter_context(optimizer.elementwise_state())
+        optimizers = strategy.optimizers
+        if not Path(checkpoint_path).is_file() or not all(isinstance(optimizer, AdamMini) for optimizer in optimizers):
             return original(checkpoint_path, *args, **kwargs)
+        try:
+            strategy.optimizers = []
+            checkpoint = original(checkpoint_path, *args, **kwargs)
+        finally:
+            strategy.optimizers = optimizers
+        for optimizer, state_dict in zip(optimizers, checkpoint.get("optimizer_states", ()), strict=False):
+            optimizer.load_state_dict(state_dict)
+        return checkpoint
 
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
     return lambda: vars(strategy).pop("load_checkpoint", None) and None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, overload
 
@@ -121,7 +120,6 @@ class AdamMini(Optimizer):
         self._convert_state = convert_state
         self._momentum_dtype: MomentumDtype | None = momentum_dtype
         self._stochastic_rounding = stochastic_rounding
-        self._elementwise = False
         self._shards = Shards(flat_shards)
         self._stepper = self._make_stepper()
         super().__init__(params, defaults)
@@ -400,25 +398,12 @@ class AdamMini(Optimizer):
         FSDP's ``optim_state_dict`` takes nothing else.
         """
         state_dict = super().state_dict()
-        if not self._shards.parts:
+        if not (self._shards.parts or self._shards.flattened_whole):
             return state_dict
         places = {p: place for p, place in self._places().items() if place in state_dict["state"]}
         portable = {p: state_dict["state"][place] for p, place in places.items()}
-        self._shards.to_portable(portable, self._elementwise)
+        self._shards.to_portable(portable)
         return {**state_dict, "state": {place: portable[p] for p, place in places.items()}}
-
-    @contextmanager
-    def elementwise_state(self) -> Iterator[None]:
-        """Within it :meth:`state_dict` gives second moments of DTensors one value an element, as AdamW's has.
-
-        Torch's ``set_optimizer_state_dict(full_state_dict=True)`` loads into what :meth:`state_dict` gives, so that it needs this to load a
-        state of AdamW, or one that was written for it.
-        """
-        self._elementwise = True
-        try:
-            yield
-        finally:
-            self._elementwise = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state written by this optimizer, with these or other layouts, or by torch's Adam or AdamW.
@@ -469,7 +454,7 @@ class AdamMini(Optimizer):
             state.update(convert_momentum(moments.momentum, device, momentum_dtype_for(p, self._momentum_dtype)))
             if p in self._shards.parts:
                 state["exp_avg"] = self._shards.adopt_momentum(p, state["exp_avg"])
-            state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32)
+            state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32, copy=True)
             state["exp_avg_sq"] = second_moment.to(device=device, dtype=second_moment_dtype(p.dtype), copy=True)
         converted = loaded.converted
         if converted:
@@ -497,7 +482,6 @@ class AdamMini(Optimizer):
             group.setdefault("fused", None)
         if "_layouts" in state:  # a copy; loading a state dict comes here too
             self._stepper = self._make_stepper()
-            self._elementwise = False
             self._shards = Shards()
             self._layouts_changed()
 

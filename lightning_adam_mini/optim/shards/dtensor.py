@@ -90,7 +90,7 @@ def momentum_like(p: Any, values: Tensor) -> Tensor:
     if is_dtensor(values):
         return values if tuple(values.placements) == tuple(p.placements) else values.redistribute(p.device_mesh, p.placements)  # type: ignore[attr-defined]
     offsets, sizes = _rectangle(p, "")
-    return with_local(p, values[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))].to(p.device).contiguous())
+    return with_local(p, values[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))].to(p.device, copy=True).contiguous())
 
 
 def with_local(p: Any, values: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Shards:
     def __init__(self, flat: Mapping[Tensor, FlatShard] | None = None) -> None:
         self.flat = dict(flat or {})
         self.parts: dict[Tensor, Part] = {}
+        self.flattened_whole: dict[Tensor, BlockLayout] = {}
         self._sums: CutSums | None = None
 
     def shape_of(self, p: Tensor, name: str, layout: BlockLayout | None) -> tuple[int, ...]:
@@ -73,12 +74,14 @@ class Shards:
         Raises:
             ValueError: If a parameter is sharded in a way that its blocks cannot follow.
         """
-        self.parts, self._sums = {}, None
+        self.parts, self.flattened_whole, self._sums = {}, {}, None
         for name, p, layout in parameters:
             if p in self.flat:
                 self.parts[p] = flat_part(self.flat[p], layout)
             elif is_dtensor(p):
                 self.parts[p] = dtensor_part(p, layout, name)
+            elif is_flattened(p):
+                self.flattened_whole[p] = layout
 
     @property
     def groups(self) -> list[Any]:
@@ -178,7 +181,7 @@ class Shards:
         """Where this rank keeps a parameter."""
         return local(p).device
 
-    def to_portable(self, state: MutableMapping[Tensor, dict[str, Any]], elementwise: bool = False) -> None:
+    def to_portable(self, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
         """Turn the state of sharded parameters into a form for all strategies and any number of ranks. Every rank has to call it.
 
         That of a DTensor is a DTensor. That of a parameter that FSDP1 has flattened is what FSDP's ``optim_state_dict`` takes: one value an
@@ -186,23 +189,21 @@ class Shards:
 
         Args:
             state: The state of each parameter that has one; its entries are replaced.
-            elementwise: Whether DTensors too get one value an element, sharded like the parameter.
         """
         ours = [p for p in self.parts if p not in self.flat]
         parts = [self.parts[p] for p in ours]
         kept = [state[p]["exp_avg_sq"] if p in state else self.zero_second_moment(p) for p in ours]
         right = gather_blocks(parts, kept, everywhere=False)
         for p, part, blocks in zip(ours, parts, right, strict=True):
-            if p in state and elementwise:
-                piece = part.pieces[0]
-                state[p] = {**state[p], "exp_avg_sq": with_local(p, piece.spread(blocks).expand(piece.sizes).contiguous())}
-            elif p in state:
+            if p in state:
                 state[p] = {**state[p], "exp_avg_sq": blocks_to_dtensor(p, part, blocks)}
-        for p in self.flat:
-            if p in state and p in self.parts:
+        for p in [*self.flat, *self.flattened_whole]:
+            if p in state:
                 second_moment = state[p]["exp_avg_sq"]
-                part = self.parts[p]
-                dense = second_moment.clone() if part.layout.is_per_parameter else part.flat(second_moment)
+                if p in self.flattened_whole:
+                    dense = self.flattened_whole[p].spread(second_moment).expand(p.shape).clone()
+                else:
+                    dense = second_moment.clone() if self.parts[p].layout.is_per_parameter else self.parts[p].flat(second_moment)
                 state[p] = {**state[p], "exp_avg": state[p]["exp_avg"].to(dense.dtype), "exp_avg_sq": dense}
 
     # ---- loading ------------------------------------------------------------------------------------------------------
