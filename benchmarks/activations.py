@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.held import bytes_held, plain_tensors
+from recipes.held import bytes_held, plain_tensors
 from benchmarks.workloads import Workload
 
 

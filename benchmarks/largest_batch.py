@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.activations import activations
-from benchmarks.held import bytes_held, gradient_bytes, state_bytes
+from recipes.held import bytes_held, gradient_bytes, state_bytes
 from benchmarks.memory_sizes import memory_sizes
 from benchmarks.options import choose_workloads, make_parser, prepare
 from benchmarks.report import bars, conditions, markdown_table, new_figure, progress, write

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.held import state_bytes
+from recipes.held import state_bytes
 from benchmarks.options import choose_workloads, make_parser, prepare
 from benchmarks.report import bars, conditions, markdown_table, new_figure, progress, write
 from benchmarks.rivals import BASELINE, Rival, enter, select, without_compiling
