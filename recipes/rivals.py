@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
+from statistics import median_low
 from typing import Any, TypeAlias
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,7 +17,8 @@ from torch.optim import AdamW, Optimizer
 Groups: TypeAlias = Sequence[dict[str, Any]]
 
 SOPHIA_CLIP = 0.01  # gamma of Sophia-H's paper
-GALORE = {"update_proj_gap": 200, "scale": 0.25, "projection_type": "std"}  # its paper's
+# its paper's; the rank there is a quarter to a half of the matrices' usual width, here a quarter
+GALORE = {"update_proj_gap": 200, "scale": 0.25, "projection_type": "std"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def _galore(groups: Groups, s: Settings) -> Optimizer:
     from pytorch_optimizer import GaLore
 
     sides = [min(parameter.shape) for group in groups for parameter in group["params"] if parameter.ndim == 2]
-    projected = {"rank": max(1, min(sides, default=4) // 4), **GALORE}  # it leaves what is no matrix as it is
+    rank = max(1, median_low(sides) // 4) if sides else 1
+    projected = {"rank": rank, **GALORE}  # it leaves what is no matrix as it is
     return GaLore([{**projected, **group} for group in groups], lr=s.lr, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
 
 

@@ -13,8 +13,9 @@ def find_spikes(losses: Sequence[float]) -> list[int]:
     """Return the steps at which loss spikes begin.
 
     A step is high where its training loss exceeds the median of the 50 steps before it by more than 6 deviations, or is not finite. The
-    deviation is 1.4826 times the median distance of those 50 from their median, which is the standard deviation of normal noise. High steps
-    that follow one another are one spike. The first 20 steps are not judged.
+    deviation is 1.4826 times the median distance of those 50 from their median, which is the standard deviation of normal noise. High
+    steps that follow one another are one spike. The first 20 steps are not judged; while the loss falls fast the deviation is wide, and
+    only large spikes count.
 
     Args:
         losses: The training loss of every step.

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_adam_mini import partition_model
 from recipes.__main__ import main
 from recipes.compare.figure import build_curve, draw
 from recipes.compare.plan import Plan, Run, Setting
 from recipes.compare.results import Result, results_at, select_by_validation, select_each
+from recipes.compare.spikes import find_spikes
 from recipes.compare.table import build_rows, markdown
+from recipes.language.gpt import GPT
 from recipes.recipe import Headline
 
-from .conftest import CONFIGS, NARROW, REPOSITORY
+from .conftest import CONFIGS, NARROW, REPOSITORY, TINY_GPT, TINY_TEXT
 
 ACCURACY = Headline("acc", "accuracy", "max")
 COMPARE = [
@@ -99,6 +102,61 @@ def test_partitions_with_the_dtype_of_their_momentum(tmp_path):
     assert half / wide == pytest.approx(0.5, abs=0.01)
     assert 0.25 < narrow / wide < 0.35
     assert (tmp_path / "out" / "runs" / "adam_mini-8bit_seed0.json").is_file()
+
+
+def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys):
+    small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "2"]
+    names = ["adamw", "adam", "lion", "adam_mini:embedding=none"]
+    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), "--out", "out", *small, "--optimizers", ",".join(names)]
+    assert main([*command, "--seeds", "2", "--tune-seeds", "1", "--lrs", "1e-3,1e-2", "--betas", "0.9/0.95", "--trajectory", "4"]) == 0
+    runs = {file.name for file in (tmp_path / "out" / "runs").glob("*.json")}
+    assert len(runs) == 4 * 2 + 4  # both rates at the first seed, the better one at the second
+    assert "adam_mini-embedding=none_lr0.01_betas0.9-0.95_seed0.json" in runs
+
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "over 2 seeds, the best first" in table
+    assert "Chosen on validation by the first of them from: 0.001, betas 0.9/0.95; 0.01, betas 0.9/0.95 (* at the edge of these)." in table
+    assert "| adamw | 0.01, betas 0.9/0.95* |" in table
+    with (tmp_path / "out" / "sensitivity.csv").open() as file:
+        cells = {(row["optimizer"], float(row["lr"])): row for row in csv.DictReader(file)}
+    assert len(cells) == 8
+    stored = json.loads((tmp_path / "out" / "runs" / "lion_lr0.001_betas0.9-0.95_seed0.json").read_text())
+    assert float(cells["lion", 1e-3]["val_mean"]) == pytest.approx(stored["points"]["1"]["val/loss"], abs=1e-6)
+    assert len(stored["losses"]) == 8
+
+    with (tmp_path / "out" / "trajectory.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ends = {row["optimizer"]: (int(row["step"]), float(row["relative"])) for row in rows}
+    assert list(ends) == names[1:]
+    assert ends["adam"] == (8, 0.0)  # AdamW to the bit
+    assert ends["adam_mini:embedding=none"][1] > 0.01
+    assert {int(row["step"]) for row in rows} == {0, 2, 4, 6, 8}
+    weights = np.load(tmp_path / "out" / "weights" / "adamw_lr0.01_betas0.9-0.95_seed0_4.npz")["weights"]
+    theirs = np.load(tmp_path / "out" / "weights" / "lion_lr0.01_betas0.9-0.95_seed0_4.npz")["weights"]
+    distance = math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(weights[-1], theirs[-1], strict=True)))
+    assert float(rows[9]["distance"]) == pytest.approx(distance, rel=1e-4)
+    for figure in ("figure", "losses", "sensitivity", "trajectory"):
+        assert (tmp_path / "out" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*command, "--seeds", "2", "--tune-seeds", "1", "--lrs", "1e-3,1e-2", "--betas", "0.9/0.95", "--trajectory", "4"]) == 0
+    assert "8 of 8 runs were finished before" in capsys.readouterr().out
+
+
+def test_spikes_are_counted():
+    generator = np.random.default_rng(0)
+    calm = (3.0 * np.exp(-np.arange(400) / 100) + 2.0 + 0.05 * generator.normal(size=400)).tolist()
+    assert find_spikes(calm) == []
+    rough = list(calm)
+    rough[200:205] = [4.5, 4.4, 4.3, 4.2, 4.1]
+    rough[300] = 3.0
+    assert find_spikes(rough) == [200, 300]
+    assert find_spikes([*calm[:200], math.nan, math.nan, math.inf]) == [200]
+    assert find_spikes([9.0, 1.0] * 5) == []  # too few to judge
+
+
+def test_queries_and_keys_by_tensor():
+    model = GPT(vocab_size=16, context=8, layers=1, heads=4, width=32, fused_qkv=True)
+    by_head, by_tensor = (partition_model(model, name)["blocks.0.attn.qkv_proj.weight"] for name in ("adam_mini", "adam_mini_qk_tensor"))
+    assert (by_head.num_blocks, by_tensor.num_blocks) == (4 + 4 + 32, 1 + 1 + 32)
 
 
 @pytest.mark.parametrize(
