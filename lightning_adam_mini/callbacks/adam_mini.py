@@ -216,7 +216,7 @@ class AdamMiniCallback(Callback):
                     " Take the optimizer from self.optimizers() instead of the attribute that you kept.",
                 )
             )
-        self._undo.append(load_whole_checkpoints(module.trainer.strategy))
+        load_whole_checkpoints(module.trainer.strategy)
         if swapped:
             kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in swapped))
             rank_zero_info("\n  ".join([f"AdamMiniCallback: replaced {kinds} by AdamMini", *dict.fromkeys(notes)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -127,20 +127,18 @@ def number_as_in(module: pl.LightningModule, optimizer: Optimizer, state_dict: d
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def load_whole_checkpoints(strategy: Any) -> Callable[[], None]:
+def load_whole_checkpoints(strategy: Any) -> None:
     """Let the optimizers load checkpoints that are one file themselves under ModelParallelStrategy.
 
     Each rank reads its part of the file then. Lightning would have rank zero send it to all, and torch sends wrong numbers where a tensor
     is a broadcast view, as second moments are in checkpoints that AdamW may load too.
 
     Args:
-        strategy: The strategy; others than this one stay as they are.
-
-    Returns:
-        A function that undoes it.
+        strategy: The strategy, which loads so for good, because it loads into the optimizers for tests after the fit too; others stay as
+            they are.
     """
-    if not isinstance(strategy, ModelParallelStrategy):
-        return lambda: None
+    if not isinstance(strategy, ModelParallelStrategy) or "load_checkpoint" in vars(strategy):
+        return
     original = strategy.load_checkpoint
 
     @wraps(original)
@@ -158,4 +156,3 @@ def load_whole_checkpoints(strategy: Any) -> Callable[[], None]:
         return checkpoint
 
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
-    return lambda: vars(strategy).pop("load_checkpoint", None) and None
