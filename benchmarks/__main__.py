@@ -10,6 +10,7 @@ COMMANDS = {
     "training-step": "how long a training step takes, and the optimizer's share in it",
     "scaling": "how the step time grows with parameters and with tensors",
     "launches": "how many operators a step calls, from 10 to 1,000 tensors",
+    "strategies": "whether every strategy of Lightning gives one result and one checkpoint, and what it holds and sends",
     "largest-batch": "the largest batch that fits into a given memory",
 }
 USAGE = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -15,14 +16,11 @@ from torch.optim.optimizer import ParamsT
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.conversion import convert_state_dict, how_to_regroup, regroup
-from lightning_adam_mini.optim.cpu import step as cpu
-from lightning_adam_mini.optim.functional import adam_mini
+from lightning_adam_mini.optim.options import check_options
 from lightning_adam_mini.optim.quantized import MomentumDtype, convert_momentum, momentum_dtype_for, zero_momentum
-from lightning_adam_mini.optim.sliced import step_in_slices
-from lightning_adam_mini.optim.triton import step as triton
-
-# What steps all parameters at once, by the kind of their device.
-_FUSED: dict[str, Any] = {"cpu": cpu, "cuda": triton}
+from lightning_adam_mini.optim.shards.flat import FlatShard
+from lightning_adam_mini.optim.shards.sharded import Shards
+from lightning_adam_mini.optim.stepper import Member, Stepper
 
 
 class AdamMini(Optimizer):
@@ -62,13 +60,17 @@ class AdamMini(Optimizer):
             have one. Names may be of parameters that are not given yet: :meth:`add_param_group` finds them.
         named_parameters: ``(name, parameter)`` pairs that give names to parameters passed without, now or to :meth:`add_param_group`.
         convert_state: Whether :meth:`load_state_dict` may convert second moments written with other blocks, AdamW's included.
+        flat_shards: What :func:`~lightning_adam_mini.find_flat_shards` returned, for a model that FSDP1 has flattened. Of DTensors (FSDP2,
+            tensor parallelism) nothing needs to be told.
 
     Raises:
-        ValueError: If an option is out of range, a layout does not fit its parameter, or layouts are given but none is for a parameter.
+        ValueError: If an option is out of range, a layout does not fit its parameter or cannot follow its sharding, or layouts are given
+            but none is for a parameter.
 
     State per parameter: ``step`` (float32, on the CPU), ``exp_avg`` (the parameter's shape, ``momentum_dtype``) and ``exp_avg_sq`` (the
     layout's ``block_shape``; float32, or float64 for float64 parameters). In 8 bits ``exp_avg`` holds int8 codes, and there is
-    ``exp_avg_scale``.
+    ``exp_avg_scale``. Of a sharded parameter each rank keeps its own part, and every rank has to call :meth:`step`, :meth:`state_dict`,
+    :meth:`load_state_dict`, :meth:`second_moments` and :meth:`block_learning_rates`, because ranks may share blocks.
 
     Example:
         >>> model = torch.nn.Linear(6, 4)
@@ -98,6 +100,7 @@ class AdamMini(Optimizer):
         layouts: Mapping[str, BlockLayout] | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] = (),
         convert_state: bool = True,
+        flat_shards: Mapping[Tensor, FlatShard] | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -110,7 +113,7 @@ class AdamMini(Optimizer):
             "fused": fused,
             "capturable": capturable,
         }
-        _check_options(defaults)
+        check_options(defaults)
         if not (momentum_dtype in (None, "8bit") or (isinstance(momentum_dtype, torch.dtype) and momentum_dtype.is_floating_point)):
             raise ValueError(f"Invalid momentum_dtype value: {momentum_dtype!r}, because it must be a floating-point torch.dtype or '8bit'")
         self._layouts = dict(layouts or {})
@@ -118,8 +121,9 @@ class AdamMini(Optimizer):
         self._convert_state = convert_state
         self._momentum_dtype: MomentumDtype | None = momentum_dtype
         self._stochastic_rounding = stochastic_rounding
-        self._rows: dict[int, _Row] = {}
-        self._tables: dict[Any, Any] = {}
+        self._elementwise = False
+        self._shards = Shards(flat_shards)
+        self._stepper = self._make_stepper()
         super().__init__(params, defaults)
         self._check_some_layout_is_ours(self._layouts)
 
@@ -137,7 +141,7 @@ class AdamMini(Optimizer):
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = self._like_present_groups(list(group["params"]))
         explicit = group.pop("layouts", None)
-        _check_options({**self.defaults, **group})
+        check_options({**self.defaults, **group})
         if group.get("capturable", self.defaults["capturable"]) and (self._momentum_dtype == "8bit" or self._stochastic_rounding):
             raise ValueError(
                 "AdamMini(capturable=True) takes neither momentum_dtype='8bit' nor stochastic_rounding=True because their steps read"
@@ -150,10 +154,30 @@ class AdamMini(Optimizer):
             fallback = {p: f"param_groups.{len(self.param_groups) - 1}.params.{i}" for i, p in enumerate(group["params"])}
             names = {p: self._names.get(p, fallback[p]) for p in group["params"]}
             group["layouts"] = [layout.to_plain() for layout in self._find_layouts(names, explicit)]
+            self._layouts_changed()
         except Exception:
             self.param_groups.pop()
             raise
-        self._shared: bool | None = None
+
+    def _layouts_changed(self) -> None:
+        names = self.parameter_names()
+        self._shards.update(
+            (names[p], p, _from_plain(plain))
+            for group in self.param_groups
+            for p, plain in zip(group["params"], group["layouts"], strict=True)
+        )
+        if self._shards.parts and (self._momentum_dtype == "8bit" or self._stochastic_rounding):
+            raise ValueError(
+                f"Parameter {names[next(iter(self._shards.parts))]!r} is sharded, and AdamMini takes neither momentum_dtype='8bit' nor"
+                " stochastic_rounding=True there, because what they round would depend on the number of ranks. Use"
+                " momentum_dtype=torch.bfloat16, or leave them out."
+            )
+        # Read once, until they change: what reads layouts is too slow for each step, and opaque to torch.compile.
+        self._read = {plain: _from_plain(plain) for group in self.param_groups for plain in group["layouts"]}
+        self._shared = any(not layout.is_per_parameter for layout in self._read.values())
+
+    def _make_stepper(self) -> Stepper:
+        return Stepper(self._momentum_dtype, self._stochastic_rounding, lambda p: self.parameter_names()[p])
 
     def _like_present_groups(self, params: list) -> list:
         """Name parameters where the present groups' have names: torch wants all groups named or none."""
@@ -167,7 +191,9 @@ class AdamMini(Optimizer):
             if len(layouts) != len(names):
                 raise ValueError(f"A group of {len(names)} parameters has {len(layouts)} layouts: give one for each parameter.")
         else:
-            layouts = [self._layouts.get(name) or BlockLayout.per_parameter(p.shape) for p, name in names.items()]
+            layouts = [
+                self._layouts.get(name) or BlockLayout.per_parameter(self._shards.shape_of(p, name, None)) for p, name in names.items()
+            ]
             missing = [name for name in names.values() if name not in self._layouts]
             if missing and self._layouts:
                 warnings.warn(
@@ -177,10 +203,11 @@ class AdamMini(Optimizer):
                     stacklevel=4,
                 )
         for layout, (p, name) in zip(layouts, names.items(), strict=True):
-            if layout.shape != tuple(p.shape):
+            shape = self._shards.shape_of(p, name, layout)
+            if layout.shape != shape:
                 raise ValueError(
                     f"The layout of parameter {name!r} is for a tensor of shape {layout.shape}, but the parameter has shape"
-                    f" {tuple(p.shape)}. Make the layouts from the model that is trained."
+                    f" {shape}. Make the layouts from the model that is trained."
                 )
         return layouts
 
@@ -209,111 +236,40 @@ class AdamMini(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plain, sliced = [], []
-        fused: dict[Any, list] = {}
-        shares = self._shares()
+        work = []
         for group in self.param_groups:
-            members = [(p, p.grad, layout) for p, layout in zip(group["params"], group["layouts"], strict=True) if p.grad is not None]
-            fast: dict[Any, list] = {}
-            slow = []
-            for p, grad, layout in members:
-                self._check_gradient(p, grad)
-                # The kernels for GPUs have run in Triton's interpreter only: whoever asks for them may use them.
-                row = self._row(p, layout, group["fused"], shares and group["foreach"] is None and not p.is_cuda)
-                if row is not None:
-                    fast.setdefault(row.loop, []).append((p, grad, row))
-                elif self._step_in_slices(p):
-                    sliced.append((p, grad, _from_plain(layout), group))
-                else:
-                    slow.append((p, grad, _from_plain(layout)))
-            for loop, rows in fast.items():
-                fused.setdefault(loop, []).append((group, rows))
-            plain.append((group, slow))
-        for loop, groups in fused.items():
-            there = loop is not cpu
-            work = [
-                (group, [(p, grad, self._state_of(p, row.layout, there), row.fields) for p, grad, row in rows]) for group, rows in groups
-            ]
-            loop.step(work, self._tables)
-        for group, members in plain:
-            states = [self._state_of(p, layout, group["capturable"]) for p, _, layout in members]
-            beta1, beta2 = group["betas"]
-            adam_mini(
-                [p for p, _, _ in members],
-                [grad for _, grad, _ in members],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [state["step"] for state in states],
-                [layout for _, _, layout in members],
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                decoupled_weight_decay=group["decoupled_weight_decay"],
-                maximize=group["maximize"],
-                foreach=group["foreach"],
-                capturable=group["capturable"],
-            )
-        places = self._places() if sliced and self._stochastic_rounding else {}
-        for p, grad, layout, group in sliced:
-            step_in_slices(p, grad, self._state_of(p, layout), layout, group, places[p] if self._rounds_at_random(p) else None)
+            members = []
+            for p, plain in zip(group["params"], group["layouts"], strict=True):
+                if p.grad is not None:
+                    self._check_gradient(p, p.grad)
+                    members.append(Member(p, p, p.grad, self._read[plain], plain))
+            work.append((group, members))
+        if self._shards.parts:
+            work = self._shards.localize(work)
+        self._stepper.step(work, self._state_of, self._shared, self._places)
         return loss
 
     def _places(self) -> dict[Tensor, int]:
         return {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
-    def _state_of(self, p: Tensor, layout: BlockLayout, step_there: bool = False) -> dict[str, Tensor]:
-        """The state of a parameter, with its step on the parameter's device if that is asked for."""
+    def _state_of(self, member: Member, step_there: bool = False) -> dict[str, Tensor]:
+        """The state of what is stepped of a parameter, with its step on the same device if that is asked for."""
+        p = member.param
         state = self.state[p]
+        sharded = bool(self._shards.parts) and p in self._shards.parts
         if not state:
-            dtype = second_moment_dtype(p.dtype)
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if step_there else "cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=member.p.device if step_there else "cpu")
             state.update(zero_momentum(p, momentum_dtype_for(p, self._momentum_dtype)))
-            state["exp_avg_sq"] = (
-                torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
-                if layout.is_per_parameter
-                else torch.zeros(layout.block_shape, dtype=dtype, device=p.device)
-            )
-        elif step_there and state["step"].device != p.device:
-            state["step"] = state["step"].to(p.device)
-        return state
-
-    def _rounds_at_random(self, p: Tensor) -> bool:
-        return self._stochastic_rounding and p.dtype == torch.bfloat16
-
-    def _step_in_slices(self, p: Tensor) -> bool:
-        return p.numel() > 0 and (momentum_dtype_for(p, self._momentum_dtype) == "8bit" or self._rounds_at_random(p))
-
-    def _shares(self) -> bool:
-        """Whether any layout shares a second moment, remembered until the layouts change."""
-        if self._shared is None:
-            self._shared = any(not _from_plain(plain).is_per_parameter for group in self.param_groups for plain in group["layouts"])
-        return self._shared
-
-    def _row(self, p: Tensor, layout: tuple, fused: bool | None, by_default: bool) -> _Row | None:
-        """What the compiled loop needs to know of a parameter; None if it does not step it."""
-        if fused is False or p.numel() == 0 or torch.compiler.is_compiling() or (fused is None and not by_default):
-            return None
-        row = self._rows.get(id(p))
-        if row is None or row.p is not p or row.plain is not layout or row.strides != p.stride() or row.kind != (p.dtype, p.device):
-            loop = _FUSED.get(p.device.type, cpu)
-            momentum_dtype = momentum_dtype_for(p, self._momentum_dtype)
-            if not isinstance(momentum_dtype, torch.dtype):
-                problem, fields = "its momentum is kept in 8 bits", None
-            elif self._rounds_at_random(p):
-                problem, fields = "its weights are rounded at random", None
+            if sharded:
+                state["exp_avg_sq"] = self._shards.zero_second_moment(p)
+            elif member.layout.is_per_parameter:
+                state["exp_avg_sq"] = torch.zeros_like(p, dtype=second_moment_dtype(p.dtype), memory_format=torch.preserve_format)
             else:
-                problem = loop.why_not(p, momentum_dtype)
-                fields = None if problem else loop.fixed_fields(p, momentum_dtype, _from_plain(layout))
-            row = _Row(p, layout, _from_plain(layout), p.stride(), (p.dtype, p.device), loop, fields, problem)
-            self._rows[id(p)] = row
-        if row.problem and fused:
-            raise RuntimeError(
-                f"AdamMini(fused=True) cannot step parameter {self.parameter_names()[p]!r} of shape {tuple(p.shape)} in one compiled loop"
-                f" because {row.problem}. Leave fused=None to use the loop only where it can be used."
-            )
-        return None if row.problem else row
+                shape = self._read[member.plain].block_shape
+                state["exp_avg_sq"] = torch.zeros(shape, dtype=second_moment_dtype(p.dtype), device=p.device)
+        elif step_there and state["step"].device != member.p.device:
+            state["step"] = state["step"].to(member.p.device)
+        return self._shards.local_state(p, state) if sharded else state
 
     def _check_some_layout_is_ours(self, layouts: Mapping[str, BlockLayout]) -> None:
         if layouts and not layouts.keys() & set(self._names.values()):
@@ -373,6 +329,11 @@ class AdamMini(Optimizer):
                     continue
                 second_moment = None
                 if self.state.get(p):
+                    if p in self._shards.parts:
+                        raise ValueError(
+                            f"Parameter {names[p]!r} is sharded, so its blocks cannot change once it has a second moment. Change them"
+                            " before the first step."
+                        )
                     if how_to_regroup(old, new[p]) == "mixed":
                         raise ValueError(
                             f"The second moment of parameter {names[p]!r} has blocks ({old}) that are neither finer nor coarser than the"
@@ -386,7 +347,7 @@ class AdamMini(Optimizer):
             if second_moment is not None:
                 # A copy of its own, so that the memory of larger blocks is free at once.
                 self.state[group["params"][i]]["exp_avg_sq"] = second_moment.clone(memory_format=torch.contiguous_format)
-        self._shared = None
+        self._layouts_changed()
 
     @torch.no_grad()
     def second_moments(self) -> dict[str, Tensor]:
@@ -395,7 +356,7 @@ class AdamMini(Optimizer):
         Returns:
             For each parameter that has been stepped, a new float32 tensor that broadcasts to the parameter.
         """
-        return {name: layout.spread(state["exp_avg_sq"].clone()) for name, _, state, layout in self._stepped()}
+        return {name: layout.spread(blocks.clone()) for name, _, _, layout, blocks in self._stepped()}
 
     @torch.no_grad()
     def block_learning_rates(self) -> dict[str, Tensor]:
@@ -406,24 +367,58 @@ class AdamMini(Optimizer):
         """
         stepped = list(self._stepped())
         # One read of all steps on the CPU: one a parameter would take longer than the rest.
-        here = [state["step"] for _, _, state, _ in stepped if state["step"].device.type == "cpu"]
+        here = [state["step"] for _, _, state, _, _ in stepped if state["step"].device.type == "cpu"]
         numbers = iter(torch.stack([step.reshape(()) for step in here]).tolist() if here else [])
-        steps = [next(numbers) if state["step"].device.type == "cpu" else state["step"].reshape(()).double() for _, _, state, _ in stepped]
+        steps = [
+            next(numbers) if state["step"].device.type == "cpu" else state["step"].reshape(()).double() for _, _, state, _, _ in stepped
+        ]
         rates = {}
-        for (name, group, state, layout), step in zip(stepped, steps, strict=True):
-            denom = state["exp_avg_sq"].div(1 - group["betas"][1] ** step).sqrt_().add_(group["eps"])
+        for (name, group, _, layout, blocks), step in zip(stepped, steps, strict=True):
+            denom = blocks.div(1 - group["betas"][1] ** step).sqrt_().add_(group["eps"])
             lr = group["lr"]
             rates[name] = layout.spread((lr.reshape(()) if isinstance(lr, Tensor) else lr) / denom)
         return rates
 
-    def _stepped(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout]]:
+    def _stepped(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout, Tensor]]:
+        """Name, group, state, blocks and their second moments of each parameter that has been stepped: of all its blocks, on every rank."""
         names = self.parameter_names()
+        kept = {p: self.state[p]["exp_avg_sq"] for p in self._shards.parts if self.state.get(p)}
+        gathered = self._shards.gather(kept) if self._shards.parts else {}
+        steps = self._shards.share_steps({p: self.state[p]["step"] for p in kept}) if self._shards.flat else {}
         for group in self.param_groups:
             for p, plain in zip(group["params"], group["layouts"], strict=True):
-                if self.state.get(p):
-                    yield names[p], group, self.state[p], _from_plain(plain)
+                state = self.state.get(p) or ({"step": steps[p]} if p in steps else {})
+                if state:
+                    yield names[p], group, state, _from_plain(plain), gathered[p] if p in gathered else state["exp_avg_sq"]
 
     # ---- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch's optimizers give it, of tensors and plain values, for any strategy and number of ranks.
+
+        Of a DTensor the moments are DTensors. Of a parameter that FSDP1 has flattened, second moments have one value an element, because
+        FSDP's ``optim_state_dict`` takes nothing else.
+        """
+        state_dict = super().state_dict()
+        if not self._shards.parts:
+            return state_dict
+        places = {p: place for p, place in self._places().items() if place in state_dict["state"]}
+        portable = {p: state_dict["state"][place] for p, place in places.items()}
+        self._shards.to_portable(portable, self._elementwise)
+        return {**state_dict, "state": {place: portable[p] for p, place in places.items()}}
+
+    @contextmanager
+    def elementwise_state(self) -> Iterator[None]:
+        """Within it :meth:`state_dict` gives second moments of DTensors one value an element, as AdamW's has.
+
+        Torch's ``set_optimizer_state_dict(full_state_dict=True)`` loads into what :meth:`state_dict` gives, so that it needs this to load a
+        state of AdamW, or one that was written for it.
+        """
+        self._elementwise = True
+        try:
+            yield
+        finally:
+            self._elementwise = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state written by this optimizer, with these or other layouts, or by torch's Adam or AdamW.
@@ -446,17 +441,37 @@ class AdamMini(Optimizer):
             for group in self.param_groups
             for p, plain in zip(group["params"], group["layouts"], strict=True)
         ]
-        state_dict, second_moments, momenta, converted = convert_state_dict(state_dict, flat, self._convert_state)
-        super().load_state_dict(state_dict)
+        problem, loaded = None, None
+        try:
+            loaded = convert_state_dict(state_dict, flat, self._convert_state)
+        except ValueError as error:
+            problem = str(error)
+        problem = self._shards.agree(problem)
+        if problem is not None or loaded is None:
+            raise ValueError(problem)
+        super().load_state_dict(loaded.state_dict)
         for group, kept in zip(self.param_groups, present, strict=True):
             group.update(kept)
         there = [group["capturable"] for group in self.param_groups for _ in group["params"]]
         # torch casts floating-point state to the parameter's dtype; moments keep theirs.
-        for index, value in second_moments.items():
-            _, p, _ = flat[index]
-            self.state[p].update(convert_momentum(momenta[index], p.device, momentum_dtype_for(p, self._momentum_dtype)))
-            self.state[p]["step"] = torch.as_tensor(self.state[p]["step"]).to(p.device if there[index] else "cpu", torch.float32)
-            self.state[p]["exp_avg_sq"] = value.to(device=p.device, dtype=second_moment_dtype(p.dtype), copy=True)
+        for (_, p, layout), moments, step_there in zip(flat, loaded.moments, there, strict=True):
+            device = self._shards.device_of(p)
+            if p in self._shards.parts:
+                values = None if moments.momentum is None else moments.second_moment
+                second_moment = self._shards.adopt_second_moment(p, values, moments.layout, layout)
+            elif moments.momentum is not None:
+                second_moment = regroup(moments.second_moment, moments.layout, layout)
+            else:
+                continue
+            if moments.momentum is None:  # FSDP1 leaves nothing of it here
+                continue
+            state = self.state[p]
+            state.update(convert_momentum(moments.momentum, device, momentum_dtype_for(p, self._momentum_dtype)))
+            if p in self._shards.parts:
+                state["exp_avg"] = self._shards.adopt_momentum(p, state["exp_avg"])
+            state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32)
+            state["exp_avg_sq"] = second_moment.to(device=device, dtype=second_moment_dtype(p.dtype), copy=True)
+        converted = loaded.converted
         if converted:
             warnings.warn(
                 f"The loaded state was written with other blocks for {_some(list(converted))}; their second moments were"
@@ -480,40 +495,11 @@ class AdamMini(Optimizer):
         for group in self.param_groups:
             group.setdefault("capturable", False)
             group.setdefault("fused", None)
-        self._shared = None
-        self._rows, self._tables = {}, {}
-
-
-class _Row(NamedTuple):
-    """What the compiled loop needs to know of a parameter, and what it was made from."""
-
-    p: Tensor
-    plain: tuple
-    layout: BlockLayout
-    strides: tuple[int, ...]
-    kind: tuple[torch.dtype, torch.device]
-    loop: Any
-    fields: Any
-    problem: str | None
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    lr, betas = options["lr"], options["betas"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"Tensor lr must be 1-element, but has shape {tuple(lr.shape)}")
-    if not isinstance(lr, (int, float, Tensor)) or not lr >= 0.0:
-        raise ValueError(f"Invalid learning rate: {lr}")
-    if not isinstance(options["eps"], (int, float)) or not options["eps"] >= 0.0:
-        raise ValueError(f"Invalid epsilon value: {options['eps']}")
-    if not isinstance(options["weight_decay"], (int, float)) or not options["weight_decay"] >= 0.0:
-        raise ValueError(f"Invalid weight_decay value: {options['weight_decay']}")
-    if options["fused"] and options["foreach"]:
-        raise ValueError("`fused` and `foreach` cannot be `True` together.")
-    for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor):
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta}, because tensor betas are not supported: pass numbers")
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+        if "_layouts" in state:  # a copy; loading a state dict comes here too
+            self._stepper = self._make_stepper()
+            self._elementwise = False
+            self._shards = Shards()
+            self._layouts_changed()
 
 
 def _some(names: list[str]) -> str:

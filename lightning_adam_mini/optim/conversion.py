@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,19 +15,35 @@ from lightning_adam_mini.optim.quantized import SCALE, convert_momentum, num_sca
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
 
 
-def convert_state_dict(
-    state_dict: Mapping[str, Any], present: Sequence[tuple[str, Tensor, BlockLayout]], convert: bool = True
-) -> tuple[dict[str, Any], dict[int, Tensor], dict[int, dict[str, Tensor]], dict[str, str]]:
+class Moments(NamedTuple):
+    """The saved moments of a parameter, and the blocks that they were written with; None where nothing was saved."""
+
+    layout: BlockLayout
+    momentum: dict[str, Tensor] | None
+    second_moment: Tensor
+
+
+class Loaded(NamedTuple):
+    """What a saved state holds.
+
+    Attributes:
+        state_dict: The state dict without moments and without torch's own options.
+        moments: Of each parameter.
+        converted: What has to be done to second moments ("averaged" or "spread"), by name.
+    """
+
+    state_dict: dict[str, Any]
+    moments: list[Moments]
+    converted: dict[str, str]
+
+
+def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[str, Tensor, BlockLayout]], convert: bool = True) -> Loaded:
     """Prepare a state dict of AdamMini, Adam or AdamW for an AdamMini with other blocks.
 
     Args:
         state_dict: The state dict, left as it is.
         present: Name, parameter and layout of each parameter of the optimizer, in the order of its groups.
         convert: Whether second moments with other blocks may be converted.
-
-    Returns:
-        The state dict without moments and without torch's own options; the second moments in the present blocks, by index in ``present``;
-        the first moments as they were saved, likewise; and what was done to which parameter ("averaged" or "spread"), by name.
 
     Raises:
         ValueError: If the state does not fit the parameters or must not or cannot be converted.
@@ -44,12 +60,18 @@ def convert_state_dict(
             "The loaded state was written with amsgrad=True, which no block-wise second moment defines. Start a new run without it."
         )
     state: dict[Any, Any] = dict(state_dict["state"])
-    second_moments: dict[int, Tensor] = {}
-    momenta: dict[int, dict[str, Tensor]] = {}
+    moments: list[Moments] = []
     done: dict[str, str] = {}
-    for index, ((saved_id, group, place), (name, p, layout)) in enumerate(zip(saved_ids, present, strict=True)):
+    for (saved_id, group, place), (name, p, layout) in zip(saved_ids, present, strict=True):
         entry = state.get(saved_id)
+        saved = _saved_layout(group, place, layout)
+        if saved.shape != layout.shape:
+            raise ValueError(
+                f"The loaded blocks of parameter {name!r} are for shape {saved.shape}, but the parameter has shape {layout.shape}."
+                " Load the state of the same model."
+            )
         if not entry:
+            moments.append(Moments(saved, None, torch.empty(0)))
             continue
         missing = {"step", "exp_avg", "exp_avg_sq"} - entry.keys()
         if missing:
@@ -62,7 +84,6 @@ def convert_state_dict(
                 f"The loaded state of parameter {name!r} is for shape {tuple(entry['exp_avg'].shape)}, but the parameter has shape"
                 f" {tuple(p.shape)}. Load the state of the same model."
             )
-        saved = _saved_layout(group, place, p)
         how = how_to_regroup(saved, layout)
         if how and not convert:
             raise ValueError(
@@ -86,14 +107,13 @@ def convert_state_dict(
                 f"The loaded momentum of parameter {name!r} in 8 bits has scales of shape {tuple(entry[SCALE].shape)}, but for a tensor of"
                 f" shape {tuple(p.shape)} there are {num_scales(p.numel())}. The checkpoint is damaged or of another program."
             )
-        second_moments[index] = regroup(value, saved, layout)
-        momenta[index] = {k: v for k, v in entry.items() if k in ("exp_avg", SCALE)}
+        moments.append(Moments(saved, {k: v for k, v in entry.items() if k in ("exp_avg", SCALE)}, value))
         if how:
             done[name] = how
         # Without the moments, which torch would cast to the parameter's dtype.
         state[saved_id] = {k: v for k, v in entry.items() if k not in ("exp_avg", SCALE, "exp_avg_sq")}
     groups = [{k: v for k, v in group.items() if k not in TORCH_ONLY} for group in saved_groups]
-    return {**state_dict, "state": state, "param_groups": groups}, second_moments, momenta, done
+    return Loaded({**state_dict, "state": state, "param_groups": groups}, moments, done)
 
 
 def regroup(second_moment: Tensor, saved: BlockLayout, present: BlockLayout) -> Tensor:
@@ -117,10 +137,10 @@ def regroup(second_moment: Tensor, saved: BlockLayout, present: BlockLayout) -> 
     return second_moment if second_moment.shape == present.block_shape else present.average(second_moment)
 
 
-def _saved_layout(group: Mapping[str, Any], place: int, p: Tensor) -> BlockLayout:
+def _saved_layout(group: Mapping[str, Any], place: int, present: BlockLayout) -> BlockLayout:
     # torch's AdamW keeps unknown keys of the groups that it loads, but its second moments are per parameter again from its first step.
     if "layouts" not in group or "amsgrad" in group:
-        return BlockLayout.per_parameter(p.shape)
+        return BlockLayout.per_parameter(present.shape)
     return BlockLayout.from_plain(group["layouts"][place])
 
 
@@ -172,9 +192,12 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             if entry and SCALE in entry:
                 wide = convert_momentum(entry, torch.device("cpu"), torch.float32)
                 entry = state[saved_id] = {**{k: v for k, v in entry.items() if k != SCALE}, **wide}
-            if entry and entry["exp_avg_sq"].shape != entry["exp_avg"].shape:
-                layout = BlockLayout.from_plain(plain)
+            layout = BlockLayout.from_plain(plain)
+            # What is sharded goes into a sharded checkpoint, as it is.
+            if entry and type(entry["exp_avg_sq"]) is Tensor and not layout.is_per_parameter:
                 blocks = entry["exp_avg_sq"]
+                if blocks.shape == layout.shape:  # from FSDP1, with one value an element
+                    blocks = layout.average(blocks)
                 spread = layout.spread(blocks.double()).expand(layout.shape)
                 if blocks.dtype == torch.float64:
                     spread = spread.contiguous()  # AdamW would keep the view, and then write through it

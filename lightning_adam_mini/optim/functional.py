@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import BlockLayout
+
+class Blocks(Protocol):
+    """What the arithmetic asks of a tensor's blocks; :class:`~lightning_adam_mini.BlockLayout` has it."""
+
+    @property
+    def is_per_parameter(self) -> bool:
+        """Whether each element is a block of its own."""
+        ...
+
+    def mean_square(self, grad: Tensor) -> Tensor:
+        """Mean of ``grad²`` over each block."""
+        ...
+
+    def spread(self, blocks: Tensor) -> Tensor:
+        """Give each element its block's value, by broadcasting."""
+        ...
 
 
 def adam_mini(
@@ -18,7 +33,7 @@ def adam_mini(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     state_steps: Sequence[Tensor],
-    layouts: Sequence[BlockLayout],
+    layouts: Sequence[Blocks],
     *,
     lr: float | Tensor,
     beta1: float,
@@ -77,7 +92,7 @@ def adam_mini(
 
 def _is_number(step: Tensor, capturable: bool) -> bool:
     """Whether the step may be read as a number, which waits for nothing on the CPU."""
-    return not capturable and step.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and not capturable and step.device.type == "cpu"
 
 
 def _single_tensor_adam_mini(
@@ -86,7 +101,7 @@ def _single_tensor_adam_mini(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     state_steps: Sequence[Tensor],
-    layouts: Sequence[BlockLayout],
+    layouts: Sequence[Blocks],
     *,
     lr: float | Tensor,
     beta1: float,
@@ -137,7 +152,7 @@ def _multi_tensor_adam_mini(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     state_steps: Sequence[Tensor],
-    layouts: Sequence[BlockLayout],
+    layouts: Sequence[Blocks],
     *,
     lr: float | Tensor,
     beta1: float,

@@ -1,9 +1,11 @@
-"""What an optimizer's state holds, in bytes."""
+"""What an optimizer's state holds, in bytes: of a sharded parameter, this rank's."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_adam_mini.optim.shards.dtensor import local
 
 
 def state_bytes(optimizer: Optimizer) -> int:
@@ -18,10 +20,21 @@ def state_bytes(optimizer: Optimizer) -> int:
         >>> state_bytes(optimizer)
         84
     """
-    storages = {
-        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    }
+    tensors = [local(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+def adamw_bytes(optimizer: Optimizer) -> int:
+    """Bytes that AdamW's state would hold of the parameters that an optimizer has stepped.
+
+    Example:
+        >>> import torch
+        >>> p = torch.nn.Parameter(torch.ones(10))
+        >>> p.grad = torch.ones(10)
+        >>> optimizer = torch.optim.SGD([p], momentum=0.9)
+        >>> optimizer.step()
+        >>> adamw_bytes(optimizer)
+        84
+    """
+    return sum(2 * local(p).numel() * p.element_size() + 4 for p, state in optimizer.state.items() if state)

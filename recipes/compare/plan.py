@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -62,7 +63,8 @@ class Run:
         """Name of the run, of its log and of its result."""
         rate = "" if self.setting.lr is None else f"_lr{self.setting.lr:g}"
         betas = "" if self.setting.betas is None else f"_betas{self.setting.betas_text().replace('/', '-')}"
-        return f"{self.optimizer.replace(':', '-')}{rate}{betas}_seed{self.seed}"  # a file's name, which has no colon everywhere
+        name = re.sub(r"[^\w.=-]", "-", self.optimizer)  # a file's name, which has no slash and not everywhere a colon
+        return f"{name}{rate}{betas}_seed{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_equals_algorithm_1_in_float64(decoupled, maximize, tensor_lr):
         optimizer.step()
         reference.step({k: g.numpy() for k, g in grads.items()})
         assert all(torch.equal(params[k].grad.cpu(), grads[k]) for k in params), "gradients are never written"
-    assert optimizer._tables, "the kernels did the steps"
+    assert optimizer._stepper.tables, "the kernels did the steps"
     moments = optimizer.second_moments()
     for name, p in params.items():
         torch.testing.assert_close(p.detach().cpu().double(), torch.from_numpy(reference.params[name]), rtol=2e-5, atol=2e-6, msg=name)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.optim.quantized import MomentumDtype
 from lightning_adam_mini.optim.segments import memory_order, put_in_order, same_memory
 from lightning_adam_mini.optim.triton.plan import Plan, Sizes, make_plan
 
@@ -32,7 +33,7 @@ def load_kernels() -> Any | str:
         return f"Triton cannot be imported ({error}): install triton"
 
 
-def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
+def why_not(p: Tensor, momentum_dtype: MomentumDtype) -> str | None:
     """Why the kernels cannot step a parameter, or None if they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not (p.is_cuda or (interpreted and p.device.type == "cpu")) or type(p) not in (Tensor, torch.nn.Parameter):
@@ -49,7 +50,7 @@ def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
     return None
 
 
-def fixed_fields(p: Tensor, momentum_dtype: torch.dtype, layout: BlockLayout) -> Plan:
+def fixed_fields(p: Tensor, momentum_dtype: MomentumDtype, layout: BlockLayout) -> Plan:
     """What a parameter's programs do, which does not change from step to step."""
     return make_plan(layout, p.stride(), p.device, SIZES)
 

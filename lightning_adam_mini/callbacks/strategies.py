@@ -1,0 +1,148 @@
+"""What Lightning's strategies do to a model, as far as the swap has to know: refuse what flattens blocks away, see through what shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_adam_mini.optim.adam_mini import AdamMini
+from lightning_adam_mini.optim.shards.flat import FlatShard, find_flat_shards
+
+
+def check_strategy(strategy: Any, probe: bool) -> None:
+    """Refuse a strategy under which parameters cannot keep their blocks. Every rank raises the same.
+
+    Args:
+        strategy: The trainer's strategy.
+        probe: Whether the module is to be run once more.
+
+    Raises:
+        MisconfigurationException: If it flattens parameters into one without a way back, or does not let the module run once more.
+    """
+    if isinstance(strategy, FSDPStrategy) and strategy.kwargs.get("use_orig_params") is False:
+        raise MisconfigurationException(
+            "AdamMiniCallback cannot tell parameters apart under FSDPStrategy(use_orig_params=False) because FSDP puts many into a flat one"
+            " then. Set use_orig_params=True, which is Lightning's default."
+        )
+    if isinstance(strategy, DeepSpeedStrategy):
+        config: Mapping[str, Any] = strategy.config if isinstance(strategy.config, dict) else {}
+        stage = (config.get("zero_optimization") or {}).get("stage", 0)
+        precision = str(getattr(strategy.precision_plugin, "precision", "32-true"))
+        half = any((config.get(kind) or {}).get("enabled") for kind in ("fp16", "bf16")) or not precision.startswith("32")
+        if stage or half:
+            what = f"ZeRO stage {stage}" if stage else "its 16-bit optimizer"
+            raise MisconfigurationException(
+                f"AdamMiniCallback cannot keep blocks under DeepSpeedStrategy because {what} puts the parameters of a group into one flat"
+                " tensor before the optimizer sees them. Use ModelParallelStrategy (FSDP2) or FSDPStrategy, which shard as much; or"
+                " DeepSpeedStrategy(stage=0) in 32 bits."
+            )
+    if probe and isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
+        raise MisconfigurationException(
+            f"AdamMiniCallback(probe=True) cannot run the module once more under {type(strategy).__name__} because its layers are sharded."
+            " Run inspect_model(model, example_input=...) once on one device, and give what it found as overrides={...}."
+        )
+
+
+def sharded_by_fsdp1(trainer: pl.Trainer, module: pl.LightningModule) -> dict[Tensor, FlatShard]:
+    """Which range of each parameter this rank holds, under FSDPStrategy; nothing under others."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, FSDPStrategy):
+        return {}
+    return find_flat_shards(strategy.model if strategy.model is not None else module)
+
+
+@contextmanager
+def as_unsharded(module: nn.Module, flat: Mapping[Tensor, FlatShard]) -> Iterator[None]:
+    """Within it the module has the classes that it was written with and, on the meta device, whole parameters.
+
+    Args:
+        module: A module that FSDP1 or FSDP2 has sharded; others stay as they are.
+        flat: What :func:`sharded_by_fsdp1` gave.
+    """
+    whole = {p: nn.Parameter(torch.empty(shard.shape, device="meta"), p.requires_grad) for p, shard in flat.items()}
+    undo: list[tuple[nn.Module, type, dict[str, Any]]] = []
+    try:
+        for part in module.modules():
+            undo.append((part, type(part), dict(part._parameters)))
+            written = _written_class(type(part))
+            if written is not type(part):
+                part.__class__ = written
+            for name, p in part._parameters.items():
+                if p is not None and p in whole:
+                    part._parameters[name] = whole[p]
+        yield
+    finally:
+        for part, kind, parameters in undo:
+            if type(part) is not kind:
+                part.__class__ = kind
+            part._parameters.update(parameters)
+
+
+def _written_class(kind: type) -> type:
+    """The class that ``fully_shard`` has put its own before."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return kind.__bases__[1] if issubclass(kind, FSDPModule) and len(kind.__bases__) == 2 and kind.__bases__[0] is FSDPModule else kind
+
+
+def number_as_in(module: pl.LightningModule, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Number the parameters of a state dict as the module lists them, and list them in the order of their groups.
+
+    Torch takes any numbers in that order. But FSDPStrategy and ModelParallelStrategy take them for places in ``module.parameters()`` when
+    they load what another strategy wrote, and sort them when they write: with frozen parameters, several groups or another order, states
+    would go to the wrong parameters.
+
+    Args:
+        module: The module.
+        optimizer: The optimizer that gave the state dict.
+        state_dict: The state dict, left as it is.
+    """
+    place = {p: i for i, p in enumerate(module.parameters())}
+    ours = [p for group in optimizer.param_groups for p in group["params"]]
+    saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+    if not all(isinstance(i, int) for i in saved) or any(p not in place for p in ours):  # a sharded state has names
+        return state_dict
+    state = state_dict["state"]
+    if not isinstance(module.trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+        state = {place[p]: state[i] for i, p in zip(saved, ours, strict=True) if i in state}
+    groups = [
+        {**saved_group, "params": [place[p] for p in group["params"]]}
+        for saved_group, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def load_elementwise(strategy: Any, optimizers: Sequence[AdamMini]) -> Callable[[], None]:
+    """Let ModelParallelStrategy load checkpoints that are one file, whose second moments have one value an element for AdamW's sake.
+
+    Args:
+        strategy: The strategy; others than this one stay as they are.
+        optimizers: The optimizers that it loads into.
+
+    Returns:
+        A function that undoes it.
+    """
+    if not isinstance(strategy, ModelParallelStrategy):
+        return lambda: None
+    original = strategy.load_checkpoint
+
+    @wraps(original)
+    def load_checkpoint(checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with ExitStack() as stack:
+            if Path(checkpoint_path).is_file():
+                for optimizer in optimizers:
+                    stack.enter_context(optimizer.elementwise_state())
+            return original(checkpoint_path, *args, **kwargs)
+
+    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
+    return lambda: vars(strategy).pop("load_checkpoint", None) and None

@@ -1,0 +1,35 @@
+"""The options of a group of AdamMini, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that are out of range.
+
+    Args:
+        options: All options of a group.
+
+    Raises:
+        ValueError: If one is; in torch's words.
+    """
+    lr, betas = options["lr"], options["betas"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, but has shape {tuple(lr.shape)}")
+    if not isinstance(lr, (int, float, Tensor)) or not lr >= 0.0:
+        raise ValueError(f"Invalid learning rate: {lr}")
+    if not isinstance(options["eps"], (int, float)) or not options["eps"] >= 0.0:
+        raise ValueError(f"Invalid epsilon value: {options['eps']}")
+    if not isinstance(options["weight_decay"], (int, float)) or not options["weight_decay"] >= 0.0:
+        raise ValueError(f"Invalid weight_decay value: {options['weight_decay']}")
+    if options["fused"] and options["foreach"]:
+        raise ValueError("`fused` and `foreach` cannot be `True` together.")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}, because tensor betas are not supported: pass numbers")
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")

@@ -1,0 +1,145 @@
+"""What one rank holds of the blocks of a sharded parameter.
+
+A rank holds some rectangles of the tensor: one of a DTensor, up to a few of a flat range of FSDP1's. Around them lies the *window*: the
+tensor, cut down to the rank's lines along dimensions that separate blocks anyway, whole along those that are averaged over or whose lines
+are grouped. The window has blocks of its own, a plain :class:`~lightning_adam_mini.BlockLayout`, and a rank keeps their second moments:
+
+- If the rectangle fills the window, no block is cut, and the parameter steps like any other, with the window's blocks.
+- Else the blocks are cut, or some of them: their sums of g² are added up over ranks before the step (``reduce.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout, BlockShard, second_moment_dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What this rank holds of a parameter.
+
+    Attributes:
+        layout: Blocks of the whole parameter.
+        window: Blocks of the window.
+        corner: Where the window begins in the tensor, and its blocks among the tensor's.
+        pieces: The rectangles, as shards of the window, in the order of memory.
+        order: Dimensions from the outermost in memory to the innermost, of a parameter that is one flat range here; else None.
+        cutting: Process groups whose ranks may hold parts of the same blocks.
+        groups: All process groups over which the parameter is sharded.
+        device: Where these groups communicate.
+    """
+
+    layout: BlockLayout
+    window: BlockLayout
+    corner: tuple[int, ...]
+    pieces: tuple[BlockShard, ...]
+    order: tuple[int, ...] | None
+    cutting: tuple[Any, ...]
+    groups: tuple[Any, ...]
+    device: torch.device
+
+    @cached_property
+    def is_uncut(self) -> bool:
+        """Whether no block of this parameter is cut, on any rank, which the ranks know without asking."""
+        return not self.cutting and len(self.pieces) == 1 and self.pieces[0].sizes == self.window.shape
+
+    def shaped(self, local: Tensor) -> Tensor:
+        """A view of what the rank holds in the shape that the arithmetic sees: a rectangle, or a flat range of several."""
+        if self.order is None or len(self.pieces) != 1:
+            return local
+        return _in_shape(local, self.pieces[0].sizes, self.order)
+
+    def split(self, local: Tensor) -> Iterator[tuple[BlockShard, Tensor]]:
+        """The rectangles with views of what the rank holds of them."""
+        if self.order is None:
+            yield from ((piece, local) for piece in self.pieces)
+            return
+        begin = 0
+        for piece in self.pieces:
+            end = begin + math.prod(piece.sizes)
+            yield piece, _in_shape(local[begin:end], piece.sizes, self.order)
+            begin = end
+
+    def sum_square(self, grad: Tensor) -> Tensor:
+        """Sum of ``grad²`` over the rank's part of each block of the window."""
+        return self._add([piece.sum_square(values) for piece, values in self.split(grad)], second_moment_dtype(grad.dtype), grad.device)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` over the rank's part of each block of the window, in float64."""
+        return self._add([piece.sum(values) for piece, values in self.split(values)], torch.float64, values.device)
+
+    def _add(self, sums: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+        total = sums[0] if sums else torch.zeros(self.window.block_shape, dtype=dtype, device=device)
+        for more in sums[1:]:
+            total = total.add_(more)
+        return total
+
+    def sizes(self, device: torch.device) -> Tensor:
+        """Number of elements of each block of the window, of the whole tensor's blocks: what sums over all ranks are divided by."""
+        piece = self.pieces[0] if self.pieces else self.window.shard([0] * len(self.window.shape), [0] * len(self.window.shape))
+        return piece.block_sizes.to(device).expand(self.window.block_shape)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Number of the rank's elements in each block of the window; float64, on the CPU."""
+        ones = torch.ones((), dtype=torch.float64)
+        return self._add([piece.sum(ones.expand(piece.sizes)) for piece in self.pieces], torch.float64, ones.device)
+
+    def spread(self, blocks: Tensor) -> Tensor:
+        """Give each element that the rank holds its block's value; broadcasts to what :meth:`shaped` gives."""
+        if len(self.pieces) == 1:
+            return self.pieces[0].spread(blocks)
+        return self.flat(blocks)
+
+    def flat(self, blocks: Tensor) -> Tensor:
+        """The same as one dense value an element, in the order of memory and in one dimension."""
+        assert self.order is not None
+        values = [piece.spread(blocks).expand(piece.sizes).permute(self.order).reshape(-1) for piece in self.pieces]
+        return torch.cat(values) if values else blocks.new_empty(0)
+
+    def block_slices(self) -> tuple[slice, ...]:
+        """Where the window's blocks lie among the whole tensor's, in ``layout.block_shape``."""
+        return tuple(slice(begin, begin + size) for begin, size in zip(self.corner, self.window.block_shape, strict=True))
+
+
+@dataclass(frozen=True)
+class CutBlocks:
+    """The blocks of a part whose mean squares are known, in the form that the arithmetic asks for."""
+
+    part: Part
+    mean: Tensor
+    is_per_parameter: bool = False
+
+    def mean_square(self, grad: Tensor) -> Tensor:
+        """The mean squares of the gradients of all ranks; this rank's is only a part of them."""
+        return self.mean
+
+    def spread(self, blocks: Tensor) -> Tensor:
+        """The rank's part of what the blocks spread to."""
+        return self.part.spread(blocks)
+
+
+def _in_shape(flat: Tensor, sizes: Sequence[int], order: Sequence[int]) -> Tensor:
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return flat.view([sizes[d] for d in order]).permute(inverse)
+
+
+def keeps_apart(layout: BlockLayout, dim: int) -> bool:
+    """Whether different lines along a dimension are always in different blocks."""
+    return dim not in layout.dims and dim != layout.axis
+
+
+def window_of(layout: BlockLayout, offsets: Sequence[int], sizes: Sequence[int]) -> tuple[BlockLayout, tuple[int, ...]]:
+    """The window around a rectangle, and its corner."""
+    apart = [keeps_apart(layout, d) for d in range(len(layout.shape))]
+    shape = tuple(n if cut else size for cut, n, size in zip(apart, sizes, layout.shape, strict=True))
+    corner = tuple(o if cut else 0 for cut, o in zip(apart, offsets, strict=True))
+    return BlockLayout(shape, layout.dims, layout.axis, layout.lines), corner
