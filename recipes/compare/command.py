@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int, int]:
         "--optimizers",
         default="adamw,adam_mini",
         help=f"names with commas between: {', '.join(RIVALS)}, or any partition of AdamMiniCallback, if need be with its "
-        "momentum_dtype and options after colons (adam_mini:8bit, adam_mini:embedding=none); the others are compared with the first "
+        "momentum_dtype and options after colons (adam_mini:8bit, slim_adam:rules=rules.yaml); the others are compared with the first "
         "(default: %(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 (default: %(default)s)")

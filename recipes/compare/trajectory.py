@@ -146,7 +146,7 @@ def draw_trajectories(trajectories: Sequence[Trajectory], baseline: str, file: P
     for number, one in enumerate(trajectories, start=1):
         label = f"{one.run.optimizer}, lr {one.run.setting.text()}"
         axes.plot(one.steps[1:], one.relative[1:], **line_style(number), linewidth=1.5, marker="o", markersize=3, label=label)
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.0)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"distance to {baseline}'s weights / their way")
     write_figure(figure, [axes], file)
