@@ -15,7 +15,7 @@ usage: python -m recipes COMMAND ...
   sample     generate images with a checkpoint of a diffusion recipe: sample --ckpt PATH --out samples.png
   compare    train a recipe under several optimizers, learning rates and seeds; write a table and figures
   slim_adam  SlimAdam: derive rules and train with them; sweep learning rates; draw signal-to-noise ratios
-  benchmark  time something: benchmark callback
+  benchmark  time something: benchmark callback, benchmark snr
 
 `python -m recipes COMMAND --help` explains each.
 """

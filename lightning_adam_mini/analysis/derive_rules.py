@@ -8,7 +8,10 @@ from typing import Any
 
 from lightning_adam_mini.analysis.snr_history import average_snr
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+from lightning_adam_mini.detection.roles import CONVOLUTIONS, Role
 from lightning_adam_mini.partition.rules import By, Rule, SlimAdamRules, is_matrix, layer_type, lines_first
+
+_CONVOLUTIONS = CONVOLUTIONS | {Role.FIRST_CONV, Role.PATCH_EMBEDDING}
 
 
 def derive_rules(
@@ -20,7 +23,8 @@ def derive_rules(
 ) -> SlimAdamRules:
     """Derive SlimAdam's rules: average over the dimensions whose signal-to-noise ratio is the highest, if it exceeds the cut-off.
 
-    Vectors are never averaged. Of several sets with the same ratio the largest is taken.
+    Vectors are never averaged. Of several sets with the same ratio the largest is taken. A convolution is averaged over its fan_out, its
+    fan_in (the sides of its kernel with its inputs) or both: three numbers along one side of a kernel are always alike, and would win.
 
     Args:
         report: The model that was measured.
@@ -49,17 +53,36 @@ def derive_rules(
             "No signal-to-noise ratio of a parameter of this model was measured, so no rules can be derived. Measure more often"
             " (SNRMonitor(every=...)), or in a longer run."
         )
-    matrices = {p.name for p in report.parameters if is_matrix(p)}
     rules = {}
     for key, ratios in groups.items():
-        members = {name for found in ratios.values() for name in found}
+        members = [report.by_name[name] for name in dict.fromkeys(name for found in ratios.values() for name in found)]
+        if members[0].role in _CONVOLUTIONS:
+            ratios = {subset: ratios[measured] for subset, measured in fans(ratios, len(members[0].shape)).values()}
         known = {subset: snr for subset, found in ratios.items() if not math.isnan(snr := average_snr(found.values()))}
-        best = max(known, key=lambda subset: (known[subset], len(subset), subset), default=None)
-        if best is None:
-            rules[key] = Rule((), None, len(members))
-        else:
-            rules[key] = Rule(best if known[best] > cutoff and members & matrices else (), known[best], len(members))
+        best = max(known, key=lambda subset: (known[subset], len(subset), subset), default=())
+        averaged = any(map(is_matrix, members)) and known.get(best, 0.0) > cutoff
+        rules[key] = Rule(best if averaged else (), known.get(best), len(members))
     return SlimAdamRules(by, rules, {**(provenance or {}), "cutoff": cutoff, "depth_averaged": by == "layer_type"})
+
+
+def fans(ratios: Mapping[tuple[int, ...], Any], ndim: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """What of ``ratios`` is ``fan_out``, ``fan_in`` and ``all``: the dimensions, and the same without those of length 1, as measured.
+
+    Args:
+        ratios: Anything by measured dimensions, lines first.
+        ndim: Number of dimensions.
+
+    Example:
+        >>> fans(dict.fromkeys([(0,), (2,), (3,), (2, 3), (0, 2, 3)]), ndim=4)["fan_in"]
+        ((1, 2, 3), (2, 3))
+    """
+    longer = tuple(sorted({d for dims in ratios for d in dims}))
+    found = {
+        "fan_out": ((0,), (0,)),
+        "fan_in": (tuple(range(1, ndim)), tuple(d for d in longer if d)),
+        "all": (tuple(range(ndim)), longer),
+    }
+    return {kind: both for kind, both in found.items() if both[1] in ratios}
 
 
 def group_ratios(

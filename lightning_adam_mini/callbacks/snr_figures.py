@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lightning_adam_mini.analysis.derive_rules import group_ratios
+from lightning_adam_mini.analysis.derive_rules import fans, group_ratios
 from lightning_adam_mini.analysis.snr_history import SNRHistory, average_snr
 from lightning_adam_mini.detection import ModelReport
+from lightning_adam_mini.partition.rules import is_matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,11 +30,10 @@ def named_ratios(report: ModelReport, averages: Mapping[str, Mapping[tuple[int, 
     """
     out: dict[str, dict[str, dict[str, float]]] = {}
     for group, ratios in group_ratios(report, averages).items():
-        ndim = max((len(dims) for dims in ratios), default=0)
-        if ndim > 1:
-            last = max(max(dims) for dims in ratios)
-            kinds = {(0,): "fan_out", tuple(range(1, last + 1)): "fan_in", tuple(range(last + 1)): "all"}
-            out[group] = {kind: dict(ratios[dims]) for dims, kind in kinds.items() if dims in ratios}
+        name = next(name for members in ratios.values() for name in members)
+        if is_matrix(report.by_name[name]):
+            kinds = fans(ratios, len(report.by_name[name].shape))
+            out[group] = {kind: dict(ratios[measured]) for kind, (_, measured) in kinds.items()}
     return out
 
 

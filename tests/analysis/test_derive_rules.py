@@ -94,6 +94,15 @@ def test_convolutions_of_1x1_and_3x3_share_a_type():
     assert rules.rules["conv_4d"] == Rule((1, 2, 3), 6.0, 2)
 
 
+def test_kernels_go_with_their_inputs():
+    report = report_of(("grey", (8, 1, 3, 3), Role.FIRST_CONV, 0), ("patches", (8, 3, 4, 4), Role.PATCH_EMBEDDING, 0))
+    grey = {(0,): 1.5, (2,): 90.0, (3,): 80.0, (2, 3): 20.0, (0, 2): 1.2, (0, 2, 3): 1.1}
+    patches = {(0,): 0.1, (1,): 0.5, (2,): 9.0, (2, 3): 7.0, (1, 2, 3): 0.4, (0, 1, 2, 3): 0.1}
+    rules = derive_rules(report, {"grey": grey, "patches": patches}).rules
+    assert rules["first_conv_4d"] == Rule((1, 2, 3), 20.0, 1)  # for images with more channels as well
+    assert rules["patch_embedding_4d"] == Rule((), 0.5 - 0.1, 1)
+
+
 def test_nothing_measured():
     report = report_of(("w", (4, 3), Role.LINEAR, 0))
     with pytest.raises(ValueError, match="Measure more often"):

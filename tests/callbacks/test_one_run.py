@@ -65,7 +65,7 @@ def test_reduced_learning_rate_is_that_of_the_steps_alone():
 
 
 def test_compresses_once_and_frees_the_memory(tmp_path):
-    callback, recorder, monitor = auto(), Recorder(), SNRMonitor(every=2, dirpath=tmp_path, figures=False)
+    callback, recorder, monitor = auto(), Recorder(), SNRMonitor(every=2, cutoff=0.0, dirpath=tmp_path, figures=False)
     model, seen = TokenModel(), {}
 
     class Watch(Callback):

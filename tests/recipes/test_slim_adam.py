@@ -3,7 +3,7 @@ import json
 
 from PIL import Image
 
-from lightning_adam_mini.partition import SlimAdamRules
+from lightning_adam_mini.partition import Rule, SlimAdamRules
 from recipes.__main__ import main
 from recipes.slim_adam.tables import rules_table, sweep_table
 
@@ -43,7 +43,7 @@ def test_rules_from_two_learning_rates_and_training_with_them(tmp_path, capsys):
 
 
 def test_sweep_and_figures(tmp_path):
-    assert main(["slim_adam", "sweep", *GIVEN, "--seeds", "1", "--lrs", "1e-3,1e-2"]) == 0
+    assert main(["slim_adam", "sweep", *GIVEN, "--trainer.max_steps", "2", "--seeds", "1", "--lrs", "1e-3,1e-2"]) == 0
     table = (tmp_path / "out" / "sweep.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[4:]] == [
         "adamw",
@@ -60,6 +60,27 @@ def test_sweep_and_figures(tmp_path):
             assert image.width > 300
     ratios = json.loads((tmp_path / "out" / "lr0.01_0.1" / "ratios.json").read_text())["ratios"]
     assert {"fan_in", "fan_out", "all"} <= ratios["conv_4d"].keys()
+
+
+def test_rules_by_path_in_yaml(tmp_path, capsys):
+    rules = {name: Rule((1, 2, 3)) for name in ("conv_4d", "first_conv_4d")} | {"classifier": Rule((1,))}
+    SlimAdamRules("layer_type", rules).save(tmp_path / "rules.yaml")
+    (tmp_path / "slim.yaml").write_text(
+        "trainer:\n  callbacks:\n  - class_path: AdamMiniCallback\n    init_args:\n      partition: slim_adam\n"
+        f"      options: {{rules: {tmp_path / 'rules.yaml'}}}\n"
+    )
+    files = ["--config", str(CONFIGS / "resnet18_digits.yaml"), "--config", str(tmp_path / "slim.yaml")]
+    assert main(["fit", *files, *NARROW, *SMALL]) == 0
+    assert "% saved" in capsys.readouterr().out
+    (tmp_path / "rules.yaml").unlink()
+    assert main(["fit", *files, *NARROW, *SMALL]) == 1
+    assert "There is no file" in capsys.readouterr().err
+
+
+def test_cost_of_the_monitor(tmp_path, capsys):
+    small = ["--steps", "4", "--every", "2", "--out", "out", *NARROW]
+    assert main(["benchmark", "snr", "--config", str(CONFIGS / "resnet18_digits.yaml"), *small]) == 0
+    assert (tmp_path / "out" / "snr_resnet18_digits.txt").read_text() in capsys.readouterr().out
 
 
 def test_tables():
