@@ -13,7 +13,7 @@ usage: python -m recipes COMMAND ...
   test       measure a checkpoint on the test set
   predict    predict the test set with a checkpoint
   sample     generate images with a checkpoint of a diffusion recipe: sample --ckpt PATH --out samples.png
-  compare    train a recipe under several optimizers and seeds; write a table
+  compare    train a recipe under several optimizers, learning rates and seeds; write a table and figures
   slim_adam  SlimAdam: derive rules and train with them; sweep learning rates; draw signal-to-noise ratios
   benchmark  time something: benchmark callback, benchmark snr
 

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+
+from recipes.rivals import Settings, find_rival
 
 Schedule = Literal["cosine", "constant", "plateau"]
 
@@ -36,6 +37,7 @@ def configure(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     total_steps: int,
     *,
+    optimizer: str = "adamw",
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
@@ -49,6 +51,8 @@ def configure(
     Args:
         parameters: What to train.
         total_steps: Length of the run (``trainer.estimated_stepping_batches``).
+        optimizer: ``adamw``, which `AdamMiniCallback` turns into Adam-mini, or the name of a rival: adafactor, adafactor_zhai, sm3, came,
+            lamb, lion, novograd, adamw_8bit, galore or sophia.
         lr: Peak learning rate.
         betas: AdamW's decay of the first and the second moment.
         eps: Added to the root of the second moment.
@@ -60,15 +64,18 @@ def configure(
     """
     if not 0.0 <= warmup < 1.0:
         raise MisconfigurationException(f"Invalid warmup value: {warmup}, because it is a share of the run; give a number in [0, 1)")
-    optimizer = AdamW(parameters, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
+    given = list(parameters)
+    groups = [one for one in given if isinstance(one, dict)] or [{"params": given}]
+    settings = Settings(lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
+    made = find_rival(optimizer).build(groups, settings)
     warmup_steps = round(warmup * total_steps)
     if schedule == "cosine":
-        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, total_steps, warmup_steps, cosine_end))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = LambdaLR(made, lambda step: warmup_cosine(step, total_steps, warmup_steps, cosine_end))
+        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
     # LinearLR, unlike LambdaLR, multiplies the rate that it finds, so that the plateau's cuts last
-    rise = LinearLR(optimizer, start_factor=1.0 / max(1, warmup_steps), total_iters=max(0, warmup_steps - 1))
+    rise = LinearLR(made, start_factor=1.0 / max(1, warmup_steps), total_iters=max(0, warmup_steps - 1))
     schedulers: list[LRSchedulerConfigType] = [{"scheduler": rise, "interval": "step"}]
     if schedule == "plateau":
-        plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=100, min_lr=1e-3)
+        plateau = ReduceLROnPlateau(made, factor=0.5, patience=100, min_lr=1e-3)
         schedulers.append({"scheduler": plateau, "interval": "epoch", "monitor": "train/loss"})
-    return [optimizer], schedulers  # pyright: ignore[reportReturnType]  (Lightning takes dicts here, its type does not)
+    return [made], schedulers  # pyright: ignore[reportReturnType]  (Lightning takes dicts here, its type does not)

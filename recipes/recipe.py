@@ -9,10 +9,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from recipes.optim import configure
+from recipes.rivals import wants_graph
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ class Recipe(pl.LightningModule):
     def parameter_groups(self) -> Iterable[nn.Parameter] | Iterable[dict[str, Any]]:
         """Return what the optimizer trains; a subclass may say which of it no weight decays."""
         return self.parameters()
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients; with their own graph where the optimizer's step differentiates them."""
+        super().backward(loss, *args, **kwargs, create_graph=self.differentiates_twice())
+
+    def differentiates_twice(self) -> bool:
+        """Return whether the present step needs gradients that have a graph of their own."""
+        return any(wants_graph(optimizer) for optimizer in self.trainer.optimizers)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

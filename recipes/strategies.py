@@ -1,4 +1,4 @@
-"""Strategies of Lightning that its own classes keep from running on a CPU."""
+"""What the recipes need to run under Lightning's sharding strategies, on GPUs and on CPUs."""
 
 from typing import Any
 
@@ -6,9 +6,35 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
-from torch.nn import Module
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    OptimStateKeyType,
+    StateDictType,
+    fully_shard,
+)
+from torch.nn import Module, ModuleList, Sequential
 from torch.optim import Optimizer
 from typing_extensions import override
+
+
+def shard_over_data(net: Module, mesh: DeviceMesh | None) -> None:
+    """Shard a network by FSDP2, each of its stages and blocks a unit; under strategies other than ModelParallelStrategy, leave it alone.
+
+    Args:
+        net: The network.
+        mesh: The module's ``device_mesh``.
+    """
+    if mesh is None or any(isinstance(module, FSDPModule) for module in net.modules()):
+        return
+    for child in net.children():
+        for block in child.children() if isinstance(child, (Sequential, ModuleList)) else [child]:
+            if any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh["data_parallel"])
+    fully_shard(net, mesh=mesh["data_parallel"])
 
 
 class CPUFSDPStrategy(FSDPStrategy):
@@ -23,27 +49,29 @@ class CPUFSDPStrategy(FSDPStrategy):
 
     @override
     def _setup_model(self, model: Module) -> Module:
-        # Lightning passes the device's index, which a CPU does not have; FSDP would look for a GPU then.
-        index = type(self).root_device
-        try:
-            type(self).root_device = property(lambda _: _IndexedCPU())  # type: ignore[assignment,method-assign]
+        if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
             return super()._setup_model(model)
+        # Lightning would pass the device's index, which a CPU does not have, and FSDP look for a GPU.
+        options = dict(self.kwargs)
+        wrapped = FullyShardedDataParallel(
+            model,
+            cpu_offload=self.cpu_offload,
+            mixed_precision=self.mixed_precision_config,
+            sharding_strategy=self.sharding_strategy,
+            device_id=torch.device("cpu"),
+            **options,
+        )
+        self.kwargs.pop("auto_wrap_policy", None)  # what is wrapped is not wrapped again
+        try:
+            return super()._setup_model(wrapped)
         finally:
-            type(self).root_device = index  # type: ignore[method-assign]
+            self.kwargs = options
 
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
         # Offloaded to the CPU, as Lightning has it, all moments would be one: torch takes for a copy what is none there.
         if self._state_dict_type != "full":
             return super().optimizer_state(optimizer)
-        from torch.distributed.fsdp import (
-            FullOptimStateDictConfig,
-            FullStateDictConfig,
-            FullyShardedDataParallel,
-            OptimStateKeyType,
-            StateDictType,
-        )
-
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
         assert self.model is not None
@@ -53,8 +81,3 @@ class CPUFSDPStrategy(FSDPStrategy):
         if self.global_rank == 0:
             state_dict = FullyShardedDataParallel.rekey_optim_state_dict(state_dict, OptimStateKeyType.PARAM_ID, self.model)
         return state_dict
-
-
-class _IndexedCPU:
-    index = torch.device("cpu")
-    type = "cpu"

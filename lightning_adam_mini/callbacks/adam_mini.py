@@ -23,6 +23,7 @@ from lightning_adam_mini.callbacks.one_run import OneRun
 from lightning_adam_mini.callbacks.probe import check_training_step, probe_training_step
 from lightning_adam_mini.callbacks.strategies import (
     as_unsharded,
+    check_measurable,
     check_strategy,
     is_whole,
     load_whole_checkpoints,
@@ -196,7 +197,7 @@ class AdamMiniCallback(Callback):
         swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
         notes: list[str] = []
         if foreign:
-            self._begin_one_run(again=bool(swapped))
+            self._begin_one_run(module.trainer.strategy, again=bool(swapped))
             layouts = self._partition(self.report)
             names = parameter_names(module)
             for optimizer in foreign:
@@ -216,7 +217,7 @@ class AdamMiniCallback(Callback):
                     " Take the optimizer from self.optimizers() instead of the attribute that you kept.",
                 )
             )
-        self._undo.append(load_whole_checkpoints(module.trainer.strategy))
+        load_whole_checkpoints(module.trainer.strategy)
         if swapped:
             kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in swapped))
             rank_zero_info("\n  ".join([f"AdamMiniCallback: replaced {kinds} by AdamMini", *dict.fromkeys(notes)]))
@@ -258,11 +259,13 @@ class AdamMiniCallback(Callback):
             warnings.simplefilter("ignore", AdamMiniWarning)
             return partition(strict=False)
 
-    def _begin_one_run(self, again: bool) -> None:
+    def _begin_one_run(self, trained_by: Any, again: bool) -> None:
         strategy = make_strategy(self.partition, **(self.options or {}))
         if not isinstance(strategy, SlimAdamAutoPartition):
             self._one_run = None
-        elif not again:  # an optimizer that was swapped in an earlier fit goes on as it is
+            return
+        check_measurable(trained_by, f"AdamMiniCallback(partition={self.partition!r})")
+        if not again:  # an optimizer that was swapped in an earlier fit goes on as it is
             self._one_run = OneRun(strategy)
         if self._one_run is not None and self._resumed is not None:
             self._one_run.load_state_dict(self._resumed)

@@ -19,6 +19,7 @@ from lightning_adam_mini.analysis.snr_history import SNRHistory, average_snr
 from lightning_adam_mini.callbacks.loggers import log_numbers
 from lightning_adam_mini.callbacks.measure import averaged_matrix, measure, rules_of_run
 from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
+from lightning_adam_mini.callbacks.strategies import check_measurable
 from lightning_adam_mini.callbacks.summary import safe_tag
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.partition.rules import By, SlimAdamRules
@@ -45,7 +46,8 @@ class SNRMonitor(Callback):
         figures: Whether to draw. [default: if matplotlib is installed]
 
     Raises:
-        MisconfigurationException: If ``every`` or ``cutoff`` is out of range, or the optimizer averages second moments already.
+        MisconfigurationException: If ``every`` or ``cutoff`` is out of range, the optimizer averages second moments already, or the
+            strategy shards them (FSDP, tensor parallelism, DeepSpeed).
         ModuleNotFoundError: If figures are asked for and matplotlib is missing.
 
     Example:
@@ -89,6 +91,10 @@ class SNRMonitor(Callback):
         """
         every = self.every or (100 if step <= 1000 else 1000)
         return step > 0 and step % every == 0
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        check_measurable(trainer.strategy, "SNRMonitor")
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

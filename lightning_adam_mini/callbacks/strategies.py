@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -50,6 +50,24 @@ def check_strategy(strategy: Any, probe: bool) -> None:
         raise MisconfigurationException(
             f"AdamMiniCallback(probe=True) cannot run the module once more under {type(strategy).__name__} because its layers are sharded."
             " Run inspect_model(model, example_input=...) once on one device, and give what it found as overrides={...}."
+        )
+
+
+def check_measurable(strategy: Any, what: str) -> None:
+    """Refuse to measure second moments of which each rank has a part only. Every rank raises the same.
+
+    Args:
+        strategy: The trainer's strategy.
+        what: Who measures.
+
+    Raises:
+        MisconfigurationException: If the strategy shards them.
+    """
+    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        raise MisconfigurationException(
+            f"{what} cannot measure signal-to-noise ratios under {type(strategy).__name__} because each rank has only a part of the second"
+            " moments. Measure a short run of a smaller model on one device or under DDP, and train with its rules:"
+            ' AdamMiniCallback(partition="slim_adam", options={"rules": file}).'
         )
 
 
@@ -127,20 +145,18 @@ def number_as_in(module: pl.LightningModule, optimizer: Optimizer, state_dict: d
     return {**state_dict, "state": state, "param_groups": groups}
 
 
-def load_whole_checkpoints(strategy: Any) -> Callable[[], None]:
+def load_whole_checkpoints(strategy: Any) -> None:
     """Let the optimizers load checkpoints that are one file themselves under ModelParallelStrategy.
 
     Each rank reads its part of the file then. Lightning would have rank zero send it to all, and torch sends wrong numbers where a tensor
     is a broadcast view, as second moments are in checkpoints that AdamW may load too.
 
     Args:
-        strategy: The strategy; others than this one stay as they are.
-
-    Returns:
-        A function that undoes it.
+        strategy: The strategy, which loads so for good, because it loads into the optimizers for tests after the fit too; others stay as
+            they are.
     """
-    if not isinstance(strategy, ModelParallelStrategy):
-        return lambda: None
+    if not isinstance(strategy, ModelParallelStrategy) or "load_checkpoint" in vars(strategy):
+        return
     original = strategy.load_checkpoint
 
     @wraps(original)
@@ -158,4 +174,3 @@ def load_whole_checkpoints(strategy: Any) -> Callable[[], None]:
         return checkpoint
 
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
-    return lambda: vars(strategy).pop("load_checkpoint", None) and None

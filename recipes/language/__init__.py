@@ -1,5 +1,6 @@
 """Language models: a GPT of our own and those of Hugging Face, on Python's own text, text files and nanoGPT's tokens."""
 
+from recipes.language.fine_tuned import FineTunedModel as FineTunedModel
 from recipes.language.hugging_face import HuggingFaceModel as HuggingFaceModel
 from recipes.language.model import GPTModel as GPTModel
 from recipes.language.samples import SampleText as SampleText

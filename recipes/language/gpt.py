@@ -173,6 +173,10 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def get_output_embeddings(self) -> nn.Linear:
+        """Return the output layer, by the name that Hugging Face's models give it."""
+        return self.lm_head
+
     @override
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of each next token, of shape (batch, length, vocabulary).

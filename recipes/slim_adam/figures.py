@@ -9,8 +9,7 @@ from typing import Any
 
 from lightning_adam_mini.analysis import average_snr
 from lightning_adam_mini.callbacks.snr_figures import COLOURS
-from recipes.compare.figure import COLOURS as LINES
-from recipes.compare.figure import STYLES
+from recipes.compare.axes import line_style
 from recipes.files import write_atomically
 from recipes.slim_adam.tables import by_setting
 
@@ -29,7 +28,7 @@ def draw_sweep(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
     settings = by_setting(runs)
     for number, name in enumerate(dict.fromkeys(name for name, _ in settings)):
         points = sorted((lr, fmean(values.values())) for (other, lr), values in settings.items() if other == name and lr is not None)
-        style = {"color": LINES[number % len(LINES)], "linestyle": STYLES[number % len(STYLES)]}
+        style = line_style(number)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name, **style)
         low = [min(settings[name, lr].values()) for lr, _ in points]
         high = [max(settings[name, lr].values()) for lr, _ in points]

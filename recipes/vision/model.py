@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from recipes.recipe import Headline, Recipe
+from recipes.strategies import shard_over_data
 from recipes.vision.backbone import create_backbone
 
 
@@ -68,6 +69,11 @@ class ImageClassifier(Recipe):
             raise MisconfigurationException(
                 f"The model has {self.num_classes} classes but the data have {found}; set --model.num_classes {found}."
             )
+
+    @override
+    def configure_model(self) -> None:
+        """Shard the network under ModelParallelStrategy."""
+        shard_over_data(self.net, self.device_mesh)
 
     @override
     def forward(self, images: Tensor) -> Tensor:

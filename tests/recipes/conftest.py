@@ -177,6 +177,16 @@ def token_files(tmp_path):
 
 
 @pytest.fixture
+def pretrained(tmp_path):
+    """A checkpoint of a small `GPTModel`, as `fit` leaves it."""
+    from recipes.__main__ import main
+
+    small = [*TINY_GPT, "--model.width", "64", *TINY_TEXT, *QUIET, "--data.batch_size", "8", "--trainer.max_steps", "2"]
+    assert main(["fit", "--config", str(CONFIGS / "gpt_stdlib.yaml"), *small]) == 0
+    return tmp_path / "runs" / "gpt_stdlib" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture
 def tiny_recipe(image_tree, cifar, celeba, planetoid, arxiv, texts, token_files):
     """Command lines that make each YAML in configs/ small; a YAML without one fails its test."""
     imagenet = ["--data.root", str(image_tree), "--data.num_workers", "0", "--data.image_size", "32", "--data.resize", "36"]
@@ -194,6 +204,7 @@ def tiny_recipe(image_tree, cifar, celeba, planetoid, arxiv, texts, token_files)
             *["--model.heads", "2", "--trainer.accumulate_grad_batches", "2", "--trainer.precision", "32-true"],
         ],
         "gpt_stdlib": [*TINY_GPT, *TINY_TEXT, *QUIET],
+        "gpt_stdlib_lora": [*TINY_TEXT, *QUIET],
         "llama_stdlib": [
             *[
                 *TINY_TEXT,
@@ -213,5 +224,6 @@ def tiny_recipe(image_tree, cifar, celeba, planetoid, arxiv, texts, token_files)
         "resnet18_cifar10_subset": [*NARROW, *QUIET, "--data.root", str(image_tree), "--data.val_folds", "2", "--model.num_classes", "2"],
         "resnet18_digits": [*NARROW, *QUIET],
         "resnet18_imagenet": [*NARROW, *QUIET, *imagenet, "--model.num_classes", "2", "--data.batch_size", "3"],
+        "vit_cifar10_subset": [*QUIET, "--data.root", str(image_tree), "--data.val_folds", "2", "--model.num_classes", "2"],
         "vit_digits": QUIET,
     }

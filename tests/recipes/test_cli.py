@@ -13,7 +13,9 @@ DIGITS = str(CONFIGS / "resnet18_digits.yaml")
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_trains_for_two_steps(config, tiny_recipe, tmp_path, capsys):
+def test_every_config_trains_for_two_steps(config, tiny_recipe, tmp_path, capsys, request):
+    if "lora" in config.stem:
+        request.getfixturevalue("pretrained")
     assert main(["fit", "--config", str(config), *tiny_recipe[config.stem], "--trainer.max_steps", "2"]) == 0
 
     last = capsys.readouterr().out.strip().splitlines()[-1]
