@@ -96,7 +96,7 @@ def _panels(groups: list[str], across: str, cutoff: float) -> tuple[Figure, list
 
     columns = min(4, max(1, len(groups)))
     rows = max(1, -(-len(groups) // columns))
-    figure = Figure(figsize=(2.6 * columns, 2.1 * rows + 0.3), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, 2.1 * rows + 0.3), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for i, panel in enumerate(axes):

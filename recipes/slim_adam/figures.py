@@ -52,6 +52,7 @@ def draw_ratios(curves: Curves, argument: str, file: Path) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     groups = list(dict.fromkeys(group for rates in curves.values() for ratios in rates.values() for group in ratios))
+    lrs = sorted({lr for rates in curves.values() for lr in rates})
     columns = min(4, max(1, len(groups)))
     rows = max(1, -(-len(groups) // columns))
     figure, axes = _figure(rows, columns, (2.6 * columns, 2.1 * rows + 0.3))
@@ -67,6 +68,8 @@ def draw_ratios(curves: Curves, argument: str, file: Path) -> None:
         panel.set_title(group, fontsize=9)
         panel.set_xscale("log")
         panel.set_yscale("log")
+        panel.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_formatter(NullFormatter())
@@ -83,7 +86,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, li
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import; and pyplot would look for a display
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=size, dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
