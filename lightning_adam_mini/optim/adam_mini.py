@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.conversion import Moments, convert_state_dict, how_to_regroup, regroup
-from lightning_adam_mini.optim.group_layouts import check_gradient, check_some_is_ours, find_layouts, from_plain, some
+from lightning_adam_mini.optim.group_layouts import check_some_is_ours, find_layouts, from_plain, raise_for_gradient, some
 from lightning_adam_mini.optim.options import check_options
 from lightning_adam_mini.optim.quantized import MomentumDtype, convert_momentum, momentum_dtype_for, zero_momentum
 from lightning_adam_mini.optim.shards.flat import FlatShard
@@ -211,9 +211,10 @@ class AdamMini(Optimizer):
         for group in self.param_groups:
             members = []
             for p, plain in zip(group["params"], group["layouts"], strict=True):
-                if p.grad is not None:
-                    check_gradient(p, self.parameter_names)
-                    members.append(Member(p, p, p.grad, from_plain(plain), plain))
+                if (grad := p.grad) is not None:
+                    if grad.layout is not torch.strided or grad.is_complex():
+                        raise_for_gradient(p, grad, self.parameter_names()[p])
+                    members.append(Member(p, p, grad, plain))
             work.append((group, members))
         if self._shards.parts:
             work = self._shards.localize(work)

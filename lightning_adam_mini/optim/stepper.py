@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.cpu import step as cpu
 from lightning_adam_mini.optim.functional import Blocks, adam_mini
+from lightning_adam_mini.optim.group_layouts import from_plain
 from lightning_adam_mini.optim.quantized import MomentumDtype, momentum_dtype_for
 from lightning_adam_mini.optim.sliced import step_in_slices
 from lightning_adam_mini.optim.triton import step as triton
@@ -26,15 +27,20 @@ class Member(NamedTuple):
         param: The parameter, as the optimizer holds it.
         p: What is stepped: the parameter itself or, where it is sharded, what this rank holds of it.
         grad: The gradient of that.
-        layout: The blocks of that.
         plain: The blocks of the parameter as its group keeps them.
+        part: The blocks of what is stepped, where that is not the whole parameter.
     """
 
     param: Tensor
     p: Tensor
     grad: Tensor
-    layout: Blocks
     plain: tuple
+    part: Blocks | None = None
+
+    @property
+    def layout(self) -> Blocks:
+        """The blocks of what is stepped."""
+        return from_plain(self.plain) if self.part is None else self.part
 
 
 class Stepper:
@@ -98,9 +104,10 @@ class Stepper:
             step_readably(group, members, [state_of(member, group["capturable"]) for member in members])
         numbers = places() if sliced and self.stochastic_rounding else {}
         for member, group in sliced:
-            assert isinstance(member.layout, BlockLayout)  # parts of blocks are refused in 8 bits and with random rounding
+            layout = member.layout
+            assert isinstance(layout, BlockLayout)  # parts of blocks are refused in 8 bits and with random rounding
             place = numbers[member.param] if self._rounds_at_random(member.p) else None
-            step_in_slices(member.p, member.grad, state_of(member, False), member.layout, group, place)
+            step_in_slices(member.p, member.grad, state_of(member, False), layout, group, place)
 
     def _rounds_at_random(self, p: Tensor) -> bool:
         return self.stochastic_rounding and p.dtype == torch.bfloat16
