@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.held import bytes_held, plain_tensors
 from benchmarks.workloads import Workload
+from recipes.held import bytes_held, plain_tensors
 
 
 class Activations(NamedTuple):

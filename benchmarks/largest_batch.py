@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.activations import activations
-from benchmarks.held import bytes_held, gradient_bytes, state_bytes
 from benchmarks.memory_sizes import memory_sizes
 from benchmarks.options import choose_workloads, make_parser, prepare
 from benchmarks.report import bars, conditions, markdown_table, new_figure, progress, write
 from benchmarks.rivals import BASELINE, Build, Entrant, Rival, enter, select, without_compiling
 from benchmarks.workloads import Workload
+from recipes.held import bytes_held, gradient_bytes, state_bytes
 from recipes.statistics import Interval
 
 CPU_SIZES = "1GB,2GB,4GB,8GB"

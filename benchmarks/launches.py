@@ -100,8 +100,8 @@ def main(argv: Sequence[str]) -> int:
     rows_out = [{"optimizer": name, "tensors": n, **c._asdict()} for name, by in found.items() for n, c in by.items()]
     intro = (
         f"# Operators a step\n\n{conditions(device)} Counted by torch.profiler in a step of so many 8x8 matrices, after the first. On a "
-        "CPU, what an optimizer would compile (torchao's) runs as it is, because what is compiled calls no operators. A row of 0 "
-        "is a compiled loop that is called past torch's dispatcher, as AdamMini's on a CPU, which the profiler does not see.\n"
+        "CPU, what an optimizer would compile (torchao's) runs as it is, because what is compiled calls no operators. AdamMini's compiled "
+        "loop is one.\n"
     )
     remarks = "".join(f"\n\\* {name}: {note}.\n" for name, note in notes.items())
     write(options.out, "launches", "\n".join([intro, *texts]) + remarks, rows_out, figure)

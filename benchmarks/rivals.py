@@ -19,6 +19,8 @@ from torch.optim import Optimizer
 
 from benchmarks.workloads import Workload
 from lightning_adam_mini import AdamMini, BlockLayout
+from recipes.rivals import RIVALS as RIVALS_OF_RECIPES
+from recipes.rivals import Settings
 
 LR = 1e-5  # small, so that thousands of steps on the same gradient lead nowhere
 ON_CHIP = 2**16  # elements of a block that a processor core's cache or a GPU's block holds, so that they are read once
@@ -127,16 +129,8 @@ def _pytorch_optimizer(workload: Workload, model: nn.Module) -> Optimizer:
     return Theirs(model, lr=LR, num_embeds=workload.dim, num_heads=workload.heads)
 
 
-def _adamw8bit(_: Workload, model: nn.Module) -> Optimizer:
-    from torchao.optim import AdamW8bit
-
-    return AdamW8bit(model.parameters(), lr=LR)
-
-
-def _lion(_: Workload, model: nn.Module) -> Optimizer:
-    from timm.optim import Lion
-
-    return Lion(model.parameters(), lr=LR)
+def _of_recipes(name: str) -> Build:
+    return lambda _, model: RIVALS_OF_RECIPES[name].build([{"params": list(model.parameters())}], Settings(LR))
 
 
 def _ours(**options: object) -> Build:
@@ -164,8 +158,8 @@ RIVALS = (
         "adam-mini",
     ),
     Rival("AdamMini (pytorch-optimizer)", _pytorch_optimizer, blockwise(), package="pytorch-optimizer"),
-    Rival("AdamW8bit (torchao)", _adamw8bit, per_element(16), package="torchao"),
-    Rival("Lion (timm)", _lion, per_element(20), package="timm"),
+    Rival("AdamW8bit (torchao)", _of_recipes("adamw_8bit"), per_element(16), package="torchao"),
+    Rival("Lion (timm)", _of_recipes("lion"), per_element(20), package="timm"),
     Rival("AdamMini", _ours(), blockwise()),
     *([Rival("AdamMini fused=False", _ours(fused=False), blockwise())] if _has("fused") else []),
     *([Rival("AdamMini bfloat16 momentum", _ours(momentum_dtype=torch.bfloat16), blockwise(2))] if _has("momentum_dtype") else []),

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.held import state_bytes
 from benchmarks.options import choose_workloads, make_parser, prepare
 from benchmarks.report import bars, conditions, markdown_table, new_figure, progress, write
 from benchmarks.rivals import BASELINE, Rival, enter, select, without_compiling
 from benchmarks.workloads import Workload, add_random_gradients
+from recipes.held import state_bytes
 from recipes.statistics import Interval
 
 

@@ -33,9 +33,14 @@ def group_names(lines: str) -> tuple[tuple[str, int], ...]:
     return tuple(dict.fromkeys(parse_lines(lines).expand()))
 
 
-@lru_cache(maxsize=1024)
+@torch.compiler.assume_constant_result
 def group_index(lines: str, device: torch.device) -> GroupIndex:
     """Index tensors of a line order on ``device``."""
+    return _group_index(lines, device)
+
+
+@lru_cache(maxsize=1024)
+def _group_index(lines: str, device: torch.device) -> GroupIndex:
     number = {name: i for i, name in enumerate(group_names(lines))}
     groups = [number[name] for name in parse_lines(lines).expand()]
     with torch.inference_mode(False):  # kept for later calls, which may be outside the caller's inference mode
@@ -65,7 +70,7 @@ def sum_square(values: Tensor, dims: tuple[int, ...], dtype: torch.dtype) -> Ten
     """
     inner: list[int] = []
     for d in reversed(range(values.ndim)):
-        if d not in dims or math.prod(values.shape[i] for i in (d, *inner)) > _NORM_LENGTH:
+        if d not in dims or math.prod([values.shape[i] for i in (d, *inner)]) > _NORM_LENGTH:
             break
         inner.append(d)
     if not inner:

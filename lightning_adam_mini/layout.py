@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,6 +52,8 @@ class BlockLayout:
     dims: tuple[int, ...] = ()
     axis: int | None = None
     lines: str | None = None
+    block_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Shape of the tensor of blocks: as many dimensions as ``shape``, and broadcastable to it unless lines are grouped."""
 
     def __post_init__(self) -> None:
         shape = tuple(int(size) for size in self.shape)
@@ -79,7 +80,11 @@ class BlockLayout:
             elif groups == 1:
                 dims = sorted([*dims, axis])
                 axis = lines = None
-        for name, value in (("shape", shape), ("dims", tuple(dims)), ("axis", axis), ("lines", lines)):
+        block_shape = [1 if d in dims else size for d, size in enumerate(shape)]
+        if axis is not None and lines is not None:
+            block_shape[axis] = len(group_names(lines))
+        values = (("shape", shape), ("dims", tuple(dims)), ("axis", axis), ("lines", lines), ("block_shape", tuple(block_shape)))
+        for name, value in values:
             object.__setattr__(self, name, value)
 
     @staticmethod
@@ -111,14 +116,6 @@ class BlockLayout:
         return cls(tuple(shape), dims=tuple(d for d in range(len(shape)) if d != axis), axis=axis, lines=lines)
 
     # ---- what it knows -----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def block_shape(self) -> tuple[int, ...]:
-        """Shape of the tensor of blocks: as many dimensions as ``shape``, and broadcastable to it unless lines are grouped."""
-        out = [1 if d in self.dims else size for d, size in enumerate(self.shape)]
-        if self.axis is not None and self.lines is not None:
-            out[self.axis] = len(group_names(self.lines))
-        return tuple(out)
 
     @property
     def num_blocks(self) -> int:
@@ -198,7 +195,7 @@ class BlockLayout:
         return sum_groups(lines, self.axis, self.lines)
 
     def _block_sizes(self, device: torch.device) -> int | Tensor:
-        averaged = max(math.prod(self.shape[d] for d in self.dims), 1)
+        averaged = max(math.prod([self.shape[d] for d in self.dims]), 1)
         if self.axis is None or self.lines is None:
             return averaged
         lengths = group_index(self.lines, device).lengths * averaged

@@ -13,8 +13,9 @@ usage: python -m recipes COMMAND ...
   test       measure a checkpoint on the test set
   predict    predict the test set with a checkpoint
   sample     generate images with a checkpoint of a diffusion recipe: sample --ckpt PATH --out samples.png
-  compare    train a recipe under several optimizers and seeds; write a table
-  benchmark  time something: benchmark callback
+  compare    train a recipe under several optimizers, learning rates and seeds; write a table and figures
+  slim_adam  SlimAdam: derive rules and train with them; sweep learning rates; draw signal-to-noise ratios
+  benchmark  time something: benchmark callback, benchmark snr
 
 `python -m recipes COMMAND --help` explains each.
 """
@@ -39,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from recipes.compare.command import main as compare
 
         return compare(args)
+    if command == "slim_adam":
+        from recipes.slim_adam.command import main as slim_adam
+
+        return slim_adam(args)
     if command == "benchmark":
         from recipes.benchmarks.command import main as benchmark
 

@@ -17,6 +17,7 @@ from typing_extensions import override
 import lightning_adam_mini  # noqa: F401  (a YAML may then say AdamMiniCallback for short)
 import recipes.diffusion
 import recipes.graph
+import recipes.language
 import recipes.vision  # noqa: F401
 from recipes.files import WholeCheckpointIO
 from recipes.recipe import Recipe

@@ -1,12 +1,19 @@
-"""What every recipe's model has in common: the one number that it is judged by."""
+"""What every recipe's model has in common: its optimizer, and the one number that it is judged by."""
 
+import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 from typing_extensions import override
+
+from recipes.optim import configure
+from recipes.rivals import wants_graph
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,39 @@ class Headline:
 
 
 class Recipe(pl.LightningModule):
-    """Base of the recipes' models: a LightningModule that names its headline and takes its peak learning rate as ``lr``."""
+    """Base of the recipes' models: a LightningModule that names its headline and takes the settings of its optimizer.
+
+    Args:
+        optimizer_args: Keyword arguments of `recipes.optim.configure`: lr, betas, weight_decay, ... A subclass hands on its own
+            ``**optimizer_args``; jsonargparse follows them, so that help and YAML list each beside the model's other arguments.
+    """
 
     headline: ClassVar[Headline]
     learns_from: ClassVar[str]  # what its data modules' `gives` says
     _seed = 0
+
+    def __init__(self, **optimizer_args: Any) -> None:
+        super().__init__()
+        inspect.signature(configure).bind((), 0, **optimizer_args)  # a misspelt one is an error now, not when the run starts
+        self.optimizer_args = optimizer_args
+
+    def parameter_groups(self) -> Iterable[nn.Parameter] | Iterable[dict[str, Any]]:
+        """Return what the optimizer trains; a subclass may say which of it no weight decays."""
+        return self.parameters()
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients; with their own graph where the optimizer's step differentiates them."""
+        super().backward(loss, *args, **kwargs, create_graph=self.differentiates_twice())
+
+    def differentiates_twice(self) -> bool:
+        """Return whether the present step needs gradients that have a graph of their own."""
+        return any(wants_graph(optimizer) for optimizer in self.trainer.optimizers)
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
+        return configure(self.parameter_groups(), int(self.trainer.estimated_stepping_batches), **self.optimizer_args)
 
     @override
     def setup(self, stage: str) -> None:

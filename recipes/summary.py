@@ -1,13 +1,13 @@
 """What a training run amounts to: where its log is, what it reached and what its optimizer holds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_adam_mini import AdamMiniCallback
+from recipes.held import state_bytes
 from recipes.recipe import Headline
 
 
@@ -58,14 +58,4 @@ def run_summary(trainer: pl.Trainer) -> RunSummary:
         if isinstance(callback, AdamMiniCallback):
             ours, adamw = callback.optimizer_state_bytes
             return RunSummary(trainer.log_dir, ours, adamw)
-    return RunSummary(trainer.log_dir, state_bytes(trainer.optimizers), None)
-
-
-def state_bytes(optimizers: Iterable[Optimizer]) -> int:
-    """Return the bytes of all tensors in the state of some optimizers.
-
-    Args:
-        optimizers: Optimizers that have taken a step.
-    """
-    states = [state for optimizer in optimizers for state in optimizer.state.values()]
-    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+    return RunSummary(trainer.log_dir, sum(state_bytes(optimizer) for optimizer in trainer.optimizers), None)

@@ -1,1 +1,2 @@
 from lightning_adam_mini.callbacks.adam_mini import AdamMiniCallback as AdamMiniCallback
+from lightning_adam_mini.callbacks.snr_monitor import SNRMonitor as SNRMonitor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -13,15 +13,17 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini.callbacks.measure import parameter_names
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
+from lightning_adam_mini.callbacks.one_run import OneRun
 from lightning_adam_mini.callbacks.probe import check_training_step, probe_training_step
 from lightning_adam_mini.callbacks.strategies import (
     as_unsharded,
+    check_measurable,
     check_strategy,
     is_whole,
     load_whole_checkpoints,
@@ -30,15 +32,16 @@ from lightning_adam_mini.callbacks.strategies import (
 )
 from lightning_adam_mini.callbacks.swap import configured_optimizers, replace_optimizers, retire
 from lightning_adam_mini.callbacks.translate import check_translatable, translate
-from lightning_adam_mini.detection import ModelReport, canonical_name, inspect_model
+from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.detection.evidence import Evidence, disagreements, example_call, probe_attention, reconcile
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini, adamw_bytes, state_bytes, to_adamw_state_dict
 from lightning_adam_mini.optim.quantized import MomentumDtype
-from lightning_adam_mini.partition import PartitionStrategy, partition_model
+from lightning_adam_mini.partition import PartitionStrategy, SlimAdamAutoPartition, make_strategy, partition_model
 
 _MOMENTUM_DTYPES: dict[str, MomentumDtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
 _EVIDENCE = "adam_mini_evidence"
+_ONE_RUN = "slim_adam"
 
 
 class AdamMiniCallback(Callback):
@@ -48,8 +51,9 @@ class AdamMiniCallback(Callback):
     block's effective learning rate is logged to every logger. Checkpoints load with the callback and without it.
 
     Args:
-        partition: What a block is: ``auto`` or ``adam_mini`` (Adam-mini v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``, or
-            a :class:`~lightning_adam_mini.PartitionStrategy`.
+        partition: What a block is: ``auto`` or ``adam_mini`` (Adam-mini v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``,
+            ``slim_adam`` (with ``options={"rules": "rules.yaml"}``), ``slim_adam_table3``, ``slim_adam_auto`` (Adam at first; after
+            ``options={"steps": 1000}`` steps blocks by what was measured), or a :class:`~lightning_adam_mini.PartitionStrategy`.
         overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.
         options: Options of the partition, such as ``{"value": "whole", "embedding": "parameter"}``.
         strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
@@ -110,6 +114,7 @@ class AdamMiniCallback(Callback):
         self.stochastic_rounding = stochastic_rounding
         self.report: ModelReport | None = None
         self._evidence: Evidence | None = None
+        self._one_run: OneRun | None = None
         self._logger = BlockLearningRateLogger(histograms=histograms, heatmap=heatmap) if monitor else None
         self._reset()
 
@@ -122,9 +127,10 @@ class AdamMiniCallback(Callback):
         self._probe_first_batch = False
         self._last_logged_step = -1
         self._told_bytes = False
+        self._resumed: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_swapped", "_undo", "_optimizers", "_called", "_probe_first_batch", "_last_logged_step", "_told_bytes")
+        ours = ("_swapped", "_undo", "_optimizers", "_called", "_probe_first_batch", "_last_logged_step", "_told_bytes", "_resumed")
         return {k: v for k, v in vars(self).items() if k not in ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -145,7 +151,7 @@ class AdamMiniCallback(Callback):
             )
         check_strategy(trainer.strategy, self.probe)
         self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
-        self._evidence, self._probe_first_batch = None, False
+        self._evidence, self._probe_first_batch, self._resumed = None, False, None
         self._intercept_configure_optimizers(pl_module)
 
     def _intercept_configure_optimizers(self, pl_module: pl.LightningModule) -> None:
@@ -191,12 +197,15 @@ class AdamMiniCallback(Callback):
         swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
         notes: list[str] = []
         if foreign:
+            self._begin_one_run(module.trainer.strategy, again=bool(swapped))
             layouts = self._partition(self.report)
             names = parameter_names(module)
             for optimizer in foreign:
                 if optimizer not in swapped:
                     swapped[optimizer], more = translate(optimizer, names, layouts, flat_shards=flat_shards, **self._optimizer_options())
                     notes += more
+                    if self._one_run is not None:
+                        self._one_run.reduce_learning_rate(swapped[optimizer])
             rank_zero_info(self.report.table(layouts))
         replaced = replace_optimizers(configured, swapped)
         for optimizer, ours in swapped.items():
@@ -239,8 +248,10 @@ class AdamMiniCallback(Callback):
         return report
 
     def _partition(self, report: ModelReport) -> dict[str, BlockLayout]:
+        chosen, options = (self.partition, self.options or {}) if self._one_run is None else (self._one_run.strategy, {})
+
         def partition(strict: bool) -> dict[str, BlockLayout]:
-            return partition_model(report, self.partition, overrides=self.overrides, strict=strict, **(self.options or {}))
+            return partition_model(report, chosen, overrides=self.overrides, strict=strict, **options)
 
         if not self._probe_first_batch:
             return partition(self.strict)
@@ -248,10 +259,26 @@ class AdamMiniCallback(Callback):
             warnings.simplefilter("ignore", AdamMiniWarning)
             return partition(strict=False)
 
+    def _begin_one_run(self, trained_by: Any, again: bool) -> None:
+        strategy = make_strategy(self.partition, **(self.options or {}))
+        if not isinstance(strategy, SlimAdamAutoPartition):
+            self._one_run = None
+            return
+        check_measurable(trained_by, f"AdamMiniCallback(partition={self.partition!r})")
+        if not again:  # an optimizer that was swapped in an earlier fit goes on as it is
+            self._one_run = OneRun(strategy)
+        if self._one_run is not None and self._resumed is not None:
+            self._one_run.load_state_dict(self._resumed)
+
     @override
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._probe_first_batch:
-            return
+        if self._probe_first_batch:
+            self._probe(trainer, pl_module, batch, batch_idx)
+        if self._one_run is not None and self.report is not None:
+            optimizers = [o for o in self._optimizers if o in set(self._swapped.values())]
+            self._one_run.advance(trainer, pl_module, optimizers, self.report, self._partition)
+
+    def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         assert self.report is not None
         self._evidence = trainer.strategy.broadcast(probe_training_step(trainer, pl_module, batch, batch_idx))
         self._probe_first_batch = False
@@ -275,6 +302,16 @@ class AdamMiniCallback(Callback):
                 " as when LightningModule.setup assigns it. Define configure_optimizers as a method, or assign it in __init__."
             )
         self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._one_run is not None and self._one_run.rules is None and self._optimizers:
+            rank_zero_warn(
+                f"AdamMiniCallback: the run ended after {trainer.global_step} steps, all of them Adam's, because slim_adam_auto averages"
+                f" second moments at the start of the batch after step {self._one_run.auto.steps}. Train longer, or give a smaller"
+                ' options={"steps": ...}.',
+                category=AdamMiniWarning,
+            )
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -327,6 +364,8 @@ class AdamMiniCallback(Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._evidence is not None:
             checkpoint[_EVIDENCE] = self._evidence.to_plain()
+        if self._one_run is not None:
+            checkpoint[_ONE_RUN] = self._one_run.state_dict()
         # So that the run can be resumed without this callback, by the optimizer that the module configures.
         states = checkpoint.get("optimizer_states", [])
         for i, optimizer in enumerate(trainer.optimizers[: len(states)]):
@@ -335,6 +374,7 @@ class AdamMiniCallback(Callback):
 
     @override
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint.get(_ONE_RUN)
         if _EVIDENCE not in checkpoint:
             return
         evidence = Evidence.from_plain(checkpoint[_EVIDENCE])
@@ -353,8 +393,3 @@ class AdamMiniCallback(Callback):
                     f" {value!r}, ...}}."
                 )
         self._evidence = evidence
-
-
-def parameter_names(module: pl.LightningModule) -> Mapping[Tensor, str]:
-    """Name of each parameter as in its :class:`~lightning_adam_mini.ModelReport`: without the prefixes of wrappers."""
-    return {p: canonical_name(name) for name, p in module.named_parameters()}

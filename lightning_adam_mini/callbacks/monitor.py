@@ -6,18 +6,17 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_adam_mini.callbacks.heatmap import draw_heads, require_matplotlib
+from lightning_adam_mini.callbacks.loggers import add_scalars, log_metrics, loggers_of, logging_step, summary_writer, tag_prefix
 from lightning_adam_mini.callbacks.summary import PREFIX, ParameterRates, group_tag, parts_of, summarize
 from lightning_adam_mini.layout import BlockLayout
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch.utils.tensorboard import SummaryWriter
-
-_MLFLOW_METRICS = 1000  # a call
 
 
 class HasBlockLearningRates(Protocol):
@@ -79,24 +78,24 @@ class BlockLearningRateLogger:
             trainer: The trainer whose loggers are written to, at the step that Lightning logs at.
             optimizers: The optimizers to read.
         """
-        loggers = _loggers(trainer)
+        loggers = loggers_of(trainer)
         if not loggers:
             return
         parameters = list(self._parameters(optimizers))  # on every rank: each may know of other blocks
         if not trainer.is_global_zero:
             return
-        numbers, samples = summarize(parameters, self.max_blocks, self.histograms and any(map(_writer, loggers)))
+        numbers, samples = summarize(parameters, self.max_blocks, self.histograms and any(map(summary_writer, loggers)))
         if not numbers:
             return
-        step = _step(trainer)
+        step = logging_step(trainer)
         for logger in loggers:
-            writer = _writer(logger)
+            writer = summary_writer(logger)
             if writer is None:
-                _log_metrics(logger, numbers, step)
+                log_metrics(logger, numbers, step)
                 continue
-            prefix = _prefix(logger)
+            prefix = tag_prefix(logger)
             self._add_charts(logger, writer, prefix, optimizers)
-            _add_scalars(writer, prefix, numbers, step)
+            add_scalars(writer, prefix, numbers, step)
             for group, values in samples.items():
                 writer.add_histogram(f"{prefix}{group_tag(group)}/log10", values, step)
 
@@ -109,15 +108,15 @@ class BlockLearningRateLogger:
         """
         if not self.heatmap:
             return
-        loggers = [logger for logger in _loggers(trainer) if isinstance(logger, TensorBoardLogger)]
+        loggers = [logger for logger in loggers_of(trainer) if isinstance(logger, TensorBoardLogger)]
         parameters = list(self._parameters(optimizers)) if loggers else []
         if not trainer.is_global_zero:
             return
-        writers = [(_prefix(logger), writer) for logger in loggers if (writer := _writer(logger)) is not None]
+        writers = [(tag_prefix(logger), writer) for logger in loggers if (writer := summary_writer(logger)) is not None]
         for prefix, writer in writers:
             figure = draw_heads(parameters)  # a writer closes its figure
             if figure is not None:
-                writer.add_figure(f"{prefix}{PREFIX}/heads", figure, _step(trainer))
+                writer.add_figure(f"{prefix}{PREFIX}/heads", figure, logging_step(trainer))
 
     def _parameters(self, optimizers: Sequence[HasBlockLearningRates]) -> Iterator[ParameterRates]:
         for optimizer, layouts in zip(optimizers, _distinct_names(optimizers), strict=True):
@@ -153,45 +152,6 @@ def _charts(group: str, roles: Collection[str]) -> Iterator[tuple[str, str]]:
     else:
         for role in roles:
             yield f"{group} {role}", rf".*/{role}(?:\.\d+|/median)?$"
-
-
-def _loggers(trainer: pl.Trainer) -> list[Logger]:
-    return [] if getattr(trainer, "fast_dev_run", False) else list(trainer.loggers)
-
-
-def _step(trainer: pl.Trainer) -> int:
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _writer(logger: Logger) -> SummaryWriter | None:
-    """The TensorBoard writer of a logger; None if it has none of torch's."""
-    if not isinstance(logger, TensorBoardLogger):
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # then Lightning writes through tensorboardX
-        return None
-    return logger.experiment if isinstance(logger.experiment, SummaryWriter) else None
-
-
-def _prefix(logger: Logger) -> str:
-    prefix = getattr(logger, "_prefix", "")
-    return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""  # type: ignore[attr-defined]
-
-
-def _add_scalars(writer: SummaryWriter, prefix: str, numbers: Mapping[str, float], step: int) -> None:
-    """Write all scalars as one event, which is a hundred times faster than an event each."""
-    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
-    values = [Summary.Value(tag=prefix + tag, simple_value=number) for tag, number in numbers.items()]
-    writer._get_file_writer().add_summary(Summary(value=values), step)
-
-
-def _log_metrics(logger: Logger, numbers: Mapping[str, float], step: int) -> None:
-    tags = list(numbers)
-    chunk = _MLFLOW_METRICS if isinstance(logger, MLFlowLogger) else len(tags)
-    for start in range(0, len(tags), chunk):
-        logger.log_metrics({tag: numbers[tag] for tag in tags[start : start + chunk]}, step)
 
 
 def _distinct_names(optimizers: Sequence[HasBlockLearningRates]) -> list[dict[str, tuple[str, BlockLayout]]]:

@@ -53,6 +53,24 @@ def check_strategy(strategy: Any, probe: bool) -> None:
         )
 
 
+def check_measurable(strategy: Any, what: str) -> None:
+    """Refuse to measure second moments of which each rank has a part only. Every rank raises the same.
+
+    Args:
+        strategy: The trainer's strategy.
+        what: Who measures.
+
+    Raises:
+        MisconfigurationException: If the strategy shards them.
+    """
+    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        raise MisconfigurationException(
+            f"{what} cannot measure signal-to-noise ratios under {type(strategy).__name__} because each rank has only a part of the second"
+            " moments. Measure a short run of a smaller model on one device or under DDP, and train with its rules:"
+            ' AdamMiniCallback(partition="slim_adam", options={"rules": file}).'
+        )
+
+
 def sharded_by_fsdp1(trainer: pl.Trainer, module: pl.LightningModule) -> dict[Tensor, FlatShard]:
     """Which range of each parameter this rank holds, under FSDPStrategy; nothing under others."""
     strategy = trainer.strategy

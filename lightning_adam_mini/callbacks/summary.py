@@ -24,6 +24,11 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_./ -]")
 """Characters that not every logger takes; MLflow is the strictest."""
 
 
+def safe_tag(name: str) -> str:
+    """A name in characters that every logger takes, without slashes."""
+    return _UNSAFE.sub("_", name.replace("/", "."))
+
+
 def group_tag(group: str) -> str:
     """First part of the tags of a layer type; TensorBoard shows together what is the same up to the first slash.
 
@@ -31,7 +36,7 @@ def group_tag(group: str) -> str:
         >>> group_tag("mlp_up")
         'effective_lr.mlp_up'
     """
-    return f"{PREFIX}.{_UNSAFE.sub('_', group.replace('/', '.'))}"
+    return f"{PREFIX}.{safe_tag(group)}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class ParameterRates:
     @property
     def tag(self) -> str:
         """First part of the parameter's tags, in characters that every logger takes."""
-        return f"{group_tag(self.group)}/{_UNSAFE.sub('_', self.name)}"
+        return f"{group_tag(self.group)}/{safe_tag(self.name)}"
 
     def blocks(self) -> Tensor:
         """One float32 value a block, in one dimension."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from lightning_adam_mini.cli.memory import add_memory_command
 from lightning_adam_mini.cli.models import HELP, build_model
+from lightning_adam_mini.cli.rules import add_rules_command
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.partition import partition_model
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect.add_argument("--strict", action="store_true", help="fail where the heads of an attention cannot be found")
     inspect.set_defaults(run=_inspect)
     add_memory_command(commands)
+    add_rules_command(commands)
     arguments = parser.parse_args(argv)
     try:
         output = arguments.run(arguments)

@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.conversion import Moments, convert_state_dict, how_to_regroup, regroup
-from lightning_adam_mini.optim.group_layouts import check_some_is_ours, find_layouts, from_plain, raise_for_gradient, some
+from lightning_adam_mini.optim.group_layouts import check_gradient, check_some_is_ours, find_layouts, from_plain, some
 from lightning_adam_mini.optim.options import check_options
 from lightning_adam_mini.optim.quantized import MomentumDtype, convert_momentum, momentum_dtype_for, zero_momentum
 from lightning_adam_mini.optim.shards.flat import FlatShard
@@ -47,8 +47,8 @@ class AdamMini(Optimizer):
         maximize: Whether to maximize the objective.
         foreach: Whether to batch the work over tensors; None does so when all parameters are on a GPU.
         fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once a machine, or on a GPU by a few
-            Triton kernels. None does so on the CPU, wherever that can be, unless ``foreach`` is given or no layout shares anything: then
-            the optimizer equals torch's AdamW to the bit.
+            Triton kernels, which first have to agree with the readable arithmetic on a few small tensors there. None does so wherever that
+            can be, unless ``foreach`` is given or no layout shares anything: then the optimizer equals torch's AdamW to the bit.
         capturable: Whether the steps taken are counted on the parameters' devices, so that a CUDA graph can hold :meth:`step`. Where the
             Triton kernels step, they are in any case.
         momentum_dtype: Dtype of the first moments; None for the parameters'. ``torch.bfloat16`` halves the state of float32 parameters.
@@ -170,8 +170,9 @@ class AdamMini(Optimizer):
                 " stochastic_rounding=True there, because what they round would depend on the number of ranks. Use"
                 " momentum_dtype=torch.bfloat16, or leave them out."
             )
-        # Whether any layout shares a second moment.
-        self._shared = any(not from_plain(plain).is_per_parameter for group in self.param_groups for plain in group["layouts"])
+        # Read once, until they change: what reads layouts is too slow for each step, and opaque to torch.compile.
+        self._read = {plain: from_plain(plain) for group in self.param_groups for plain in group["layouts"]}
+        self._shared = any(not layout.is_per_parameter for layout in self._read.values())
 
     def _make_stepper(self) -> Stepper:
         return Stepper(self._momentum_dtype, self._stochastic_rounding, lambda p: self.parameter_names()[p])
@@ -211,15 +212,19 @@ class AdamMini(Optimizer):
         for group in self.param_groups:
             members = []
             for p, plain in zip(group["params"], group["layouts"], strict=True):
-                if (grad := p.grad) is not None:
-                    if grad.layout is not torch.strided or grad.is_complex():
-                        raise_for_gradient(p, grad, self.parameter_names()[p])
-                    members.append(Member(p, p, grad, plain))
+                if p.grad is not None:
+                    check_gradient(p, self.parameter_names)
+                    members.append(Member(p, p, p.grad, self._read[plain], plain))
             work.append((group, members))
         if self._shards.parts:
-            work = self._shards.localize(work)
-        self._stepper.step(work, self._state_of, self._shared, self._places)
+            self._step_parts(work)
+        else:
+            self._stepper.step(work, self._state_of, self._shared, self._places)
         return loss
+
+    @torch.compiler.disable  # which mixes parameters up that are keys of dicts
+    def _step_parts(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
+        self._stepper.step(self._shards.localize(work), self._state_of, self._shared, self._places)
 
     def _places(self) -> dict[Tensor, int]:
         return {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
@@ -237,7 +242,7 @@ class AdamMini(Optimizer):
             elif member.layout.is_per_parameter:
                 state["exp_avg_sq"] = torch.zeros_like(p, dtype=second_moment_dtype(p.dtype), memory_format=torch.preserve_format)
             else:
-                shape = from_plain(member.plain).block_shape
+                shape = self._read[member.plain].block_shape
                 state["exp_avg_sq"] = torch.zeros(shape, dtype=second_moment_dtype(p.dtype), device=p.device)
         elif step_there and state["step"].device != member.p.device:
             state["step"] = state["step"].to(member.p.device)

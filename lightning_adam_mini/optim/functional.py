@@ -92,7 +92,7 @@ def adam_mini(
 
 def _is_number(step: Tensor, capturable: bool) -> bool:
     """Whether the step may be read as a number, which waits for nothing on the CPU."""
-    return not capturable and step.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and not capturable and step.device.type == "cpu"
 
 
 def _single_tensor_adam_mini(

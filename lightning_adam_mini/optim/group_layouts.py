@@ -76,23 +76,25 @@ def check_some_is_ours(layouts: Mapping[str, BlockLayout], names: Collection[str
         )
 
 
-def raise_for_gradient(p: Tensor, grad: Tensor, name: str) -> None:
+def check_gradient(p: Tensor, names: Callable[[], Mapping[Tensor, str]]) -> None:
     """Refuse a gradient that has no squares to average.
 
     Args:
-        p: The parameter.
-        grad: Its gradient, sparse or complex.
-        name: Its name.
+        p: A parameter that has a gradient.
+        names: Gives the name of each parameter.
 
     Raises:
-        RuntimeError: Always.
+        RuntimeError: If it is sparse or complex.
     """
-    kind = "sparse" if grad.layout != torch.strided else "complex"
-    remedy = "make its layer with sparse=False" if kind == "sparse" else "keep it as a real tensor (torch.view_as_real)"
-    raise RuntimeError(
-        f"AdamMini cannot step parameter {name!r} of shape {tuple(p.shape)} because its gradient is {kind}:"
-        f" {remedy}, or give it to another optimizer."
-    )
+    grad = p.grad
+    assert grad is not None
+    kind = "sparse" if grad.layout != torch.strided else "complex" if grad.is_complex() else None
+    if kind:
+        remedy = "make its layer with sparse=False" if kind == "sparse" else "keep it as a real tensor (torch.view_as_real)"
+        raise RuntimeError(
+            f"AdamMini cannot step parameter {names()[p]!r} of shape {tuple(p.shape)} because its gradient is {kind}:"
+            f" {remedy}, or give it to another optimizer."
+        )
 
 
 def some(names: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.cpu import step as cpu
 from lightning_adam_mini.optim.functional import Blocks, adam_mini
-from lightning_adam_mini.optim.group_layouts import from_plain
 from lightning_adam_mini.optim.quantized import MomentumDtype, momentum_dtype_for
 from lightning_adam_mini.optim.sliced import step_in_slices
 from lightning_adam_mini.optim.triton import step as triton
@@ -27,20 +26,15 @@ class Member(NamedTuple):
         param: The parameter, as the optimizer holds it.
         p: What is stepped: the parameter itself or, where it is sharded, what this rank holds of it.
         grad: The gradient of that.
+        layout: The blocks of that.
         plain: The blocks of the parameter as its group keeps them.
-        part: The blocks of what is stepped, where that is not the whole parameter.
     """
 
     param: Tensor
     p: Tensor
     grad: Tensor
+    layout: Blocks
     plain: tuple
-    part: Blocks | None = None
-
-    @property
-    def layout(self) -> Blocks:
-        """The blocks of what is stepped."""
-        return from_plain(self.plain) if self.part is None else self.part
 
 
 class Stepper:
@@ -83,8 +77,7 @@ class Stepper:
             fast: dict[Any, list] = {}
             slow = []
             for member in members:
-                # The kernels for GPUs have run in Triton's interpreter only: whoever asks for them may use them.
-                row = self._row(member, group["fused"], shares and group["foreach"] is None and not member.p.is_cuda)
+                row = self._row(member, group["fused"], shares and group["foreach"] is None)
                 if row is not None:
                     fast.setdefault(row.loop, []).append((member, row))
                 elif self._needs_slices(member.p):
@@ -104,10 +97,9 @@ class Stepper:
             step_readably(group, members, [state_of(member, group["capturable"]) for member in members])
         numbers = places() if sliced and self.stochastic_rounding else {}
         for member, group in sliced:
-            layout = member.layout
-            assert isinstance(layout, BlockLayout)  # parts of blocks are refused in 8 bits and with random rounding
+            assert isinstance(member.layout, BlockLayout)  # parts of blocks are refused in 8 bits and with random rounding
             place = numbers[member.param] if self._rounds_at_random(member.p) else None
-            step_in_slices(member.p, member.grad, state_of(member, False), layout, group, place)
+            step_in_slices(member.p, member.grad, state_of(member, False), member.layout, group, place)
 
     def _rounds_at_random(self, p: Tensor) -> bool:
         return self.stochastic_rounding and p.dtype == torch.bfloat16
@@ -143,8 +135,6 @@ class Stepper:
         fields = None
         if not isinstance(layout, BlockLayout):
             problem = "other ranks hold parts of its blocks"
-        elif not isinstance(momentum_dtype, torch.dtype):
-            problem = "its momentum is kept in 8 bits"
         elif self._rounds_at_random(p):
             problem = "its weights are rounded at random"
         else:

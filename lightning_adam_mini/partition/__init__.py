@@ -7,6 +7,11 @@ from lightning_adam_mini.partition.baselines import AdamPartition as AdamPartiti
 from lightning_adam_mini.partition.baselines import TensorPartition as TensorPartition
 from lightning_adam_mini.partition.overrides import Override as Override
 from lightning_adam_mini.partition.partition_model import partition_model as partition_model
+from lightning_adam_mini.partition.rules import Rule as Rule
+from lightning_adam_mini.partition.rules import SlimAdamRules as SlimAdamRules
+from lightning_adam_mini.partition.slim_adam import SlimAdamAutoPartition as SlimAdamAutoPartition
+from lightning_adam_mini.partition.slim_adam import SlimAdamPartition as SlimAdamPartition
+from lightning_adam_mini.partition.slim_adam import SlimAdamTable3Partition as SlimAdamTable3Partition
 from lightning_adam_mini.partition.strategy import STRATEGIES as STRATEGIES
 from lightning_adam_mini.partition.strategy import Granularity as Granularity
 from lightning_adam_mini.partition.strategy import PartitionStrategy as PartitionStrategy

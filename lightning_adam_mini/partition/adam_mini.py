@@ -5,9 +5,10 @@ network one block a tensor (Algorithm 3) and no embedding blocks (Algorithm 4). 
 ``diffusion_transformer`` and ``hybrid`` of the report. In a model that is composed of several networks (a graph encoder before a
 transformer) each part is split as what it is.
 
-**Attention inside a diffusion UNet or a graph network** is one block a tensor too. That is what the paper ran on DDPM and GAT; next to
-the momentum, the second moments are as good as free either way. To split such attention by head, override it:
-``overrides={"*.to_q.weight": "q:8x40", "*.to_k.weight": "k:8x40"}``.
+**Attention inside a diffusion UNet or a graph network** is not split by head either. That is what the paper ran on DDPM and GAT. To split
+it, override it: ``overrides={"*.to_q.weight": "q:8x40", "*.to_k.weight": "k:8x40"}``.
+
+The partition ``"auto"`` departs from the papers in one place, because of what we measured: see ``weight``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Architecture, Role
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import LineOrder
 from lightning_adam_mini.partition.strategy import Granularity, PartitionStrategy, register_strategy
 
@@ -41,6 +43,15 @@ _V2: dict[Role, Granularity] = {
 }
 """The rest, apart from what options decide: one block a tensor."""
 
+_WEIGHTS = frozenset(
+    {
+        *(Role.CONV, Role.CONV_DEPTHWISE, Role.FIRST_CONV, Role.PATCH_EMBEDDING, Role.LINEAR, Role.TIME_EMBEDDING, Role.MODULATION),
+        *(Role.QUERY, Role.KEY, Role.VALUE, Role.QKV, Role.ATTN_OUT),
+        *(Role.MLP_UP, Role.MLP_GATE, Role.MLP_GATE_UP, Role.MLP_DOWN),
+    }
+)
+"""Weights that map input channels or features to output ones."""
+
 _V1: dict[Role, Granularity] = {Role.QUERY: "head", Role.KEY: "head", Role.QKV: "head"}
 
 
@@ -53,7 +64,7 @@ class AdamMiniPartition(PartitionStrategy):
     (language model head or classifier) by token or class; each bias element by itself; norms, position and patch embeddings, convolutions
     and everything else one block a tensor. A fused qkv is split into its parts; lines in it that are neither query, key nor value (an
     MLP, a gate) go by neuron. Where the heads are unknown each line is a block, with a warning. LoRA: A by line, B as the weight that it
-    adds to if its lines are known, else by line. Elsewhere one block a tensor; see the top of this module.
+    adds to if its lines are known, else by line. Elsewhere one block a tensor, unless options say otherwise; see the top of this module.
 
     Args:
         value: Blocks of the value projection of transformers: each output ``"neuron"``, or the ``"whole"`` of it, which the authors
@@ -62,6 +73,9 @@ class AdamMiniPartition(PartitionStrategy):
             (one block a tensor: the papers' ablation, which is unstable). [default: ``"token"`` in transformers, ``"none"`` elsewhere]
         bias: Blocks of biases: each ``"parameter"`` or each ``"tensor"``. [default: ``"parameter"`` in transformers, ``"tensor"``
             elsewhere]
+        weight: Blocks of the weights outside of transformers (convolutions, linear maps, attention): each ``"tensor"``, as in the papers,
+            or each ``"input"`` channel or feature. ``"auto"``, which is what the partition ``"auto"`` sets, is input in diffusion UNets
+            (second moments differ between input channels there, most where skip connections are joined on) and tensor elsewhere.
 
     Example:
         >>> from lightning_adam_mini.detection.report import ModelReport, ParameterReport
@@ -74,15 +88,20 @@ class AdamMiniPartition(PartitionStrategy):
     value: Literal["neuron", "whole"] = "neuron"
     embedding: Literal["token", "parameter", "none"] | None = None
     bias: Literal["parameter", "tensor"] | None = None
+    weight: Literal["tensor", "input", "auto"] = "tensor"
 
-    def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
+    def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity | BlockLayout:
         """How fine the blocks of ``parameter`` are."""
-        role, split = parameter.role, report.architecture_of(parameter) in TRANSFORMERS
+        role, architecture = parameter.role, report.architecture_of(parameter)
+        split = architecture in TRANSFORMERS
         if role is Role.BIAS:
             return self.bias or ("parameter" if split else "tensor")
         if role in EMBEDDING_BLOCKS:
             return _BY_EMBEDDING[self.embedding or ("token" if split else "none")]
         if not split:
+            by_input = self.weight == "input" or (self.weight == "auto" and architecture is Architecture.DIFFUSION_UNET)
+            if by_input and role in _WEIGHTS and len(parameter.shape) >= 2:
+                return BlockLayout.each_line(parameter.shape, axis=0 if parameter.axis else 1)
             return "tensor"
         if role is Role.VALUE:
             return "line" if self.value == "neuron" else "tensor"

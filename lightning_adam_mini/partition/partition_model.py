@@ -30,7 +30,8 @@ def partition_model(
 
     Args:
         model_or_report: A module, or what :func:`~lightning_adam_mini.detection.inspect_model` said of it.
-        partition: A strategy or its name: ``"auto"`` (which is ``"adam_mini"``), ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or
+        partition: A strategy or its name: ``"auto"`` (``"adam_mini"`` with ``weight="auto"``),
+            ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or
             ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``, or a name of your own (see
             :func:`~lightning_adam_mini.partition.register_strategy`).
         overrides: What you know better, by glob on the parameter's name; see :mod:`lightning_adam_mini.partition.overrides`.

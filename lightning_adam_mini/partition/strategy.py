@@ -131,8 +131,9 @@ def _literals(hint: Any) -> Iterable[Any]:
     if get_origin(hint) is Literal:
         yield from get_args(hint)
     elif get_origin(hint) in (Union, types.UnionType):
-        for part in get_args(hint):
-            yield from [None] if part is type(None) else _literals(part)
+        parts = get_args(hint)
+        allowed = [value for part in parts if part is not type(None) for value in _literals(part)]
+        yield from [*allowed, None] if allowed and type(None) in parts else allowed
 
 
 def _unknown_heads(parameters: list[ParameterReport]) -> str:
@@ -190,7 +191,8 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
     """Find a strategy by name and give it its options.
 
     Args:
-        partition: A name in :data:`STRATEGIES`, or ``"auto"`` for ``"adam_mini"``, or a strategy, which is returned as it is.
+        partition: A name in :data:`STRATEGIES`, or ``"auto"`` for ``"adam_mini"`` with ``weight="auto"``, or a strategy, which is returned
+            as it is.
         **options: The strategy's options.
 
     Raises:
@@ -198,7 +200,7 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
 
     Example:
         >>> make_strategy("adam_mini", value="whole")
-        AdamMiniPartition(value='whole', embedding=None, bias=None)
+        AdamMiniPartition(value='whole', embedding=None, bias=None, weight='tensor')
     """
     if isinstance(partition, PartitionStrategy):
         if options:
@@ -207,7 +209,9 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
                 " because it is already made."
             )
         return partition
-    cls = STRATEGIES.get("adam_mini" if partition == "auto" else partition)
+    if partition == "auto":
+        partition, options = "adam_mini", {"weight": "auto", **options}
+    cls = STRATEGIES.get(partition)
     if cls is None:
         near, known = did_you_mean(partition, STRATEGIES), ", ".join(sorted(STRATEGIES))
         raise ValueError(f"The partition {partition!r} is unknown{near}; choose one of auto, {known}.")

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 
 from recipes.benchmarks.turns import fit_in_turns
 from recipes.cli import RecipeCLI
-from recipes.compare.plan import CALLBACK
+from recipes.compare.optimizers import CALLBACK
 from recipes.files import write_atomically
 from recipes.statistics import Interval, median_interval
 

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Sequence
 
 USAGE = (
-    "usage: python -m recipes benchmark callback [--help]\n\n  callback   what AdamMiniCallback and its monitoring cost a training step\n"
+    "usage: python -m recipes benchmark callback|snr [--help]\n\n"
+    "  callback   what AdamMiniCallback and its monitoring cost a training step\n"
+    "  snr        what SNRMonitor costs a run\n"
 )
 
 
@@ -22,5 +24,9 @@ def main(argv: Sequence[str]) -> int:
         from recipes.benchmarks.callback import main as callback
 
         return callback(args)
+    if name == "snr":
+        from recipes.benchmarks.snr import main as snr
+
+        return snr(args)
     sys.stderr.write(f"{USAGE}\nerror: there is no benchmark {name!r}\n")
     return 2

@@ -2,26 +2,29 @@
 
 import argparse
 import gc
+import itertools
 import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
 
-from lightning_adam_mini import AdamMiniCallback, partition_model
-from recipes.compare.figure import draw
-from recipes.compare.plan import BASELINE, Plan, Run
-from recipes.compare.results import Result, load_result, select_each
+from recipes.compare.figure import draw, draw_losses
+from recipes.compare.optimizers import check_optimizer
+from recipes.compare.plan import Plan, Run, Setting
+from recipes.compare.results import Result, load_result, results_at, select_each
+from recipes.compare.sensitivity import build_cells, draw_sensitivity, sensitivity_csv
 from recipes.compare.table import build_rows, csv_text, markdown
-from recipes.compare.train import train
+from recipes.compare.train import record, train
+from recipes.compare.trajectory import draw_trajectories, measure_trajectories, trajectory_csv, weights_file
 from recipes.files import write_atomically
+from recipes.rivals import RIVALS
 
 EPILOG = """\
 Further arguments are those of `python -m recipes fit` and hold for every run: --trainer.max_epochs 2 --data.batch_size 32.
@@ -29,14 +32,14 @@ An interrupted comparison goes on where it stopped: a finished run (one JSON fil
 """
 
 
-def parse(argv: Sequence[str]) -> tuple[Plan, int]:
+def parse(argv: Sequence[str]) -> tuple[Plan, int, int]:
     """Read the command line.
 
     Args:
         argv: What follows ``compare``.
 
     Returns:
-        The comparison, and how many runs to run side by side.
+        The comparison; how many runs to run side by side; how many points a trajectory has, 0 for none.
     """
     parser = argparse.ArgumentParser(
         prog="python -m recipes compare",
@@ -49,11 +52,22 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int]:
     parser.add_argument(
         "--optimizers",
         default="adamw,adam_mini",
-        help="names with commas between: adamw (the recipe without the callback) or any partition of AdamMiniCallback, if need be with its "
-        "momentum_dtype after a colon (adam_mini:8bit); the others are compared with the first (default: %(default)s)",
+        help=f"names with commas between: {', '.join(RIVALS)}, or any partition of AdamMiniCallback, if need be with its "
+        "momentum_dtype and options after colons (adam_mini:8bit, slim_adam:rules=rules.yaml); the others are compared with the first "
+        "(default: %(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 (default: %(default)s)")
     parser.add_argument("--lrs", default="", help="learning rates with commas between, selected on validation (default: the recipe's)")
+    parser.add_argument("--betas", default="", help="pairs such as 0.9/0.95,0.9/0.99, likewise (default: the recipe's)")
+    parser.add_argument("--tune-seeds", type=int, help="how many seeds get every learning rate and betas, and select (default: all)")
+    parser.add_argument(
+        "--trajectory",
+        type=int,
+        default=0,
+        metavar="POINTS",
+        help="train the selected run of the first seed once more, keep its weights at so many points, and draw their distance to those of "
+        "the first optimizer",
+    )
     parser.add_argument("--out", type=Path, help="folder of the results (default: runs/compare/<name of the config>)")
     parser.add_argument("--jobs", type=int, default=1, help="how many runs side by side, in processes of their own (default: %(default)s)")
     known, overrides = parser.parse_known_args(argv)
@@ -64,21 +78,29 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int]:
         parser.error(f"--optimizers {known.optimizers!r} must name at least one optimizer, each once")
     for name in optimizers:
         try:
-            if name != BASELINE:
-                partition, colon, momentum_dtype = name.partition(":")
-                partition_model(nn.Linear(1, 1), partition)
-                if colon:
-                    AdamMiniCallback(momentum_dtype=cast(Any, momentum_dtype))
-        except (ValueError, MisconfigurationException) as error:
-            parser.error(f"--optimizers names neither {BASELINE} nor a partition: {error}")
-    if known.seeds < 1 or known.jobs < 1:
-        parser.error(f"--seeds and --jobs must be at least 1, not {min(known.seeds, known.jobs)}")
+            check_optimizer(name)
+        except MisconfigurationException as error:
+            parser.error(str(error))
+    tune_seeds = known.seeds if known.tune_seeds is None else known.tune_seeds
+    if known.seeds < 1 or known.jobs < 1 or not 1 <= tune_seeds <= known.seeds or known.trajectory < 0:
+        parser.error(
+            f"--seeds {known.seeds} and --jobs {known.jobs} must be at least 1, --tune-seeds {tune_seeds} between 1 and --seeds, and "
+            f"--trajectory {known.trajectory} at least 0"
+        )
     try:
-        lrs = tuple(float(rate) for rate in known.lrs.split(",") if rate.strip())
+        lrs = [float(rate) for rate in known.lrs.split(",") if rate.strip()]
     except ValueError:
         parser.error(f"--lrs {known.lrs!r} must be numbers with commas between")
+    try:
+        betas = [tuple(map(float, pair.split("/"))) for pair in known.betas.split(",") if pair.strip()]
+        pairs = [(first, second) for first, second in betas]
+    except ValueError:
+        parser.error(f"--betas {known.betas!r} must be pairs such as 0.9/0.95 with commas between")
+    settings = tuple(Setting(lr, pair) for pair, lr in itertools.product(pairs or [None], lrs or [None]))
     out = known.out or Path("runs") / "compare" / known.config.stem
-    return Plan(known.config, tuple(overrides), out, optimizers, lrs, tuple(range(known.seeds))), known.jobs
+    fewer = None if tune_seeds == known.seeds else tune_seeds
+    plan = Plan(known.config, tuple(overrides), out, optimizers, tuple(range(known.seeds)), settings, fewer)
+    return plan, known.jobs, known.trajectory
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,32 +109,50 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: What follows ``compare``.
     """
-    plan, jobs = parse(argv)
+    plan, jobs, points = parse(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
-        results = run_all(plan, jobs)
-        chosen = select_each(results, plan.optimizers)
+        tuned = run_all(plan, plan.tuning_runs(), jobs)
+        chosen = select_each(tuned, plan.optimizers)
+        results = results_at([*tuned, *run_all(plan, plan.other_runs(chosen), jobs)], chosen)
+        if points:
+            recorded = [run for run in chosen if not weights_file(plan, run, points).is_file()]
+            do_each(recorded, partial(record, plan, points=points), jobs, lambda run, finished: None)
     except MisconfigurationException as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    rows = build_rows(chosen)
-    table = markdown(rows, results[0].headline.title, plan.lrs)
-    write_atomically(plan.out / "table.md", table)
-    write_atomically(plan.out / "table.csv", csv_text(rows))
-    drawn = draw(chosen, plan.out / "figure.png")
-    figure = "figure.png" if drawn else "no figure, because no run validated while it trained"
-    sys.stdout.write(f"\n{table}\nWritten to {plan.out}: table.md, table.csv and {figure}\n")
+    headline = tuned[0].headline
+    rows = build_rows(results)
+    table = markdown(rows, plan.optimizers[0], headline.title, plan.settings, plan.tune_seeds)
+    written = {"table.md": table, "table.csv": csv_text(rows)}
+    figures = ["figure.png"] if draw(results, plan.out / "figure.png") else []  # no run may have validated while it trained
+    if all(result.losses for found in results.values() for result in found):
+        draw_losses(results, plan.out / "losses.png")
+        figures.append("losses.png")
+    if len(plan.settings) > 1:
+        cells = build_cells(tuned)
+        written["sensitivity.csv"] = sensitivity_csv(cells)
+        draw_sensitivity(cells, chosen, headline.title, plan.out / "sensitivity.png")
+        figures.append("sensitivity.png")
+    if points and len(chosen) > 1:
+        trajectories = measure_trajectories(plan, chosen, points)
+        written["trajectory.csv"] = trajectory_csv(trajectories)
+        draw_trajectories(trajectories, plan.optimizers[0], plan.out / "trajectory.png")
+        figures.append("trajectory.png")
+    for name, text in written.items():
+        write_atomically(plan.out / name, text)
+    sys.stdout.write(f"\n{table}\nWritten to {plan.out}: {', '.join([*written, *figures])}\n")
     return 0
 
 
-def run_all(plan: Plan, jobs: int) -> list[Result]:
+def run_all(plan: Plan, runs: Sequence[Run], jobs: int) -> list[Result]:
     """Do the runs that have not been done, and return the results of all.
 
     Args:
         plan: The comparison.
+        runs: The runs.
         jobs: How many runs side by side.
     """
-    runs = plan.runs()
     todo = [run for run in runs if load_result(plan, run) is None]
     if len(todo) < len(runs):
         sys.stdout.write(f"{len(runs) - len(todo)} of {len(runs)} runs were finished before\n")
@@ -126,16 +166,28 @@ def run_all(plan: Plan, jobs: int) -> list[Result]:
         sys.stdout.write(f"[{len(runs) - len(todo) + finished}/{len(runs)}] {run.name}: {reached} ({left / 60:.1f} min left)\n")
         sys.stdout.flush()
 
+    do_each(todo, partial(train, plan), jobs, report)
+    return [result for run in runs if (result := load_result(plan, run)) is not None]
+
+
+def do_each(runs: Sequence[Run], work: Callable[..., None], jobs: int, report: Callable[[Run, int], None]) -> None:
+    """Do something with each run, in processes of their own where several go side by side.
+
+    Args:
+        runs: The runs.
+        work: What to do; it takes the run, and how many ``threads`` torch may use.
+        jobs: How many runs side by side.
+        report: What to do after each; it takes the run, and how many are done.
+    """
     if jobs == 1:
-        for finished, run in enumerate(todo, start=1):
-            train(plan, run)
+        for finished, run in enumerate(runs, start=1):
+            work(run)
             gc.collect()  # a trainer refers to itself in circles, and with it a run's weights would stay
             report(run, finished)
-    elif todo:
+    elif runs:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(train, plan, run, threads): run for run in todo}
+            futures = {pool.submit(work, run, threads=threads): run for run in runs}
             for finished, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 report(futures[future], finished)
-    return [result for run in runs if (result := load_result(plan, run)) is not None]

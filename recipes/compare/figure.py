@@ -1,25 +1,16 @@
-"""The figure of a comparison: the validation metric over the training steps, a line and a band for each optimizer."""
+"""The figures of a comparison: validation and training loss over the steps, a line for each optimizer."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
+from recipes.compare.axes import line_style, new_figure, write_figure
 from recipes.compare.results import Result
-from recipes.files import write_atomically
+from recipes.compare.spikes import find_spikes
 
-STYLES = ("-", "--", "-.", ":")  # the lines of a print without colours
-COLOURS = (
-    "#000000",
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)  # Okabe and Ito's, which the colour-blind tell apart
+SMOOTHED = 11  # training losses whose median is drawn
 
 
 @dataclass(frozen=True)
@@ -51,50 +42,70 @@ def build_curve(results: Sequence[Result]) -> Curve:
     steps = [step for step in seeds[0] if all(math.isfinite(seed.get(step, math.nan)) for seed in seeds)]
     columns = [[seed[step] for seed in seeds] for step in steps]
     return Curve(
-        label=first.run.optimizer + ("" if first.run.lr is None else f", lr {first.run.lr:g}"),
+        label=label_of(first),
         steps=tuple(steps),
         means=tuple(fmean(column) for column in columns),
         spreads=tuple(stdev(column) if len(column) > 1 else 0.0 for column in columns),
     )
 
 
-def draw(chosen: Mapping[str, Sequence[Result]], file: Path) -> bool:
-    """Draw the curves and write them as a PNG.
+def label_of(result: Result) -> str:
+    """Return how legends call an optimizer.
 
     Args:
-        chosen: The results of each optimizer at its learning rate.
+        result: One of its results.
+    """
+    return result.run.optimizer + ("" if result.run.setting.lr is None else f", lr {result.run.setting.text()}")
+
+
+def draw(chosen: Mapping[str, Sequence[Result]], file: Path) -> bool:
+    """Draw the validation curves, with a band of a standard deviation, and write them as a PNG.
+
+    Args:
+        chosen: The results of each optimizer at its setting.
         file: Where to write.
 
     Returns:
         Whether there was anything to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import; and pyplot would look for a display
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator  # a second to import
 
     curves = [curve for results in chosen.values() if (curve := build_curve(results)).steps]
     if not curves:
         return False
     headline = next(iter(chosen.values()))[0].headline
     seeds = max(len(results) for results in chosen.values())
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure()
     for number, curve in enumerate(curves):
-        colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+        style = line_style(number)
         lows = [mean - spread for mean, spread in zip(curve.means, curve.spreads, strict=True)]
         highs = [mean + spread for mean, spread in zip(curve.means, curve.spreads, strict=True)]
-        axes.fill_between(curve.steps, lows, highs, facecolor=(colour, 0.12), edgecolor=(colour, 0.5), linestyle=style, linewidth=0.5)
+        colour, line = style["color"], style["linestyle"]
+        axes.fill_between(curve.steps, lows, highs, facecolor=(colour, 0.12), edgecolor=(colour, 0.5), linestyle=line, linewidth=0.5)
         marker = "o" if len(curve.steps) <= 20 else None
-        axes.plot(curve.steps, curve.means, color=colour, linestyle=style, linewidth=1.5, marker=marker, markersize=3, label=curve.label)
+        axes.plot(curve.steps, curve.means, **style, linewidth=1.5, marker=marker, markersize=3, label=curve.label)
     axes.set_xlabel("training step")
     spread = f" (mean ± sd of {seeds} seeds)" if seeds > 1 else ""
     axes.set_ylabel(f"validation {headline.title}{spread}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right" if headline.mode == "max" else "upper right")
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_atomically(file, image.getvalue())
+    write_figure(figure, [axes], file, legend="lower right" if headline.mode == "max" else "upper right")
     return True
+
+
+def draw_losses(chosen: Mapping[str, Sequence[Result]], file: Path) -> None:
+    """Draw the training loss of each optimizer's first run, a running median, with a cross where a loss spike begins.
+
+    Args:
+        chosen: The results of each optimizer at its setting.
+        file: The PNG to write.
+    """
+    figure, (axes,) = new_figure()
+    for number, results in enumerate(chosen.values()):
+        losses, style = results[0].losses, line_style(number)
+        smooth = [median(losses[max(0, step - SMOOTHED + 1) : step + 1]) for step in range(len(losses))]
+        axes.plot(range(1, len(losses) + 1), smooth, **style, linewidth=1.0, label=label_of(results[0]))
+        spikes = find_spikes(losses)
+        axes.plot([step + 1 for step in spikes], [losses[step] for step in spikes], "x", color=style["color"], markersize=5)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(f"training loss (median of {SMOOTHED} steps)")
+    write_figure(figure, [axes], file, legend="upper right")

@@ -3,17 +3,45 @@
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import yaml
 from jsonargparse import Namespace
 
-CALLBACK = "AdamMiniCallback"
-BASELINE = "adamw"
+from recipes.compare.optimizers import put_optimizer
+
 POINTS = (0.25, 0.5, 0.75, 1.0)  # shares of the training steps at which weights are measured
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is searched for every optimizer.
+
+    Args:
+        lr: Peak learning rate; none for the recipe's own.
+        betas: Decay of the first and the second moment; none for the recipe's own.
+    """
+
+    lr: float | None = None
+    betas: tuple[float, float] | None = None
+
+    def text(self) -> str:
+        """Return it for people.
+
+        Example:
+            >>> [Setting().text(), Setting(3e-3).text(), Setting(3e-3, (0.9, 0.95)).text()]
+            ['config', '0.003', '0.003, betas 0.9/0.95']
+        """
+        rate = "config" if self.lr is None else f"{self.lr:g}"
+        return rate if self.betas is None else f"{rate}, betas {self.betas_text()}"
+
+    def betas_text(self) -> str:
+        """Return the betas as the command line has them."""
+        return "/".join(f"{beta:g}" for beta in self.betas or ())
 
 
 @dataclass(frozen=True)
@@ -21,21 +49,22 @@ class Run:
     """One training run of a comparison.
 
     Args:
-        optimizer: ``adamw`` (the recipe without the callback) or the name of a partition, if need be with a colon and its momentum_dtype:
-            ``adam_mini:8bit``.
-        lr: Peak learning rate; none for the recipe's own.
+        optimizer: Its name; see `recipes.compare.optimizers`.
         seed: Seed of everything random.
+        setting: Learning rate and betas.
     """
 
     optimizer: str
-    lr: float | None
     seed: int
+    setting: Setting = Setting()
 
     @property
     def name(self) -> str:
         """Name of the run, of its log and of its result."""
-        rate = "" if self.lr is None else f"_lr{self.lr:g}"
-        return f"{self.optimizer.replace(':', '-')}{rate}_seed{self.seed}"  # a file's name, which has no colon everywhere
+        rate = "" if self.setting.lr is None else f"_lr{self.setting.lr:g}"
+        betas = "" if self.setting.betas is None else f"_betas{self.setting.betas_text().replace('/', '-')}"
+        name = re.sub(r"[^\w.=-]", "-", self.optimizer)  # a file's name, which has no slash and not everywhere a colon
+        return f"{name}{rate}{betas}_seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -47,21 +76,32 @@ class Plan:
         overrides: Further arguments of ``python -m recipes fit``, such as ``--trainer.max_epochs 2``.
         out: Folder of the results.
         optimizers: Names, the first of which the others are compared with.
-        lrs: Learning rates that every optimizer gets; empty for the recipe's own.
-        seeds: Seeds that every optimizer and learning rate gets.
+        seeds: Seeds that every optimizer gets at the setting that is chosen for it.
+        settings: What every optimizer is given to choose from on validation.
+        tune_seeds: How many of the seeds get every setting, so that it can be chosen.
     """
 
     config: Path
     overrides: tuple[str, ...]
     out: Path
     optimizers: tuple[str, ...]
-    lrs: tuple[float, ...]
     seeds: tuple[int, ...]
+    settings: tuple[Setting, ...] = (Setting(),)
+    tune_seeds: int | None = None
 
-    def runs(self) -> list[Run]:
-        """Return the runs, seed by seed, so that an interrupted comparison has every optimizer at the seeds that it finished."""
-        rates: Sequence[float | None] = self.lrs or (None,)
-        return [Run(optimizer, lr, seed) for seed, lr, optimizer in itertools.product(self.seeds, rates, self.optimizers)]
+    def tuning_runs(self) -> list[Run]:
+        """Return the runs by which settings are chosen, seed by seed: an interrupted comparison has every optimizer at some seeds."""
+        seeds = self.seeds[: self.tune_seeds]
+        return [Run(name, seed, setting) for seed, setting, name in itertools.product(seeds, self.settings, self.optimizers)]
+
+    def other_runs(self, chosen: Sequence[Run]) -> list[Run]:
+        """Return the runs at the seeds that choose nothing.
+
+        Args:
+            chosen: A run of each optimizer, at the setting chosen for it.
+        """
+        seeds = self.seeds[len(self.seeds[: self.tune_seeds]) :]
+        return [replace(run, seed=seed) for seed, run in itertools.product(seeds, chosen)]
 
     @property
     def args(self) -> list[str]:
@@ -84,7 +124,7 @@ class Plan:
 
 
 def edit_for(run: Run, out: Path, config: Namespace) -> None:
-    """Turn the configuration of a recipe into that of a run: its optimizer and learning rate, its log under ``out``.
+    """Turn the configuration of a recipe into that of a run: its optimizer and setting, its log under ``out``.
 
     The seed is not set here, because LightningCLI seeds before it lets anyone edit: it belongs on the command line.
 
@@ -93,19 +133,11 @@ def edit_for(run: Run, out: Path, config: Namespace) -> None:
         out: Folder of the comparison.
         config: The parsed configuration, changed in place.
     """
-    if run.lr is not None:
-        config.model.init_args.lr = run.lr
-    callbacks: list[Namespace] = config.trainer.callbacks or []
-    found = next((callback for callback in callbacks if callback.class_path.endswith(CALLBACK)), None)
-    kept = [callback for callback in callbacks if not callback.class_path.endswith((CALLBACK, "ModelCheckpoint"))]
-    if run.optimizer != BASELINE:
-        callback = Namespace(class_path=f"lightning_adam_mini.{CALLBACK}", init_args=Namespace()) if found is None else found
-        partition, _, momentum_dtype = run.optimizer.partition(":")
-        callback.init_args.partition = partition
-        if momentum_dtype:
-            callback.init_args.momentum_dtype = momentum_dtype
-        kept.insert(0, callback)
-    config.trainer.callbacks = kept
+    if run.setting.lr is not None:
+        config.model.init_args.lr = run.setting.lr
+    if run.setting.betas is not None:
+        config.model.init_args.betas = run.setting.betas
+    put_optimizer(run.optimizer, config)
     logger = Namespace(save_dir=str(out), name="logs", version=run.name)
     config.trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=logger)
     config.trainer.enable_checkpointing = False

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from recipes.compare.plan import Plan, Run
+from recipes.compare.plan import Plan, Run, Setting
 from recipes.recipe import Headline
 
 
@@ -24,6 +24,7 @@ class Result:
         curve: Metrics at the end of each validation.
         state_bytes: Bytes of its optimizer's state.
         steps_per_second: Training steps a second.
+        losses: The training loss of every step; none where an earlier version made the result.
     """
 
     run: Run
@@ -32,6 +33,7 @@ class Result:
     curve: list[dict[str, float]]
     state_bytes: int
     steps_per_second: float | None
+    losses: tuple[float, ...] = ()
 
     def metric(self, split: str, point: str = "1") -> float | None:
         """Return the headline metric of a split.
@@ -66,41 +68,53 @@ def load_result(plan: Plan, run: Run) -> Result | None:
         curve=stored["curve"],
         state_bytes=stored["state_bytes"],
         steps_per_second=stored["steps_per_second"],
+        losses=tuple(stored.get("losses", ())),
     )
 
 
-def select_by_validation(results: Iterable[Result]) -> list[Result]:
-    """Return the results of one optimizer at the learning rate with the best mean over seeds on the validation set.
+def select_by_validation(results: Sequence[Result]) -> Run:
+    """Return a run of one optimizer at the setting with the best mean over seeds on the validation set.
 
     Args:
         results: Its results.
     """
-    by_rate: dict[float | None, list[Result]] = {}
+    by_setting: dict[Setting, list[Result]] = {}
     for result in results:
-        by_rate.setdefault(result.run.lr, []).append(result)
-    rates = list(by_rate)
-    if len(rates) == 1:
-        return by_rate[rates[0]]
+        by_setting.setdefault(result.run.setting, []).append(result)
 
-    def score(rate: float | None) -> float:
-        values = [value for result in by_rate[rate] if (value := result.metric("val")) is not None]
-        if len(values) < len(by_rate[rate]):
+    def score(found: Sequence[Result]) -> float:
+        values = [value for result in found if (value := result.metric("val")) is not None]
+        if len(values) < len(found):
             raise MisconfigurationException(
-                f"{by_rate[rate][0].run.name} logged no val/{by_rate[rate][0].headline.metric}, by which a learning rate is selected."
+                f"{found[0].run.name} logged no val/{found[0].headline.metric}, by which a learning rate is selected."
             )
         mean = fmean(values)
         if math.isnan(mean):  # a run that diverged is the worst, where a comparison with nan would say anything
             return -math.inf
-        return mean if by_rate[rate][0].headline.mode == "max" else -mean
+        return mean if found[0].headline.mode == "max" else -mean
 
-    return by_rate[max(rates, key=score)]
+    groups = list(by_setting.values())
+    return (groups[0] if len(groups) == 1 else max(groups, key=score))[0].run
 
 
-def select_each(results: Sequence[Result], optimizers: Sequence[str]) -> dict[str, list[Result]]:
-    """Return the results of every optimizer at the learning rate that validation gives it.
+def select_each(results: Sequence[Result], optimizers: Sequence[str]) -> list[Run]:
+    """Return a run of every optimizer at the setting that validation gives it.
+
+    Args:
+        results: The results to choose by.
+        optimizers: The order.
+    """
+    return [select_by_validation([result for result in results if result.run.optimizer == name]) for name in optimizers]
+
+
+def results_at(results: Sequence[Result], chosen: Sequence[Run]) -> dict[str, list[Result]]:
+    """Return the results of every optimizer at the setting chosen for it.
 
     Args:
         results: All results.
-        optimizers: The order.
+        chosen: A run of each optimizer at its setting.
     """
-    return {name: select_by_validation(result for result in results if result.run.optimizer == name) for name in optimizers}
+    return {
+        run.optimizer: [result for result in results if (result.run.optimizer, result.run.setting) == (run.optimizer, run.setting)]
+        for run in chosen
+    }

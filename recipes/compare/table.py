@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from recipes.compare.plan import POINTS
+from recipes.compare.plan import POINTS, Setting
 from recipes.compare.results import Result
+from recipes.compare.spikes import find_spikes
 from recipes.statistics import Interval, mean_interval
 
 
@@ -18,28 +19,30 @@ class Row:
 
     Args:
         optimizer: Its name.
-        lr: The learning rate selected on validation; none for the recipe's own.
+        setting: The setting selected on validation.
         seeds: Number of runs.
         points: Test metric by share of the steps: mean and standard deviation over seeds.
         difference: To the first optimizer at the end, paired by seed, with its 95 % interval; none for the first itself.
         state_bytes: Bytes of the optimizer's state.
         steps_per_second: Mean speed.
+        spikes: Loss spikes of all runs together; none where the losses are not known.
     """
 
     optimizer: str
-    lr: float | None
+    setting: Setting
     seeds: int
     points: tuple[tuple[float, float], ...]
     difference: Interval | None
     state_bytes: int
     steps_per_second: float
+    spikes: int | None
 
 
 def build_rows(chosen: Mapping[str, Sequence[Result]]) -> list[Row]:
-    """Summarise the results, optimizer by optimizer.
+    """Summarise the results, optimizer by optimizer, the best first.
 
     Args:
-        chosen: The results of each optimizer at its learning rate, in the order of the rows; the others are compared with the first.
+        chosen: The results of each optimizer at its setting; the others are compared with the first.
     """
     first = next(iter(chosen))
     baseline = {result.run.seed: headline_at(result) for result in chosen[first]}
@@ -51,15 +54,17 @@ def build_rows(chosen: Mapping[str, Sequence[Result]]) -> list[Row]:
         rows.append(
             Row(
                 optimizer=name,
-                lr=runs[0].run.lr,
+                setting=runs[0].run.setting,
                 seeds=len(runs),
                 points=tuple((fmean(column), stdev(column) if len(column) > 1 else math.nan) for column in columns),
                 difference=None if name == first or not pairs else mean_interval(pairs),
                 state_bytes=max(result.state_bytes for result in runs),
                 steps_per_second=fmean(speeds) if speeds else math.nan,
+                spikes=sum(len(find_spikes(result.losses)) for result in runs) if all(result.losses for result in runs) else None,
             )
         )
-    return rows
+    sign = -1.0 if chosen[first][0].headline.mode == "max" else 1.0
+    return sorted(rows, key=lambda row: (math.isnan(row.points[-1][0]), sign * row.points[-1][0]))
 
 
 def headline_at(result: Result, point: str = "1") -> float:
@@ -73,38 +78,60 @@ def headline_at(result: Result, point: str = "1") -> float:
     return math.nan if value is None else value
 
 
-def markdown(rows: Sequence[Row], title: str, lrs: Sequence[float] = ()) -> str:
+def markdown(rows: Sequence[Row], baseline: str, title: str, settings: Sequence[Setting] = (), tune_seeds: int | None = None) -> str:
     """Return the table in Markdown.
 
     Args:
-        rows: Its rows, the first of which is the baseline.
+        rows: Its rows.
+        baseline: Name of the optimizer that the others are compared with.
         title: How a person calls the metric.
-        lrs: The learning rates that every optimizer was given, if there was a choice.
+        settings: What every optimizer was given, if there was a choice.
+        tune_seeds: By how many seeds it was made, if not by all.
     """
-    baseline = rows[0]
-    choice = f" Learning rates, chosen on validation: {', '.join(f'{lr:g}' for lr in lrs)}." if len(lrs) > 1 else ""
+    theirs = next(row for row in rows if row.optimizer == baseline)
+    choice = ""
+    if len(settings) > 1:
+        by = "" if tune_seeds is None else f" by the first {tune_seeds} of them" if tune_seeds > 1 else " by the first of them"
+        choice = f" Chosen on validation{by} from: {'; '.join(setting.text() for setting in settings)}"
+        choice += " (* at the edge of these)." if any(at_edge(row.setting, settings) for row in rows) else "."
     shares = [f"{point:.0%} of steps" for point in POINTS]
-    head = ["optimizer", "lr", *shares, f"difference to {baseline.optimizer} [95 %]", "state", "steps/s"]
+    head = ["optimizer", "lr", *shares, f"difference to {baseline} [95 %]", "state", "steps/s", "spikes"]
     lines = [
-        f"Test {title}, mean ± standard deviation over {baseline.seeds} seed{'s' if baseline.seeds != 1 else ''}; "
-        f"the difference is paired by seed, at the end of training.{choice}",
+        f"Test {title}, mean ± standard deviation over {theirs.seeds} seed{'s' if theirs.seeds != 1 else ''}, the best "
+        f"first; the difference is paired by seed, at the end of training.{choice}",
         "",
         "| " + " | ".join(head) + " |",
         "|" + " --- |" * len(head),
     ]
     for row in rows:
         points = [f"{mean:.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}") for mean, spread in row.points]
-        share = "" if row is baseline else f" ({row.state_bytes / baseline.state_bytes:.1%})"
+        share = "" if row is theirs else f" ({row.state_bytes / theirs.state_bytes:.1%})"
         cells = [
             row.optimizer,
-            "config" if row.lr is None else f"{row.lr:g}",
+            row.setting.text() + ("*" if at_edge(row.setting, settings) else ""),
             *points,
             "-" if row.difference is None else row.difference.text("+.4f"),
             f"{row.state_bytes / 1e6:.2f} MB{share}",
             "-" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.2f}",
+            "-" if row.spikes is None else str(row.spikes),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def at_edge(setting: Setting, settings: Sequence[Setting]) -> bool:
+    """Return whether a learning rate is the lowest or highest of those there were to choose from, so that a better one may lie beyond.
+
+    Args:
+        setting: What was chosen.
+        settings: What there was.
+
+    Example:
+        >>> [at_edge(Setting(lr), [Setting(1e-3), Setting(2e-3), Setting(4e-3)]) for lr in (1e-3, 2e-3)]
+        [True, False]
+    """
+    rates = {one.lr for one in settings if one.lr is not None}
+    return len(rates) > 1 and setting.lr in (min(rates), max(rates))
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -116,11 +143,15 @@ def csv_text(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     points = [f"test_{kind}_{point:g}" for point in POINTS for kind in ("mean", "std")]
-    writer.writerow(["optimizer", "lr", "seeds", *points, "difference", "low95", "high95", "state_bytes", "steps_per_second"])
+    writer.writerow(
+        ["optimizer", "lr", "betas", "seeds", *points, "difference", "low95", "high95", "state_bytes", "steps_per_second", "spikes"]
+    )
     for row in rows:
         difference = row.difference or (math.nan, math.nan, math.nan)
         numbers = [value for pair in row.points for value in pair] + list(difference)
         texts = ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
         speed = "" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.4f}"
-        writer.writerow([row.optimizer, "" if row.lr is None else row.lr, row.seeds, *texts, row.state_bytes, speed])
+        spikes = "" if row.spikes is None else row.spikes
+        chosen = ["" if row.setting.lr is None else row.setting.lr, row.setting.betas_text()]
+        writer.writerow([row.optimizer, *chosen, row.seeds, *texts, row.state_bytes, speed, spikes])
     return buffer.getvalue()

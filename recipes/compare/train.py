@@ -9,13 +9,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
 from recipes.cli import RecipeCLI, end_averaging
 from recipes.compare.plan import POINTS, Plan, Run, edit_for
+from recipes.compare.trajectory import WeightRecorder, weights_file, write_weights
 from recipes.files import write_atomically
 from recipes.summary import run_summary
 from recipes.timing import StepTimer
@@ -46,10 +47,21 @@ class Snapshots(Callback):
 
 
 class Curve(Callback):
-    """Keep what the model logs at the end of each validation, for the figures."""
+    """Keep the loss of every training batch, and what the model logs at the end of each validation."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self._losses: list[Tensor] = []
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every training batch."""
+        return torch.stack(self._losses).tolist() if self._losses else []
+
+    @override
+    def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the loss where it is: to read it now would make a GPU wait."""
+        self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
 
     @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -60,8 +72,8 @@ class Curve(Callback):
         self.rows.append({"step": trainer.global_step, **metrics})
 
 
-def train(plan: Plan, run: Run, threads: int | None = None) -> dict[str, Any]:
-    """Train one run and write its result.
+def prepare(plan: Plan, run: Run, threads: int | None) -> RecipeCLI:
+    """Instantiate what a run needs.
 
     Args:
         plan: The comparison.
@@ -70,7 +82,18 @@ def train(plan: Plan, run: Run, threads: int | None = None) -> dict[str, Any]:
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    cli = RecipeCLI([*plan.args, "--seed_everything", str(run.seed)], run=False, edit=partial(edit_for, run, plan.out))
+    return RecipeCLI([*plan.args, "--seed_everything", str(run.seed)], run=False, edit=partial(edit_for, run, plan.out))
+
+
+def train(plan: Plan, run: Run, threads: int | None = None) -> None:
+    """Train one run and write its result.
+
+    Args:
+        plan: The comparison.
+        run: The run.
+        threads: Threads of torch, where several runs share the machine.
+    """
+    cli = prepare(plan, run, threads)
     snapshots, curve, timer = Snapshots(), Curve(), StepTimer()
     trainer = cli.trainer
     trainer.callbacks += [snapshots, curve, timer]  # pyright: ignore[reportAttributeAccessIssue]
@@ -86,18 +109,36 @@ def train(plan: Plan, run: Run, threads: int | None = None) -> dict[str, Any]:
         measured[f"{point:g}"] = measure(trainer, cli)
     result = {
         "optimizer": run.optimizer,
-        "lr": run.lr,
+        **asdict(run.setting),
         "seed": run.seed,
         "recipe": plan.fingerprint,
         "headline": asdict(cli.model.headline),
         "points": measured,
         "curve": curve.rows,
+        "losses": curve.losses,
         "state_bytes": summary.state_bytes,
         "steps": trainer.global_step,
         "steps_per_second": timer.steps_per_second(),
     }
     write_atomically(plan.result_file(run), json.dumps(result, indent=1))
-    return result
+
+
+def record(plan: Plan, run: Run, points: int, threads: int | None = None) -> None:
+    """Train one run, and write its weights at evenly spaced steps.
+
+    Args:
+        plan: The comparison.
+        run: The run.
+        points: How often.
+        threads: Threads of torch, where several runs share the machine.
+    """
+    cli = prepare(plan, run, threads)
+    cli.trainer.loggers = []
+    recorder = WeightRecorder(points)
+    cli.trainer.callbacks = [*(c for c in cli.trainer.callbacks if not isinstance(c, LearningRateMonitor)), recorder]  # pyright: ignore[reportAttributeAccessIssue]
+    cli.trainer.limit_val_batches = 0
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    write_weights(recorder, weights_file(plan, run, points))
 
 
 def measure(trainer: pl.Trainer, cli: RecipeCLI) -> dict[str, float]:

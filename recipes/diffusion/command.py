@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision.utils import save_image
 
-from recipes.diffusion.checkpoint import load_recipe
+from recipes.checkpoint import load_recipe
 from recipes.diffusion.digits import digit_images
 from recipes.diffusion.distance import DigitFeatures, feature_distance
 from recipes.diffusion.grids import image_grid
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model, averaged = load_recipe(NoisePredictor, args.ckpt, MAKES_DIFFUSION)
+        model, averaged = load_recipe((NoisePredictor,), args.ckpt, MAKES_DIFFUSION)
         features = None if args.distance is None else digit_features(args.distance, model)
         images = model.to(device).sample(args.count, args.steps, args.seed)
         write_grid(images, args.out)
@@ -86,7 +86,7 @@ def digit_features(checkpoint: Path, model: NoisePredictor) -> DigitFeatures:
         raise MisconfigurationException(
             f"--distance compares with the real digits, which are 1x8x8, but the model generates images of {shape}; leave --distance out."
         )
-    return DigitFeatures(load_recipe(ImageClassifier, checkpoint, MAKES_CLASSIFIER)[0])
+    return DigitFeatures(load_recipe((ImageClassifier,), checkpoint, MAKES_CLASSIFIER)[0])
 
 
 def distance_line(features: DigitFeatures, model: NoisePredictor, steps: int, seed: int) -> str:

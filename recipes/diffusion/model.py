@@ -4,13 +4,11 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from typing_extensions import override
 
 from recipes.diffusion.unet import BetaSchedule, create_scheduler, create_unet, denoise
-from recipes.optim import adamw
 from recipes.recipe import Headline, Recipe
 
 
@@ -31,11 +29,7 @@ class NoisePredictor(Recipe):
         timesteps: Steps from an image to noise.
         beta_schedule: How the noise grows: ``linear`` (DDPM), ``squaredcos_cap_v2`` (cosine), ``scaled_linear`` or ``sigmoid``.
         eval_draws: How often validation and test measure each image, each time with other noise.
-        lr: Peak learning rate.
-        betas: AdamW's decay of the first and the second moment.
-        eps: AdamW's epsilon.
-        weight_decay: Decoupled weight decay.
-        warmup: Share of the run over which the learning rate rises; a cosine to zero follows.
+        optimizer_args: Arguments of `recipes.optim.configure`: lr, betas, weight_decay, ...
     """
 
     headline: ClassVar[Headline] = Headline(metric="loss", title="loss", mode="min")
@@ -54,25 +48,14 @@ class NoisePredictor(Recipe):
         timesteps: int = 1000,
         beta_schedule: BetaSchedule = "linear",
         eval_draws: int = 1,
-        lr: float = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup: float = 0.05,
+        **optimizer_args: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**optimizer_args)
         self.save_hyperparameters()
         if eval_draws < 1 or timesteps < 1:
             raise MisconfigurationException(f"eval_draws and timesteps must be at least 1, not {eval_draws} and {timesteps}.")
         self.image_shape = (in_channels, image_size, image_size)
         self.timesteps, self.eval_draws = timesteps, eval_draws
-        self.optimizer_args: dict[str, Any] = {
-            "lr": lr,
-            "betas": (betas[0], betas[1]),
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup": warmup,
-        }
         net = create_unet(self.image_shape, tuple(channels), layers_per_block, attention_levels, attention_head_dim, norm_groups, dropout)
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.scheduler = create_scheduler(timesteps, beta_schedule)
@@ -119,11 +102,6 @@ class NoisePredictor(Recipe):
     def predict_step(self, batch: Tensor, batch_idx: int) -> None:
         """Refuse: there is nothing to predict of an image."""
         raise MisconfigurationException("A diffusion model predicts nothing of an image; generate some with `python -m recipes sample`.")
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
-        return adamw(self.parameters(), int(self.trainer.estimated_stepping_batches), **self.optimizer_args)
 
     def sample(self, count: int, steps: int = 100, seed: int = 0, batch_size: int = 256) -> Tensor:
         """Return images made from noise, with pixels in [-1, 1]; the global random state is not touched.

@@ -5,13 +5,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from recipes.optim import Schedule, adamw
 from recipes.recipe import Headline, Recipe
 
 LOG_EPSILON = 1.0 - math.log(2.0)
@@ -35,13 +33,7 @@ class NodeClassifier(Recipe):
         use_labels: Whether the labels of the training nodes that do not form the loss are features (DGL's ``--use-labels``).
         loss_share: Share of the training nodes, drawn anew each step, that forms the loss (DGL's ogbn-arxiv examples: 0.5).
         loss: ``cross_entropy``, or the logarithm of it that DGL's ogbn-arxiv examples minimise.
-        lr: Peak learning rate.
-        betas: AdamW's decay of the first and the second moment.
-        eps: AdamW's epsilon.
-        weight_decay: Decoupled weight decay.
-        warmup: Share of the run over which the learning rate rises.
-        schedule: What follows: ``constant``; ``cosine`` to zero; ``plateau`` halves it, to 0.001 at the least, after each 100 epochs in
-            which the training loss has not fallen.
+        optimizer_args: Arguments of `recipes.optim.configure`: lr, betas, weight_decay, ...
     """
 
     headline: ClassVar[Headline] = Headline(metric="acc", title="accuracy", mode="max")
@@ -63,14 +55,9 @@ class NodeClassifier(Recipe):
         use_labels: bool = False,
         loss_share: float = 1.0,
         loss: Literal["cross_entropy", "log_cross_entropy"] = "cross_entropy",
-        lr: float = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup: float = 0.0,
-        schedule: Schedule = "constant",
+        **optimizer_args: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**optimizer_args)
         self.save_hyperparameters()
         if use_labels and loss_share >= 1.0:
             raise MisconfigurationException(
@@ -78,14 +65,6 @@ class NodeClassifier(Recipe):
             )
         self.in_channels, self.num_classes, self.num_layers = in_channels, num_classes, num_layers
         self.use_labels, self.loss_share, self.log_loss = use_labels, loss_share, loss == "log_cross_entropy"
-        self.optimizer_args: dict[str, Any] = {
-            "lr": lr,
-            "betas": (betas[0], betas[1]),
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup": warmup,
-            "schedule": schedule,
-        }
         from recipes.graph.networks import GAT, GCN  # torch-geometric takes seconds to import, so that --help does without
 
         inputs = in_channels + (num_classes if use_labels else 0)
@@ -160,11 +139,6 @@ class NodeClassifier(Recipe):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the class of every node."""
         return self(batch, known=batch.train_mask).argmax(dim=1)
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
-        return adamw(self.parameters(), int(self.trainer.estimated_stepping_batches), **self.optimizer_args)
 
     def _measure(self, graph: Any, mask: Tensor, split: str, accuracy: MulticlassAccuracy) -> None:
         logits, labels = self(graph, known=graph.train_mask)[mask], graph.y[mask]

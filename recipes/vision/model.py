@@ -4,14 +4,12 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from recipes.optim import adamw
 from recipes.recipe import Headline, Recipe
 from recipes.strategies import shard_over_data
 from recipes.vision.backbone import create_backbone
@@ -29,11 +27,7 @@ class ImageClassifier(Recipe):
         model_args: Further keyword arguments of ``timm.create_model``, such as ``{img_size: 32, patch_size: 4}``.
         top5: Whether to report top-5 accuracy beside top-1.
         label_smoothing: Share of the target spread over all classes.
-        lr: Peak learning rate.
-        betas: AdamW's decay of the first and the second moment.
-        eps: AdamW's epsilon.
-        weight_decay: Decoupled weight decay.
-        warmup: Share of the run over which the learning rate rises; a cosine to zero follows.
+        optimizer_args: Arguments of `recipes.optim.configure`: lr, betas, weight_decay, ...
     """
 
     headline: ClassVar[Headline] = Headline(metric="acc", title="accuracy", mode="max")
@@ -49,23 +43,12 @@ class ImageClassifier(Recipe):
         model_args: dict[str, Any] | None = None,
         top5: bool = False,
         label_smoothing: float = 0.0,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.05,
-        warmup: float = 0.1,
+        **optimizer_args: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**optimizer_args)
         self.save_hyperparameters()
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
-        self.optimizer_args: dict[str, Any] = {
-            "lr": lr,
-            "betas": (betas[0], betas[1]),
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup": warmup,
-        }
         net = create_backbone(name, num_classes, in_channels, small_images, pretrained, model_args or {})
         # On CPUs convolutions of very small images are over ten times faster so; elsewhere it costs nothing.
         self.net: nn.Module = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -116,12 +99,6 @@ class ImageClassifier(Recipe):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the class of each image."""
         return self(batch[0]).argmax(dim=1)
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        return adamw(self.parameters(), total_steps, **self.optimizer_args)
 
     def _loss(self, batch: tuple[Tensor, Tensor], split: str, accuracy: MetricCollection) -> Tensor:
         images, labels = batch

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from benchmarks.activations import activations, kept_bytes
-from benchmarks.held import bytes_held, gradient_bytes, state_bytes
 from benchmarks.workloads import add_random_gradients
 from lightning_adam_mini.optim import state_bytes as ours
+from recipes.held import bytes_held, gradient_bytes, state_bytes
 
 from .conftest import SMALL
 

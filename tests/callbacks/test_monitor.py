@@ -166,7 +166,7 @@ def test_parts():
 def test_tags_are_safe():
     odd = ParameterRates("blocks[0]=a:b/é.weight", "a/b c:d", BlockLayout.whole((2,)), torch.ones(1))
     (tag,) = summarize([odd], max_blocks=64)[0]
-    assert tag == "effective_lr.a.b c_d/blocks_0__a_b/_.weight"
+    assert tag == "effective_lr.a.b c_d/blocks_0__a_b._.weight"
     assert re.fullmatch(r"[A-Za-z0-9_./ -]+", tag)
 
 

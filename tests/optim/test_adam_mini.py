@@ -386,3 +386,20 @@ def test_set_layouts_spreads_over_finer_blocks_and_refuses_others_whole():
     optimizer.set_layouts({"a": single})
     assert torch.equal(optimizer.second_moments()["a"], rows["a"].expand(4, 6))
     assert torch.equal(optimizer.second_moments()["b"], rows["b"])
+
+
+@pytest.mark.parametrize(("foreach", "tensor_lr"), [(False, False), (True, True)])
+def test_torch_compile_makes_one_graph_of_the_step(foreach, tensor_lr):
+    lr = torch.tensor(0.01) if tensor_lr else 0.01
+    eager_params, compiled_params = make(), make()
+    eager, compiled = (AdamMini(list(p.items()), lr=lr, layouts=LAYOUTS, foreach=foreach) for p in (eager_params, compiled_params))
+    torch._dynamo.reset()
+    step = torch.compile(compiled.step, fullgraph=True, backend="aot_eager")
+    for i in range(3):
+        feed(eager_params, i)
+        feed(compiled_params, i)
+        eager.step()
+        step()
+    for name in KINDS:
+        torch.testing.assert_close(compiled_params[name], eager_params[name])
+    assert {name: len(v) for name, v in compiled.state_dict()["state"].items()} == dict.fromkeys(range(len(KINDS)), 3)

@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_adam_mini import AdamMini, BlockLayout, partition_model, to_adamw_state_dict
 from lightning_adam_mini.optim import state_bytes
+from lightning_adam_mini.optim.cpu import build
 from lightning_adam_mini.optim.quantized import convert_momentum, dequantize, num_scales, quantize
 
 SHAPE = (101, 150)  # runs of 256 do not fit into its rows, nor into itself
@@ -24,6 +25,10 @@ LAYOUTS = {
     "heads": BlockLayout.grouped(SHAPE, "q:2x50|k:1x1"),
     "whole": BlockLayout.whole(SHAPE),
 }
+
+
+# The compiled loop, where there is a compiler, and the slices.
+FUSED = [True, False] if not isinstance(build.load_kernel(), str) else [False]
 
 
 def narrow(values):
@@ -102,14 +107,16 @@ def test_what_is_not_finite_stays_so(bad):
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"decoupled_weight_decay": False, "maximize": True}, {"lr": torch.tensor(1e-2)}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_in_8_bits_only_the_momentum_that_is_carried_over_differs(kind, options, dtype):
+@pytest.mark.parametrize("fused", FUSED)
+def test_in_8_bits_only_the_momentum_that_is_carried_over_differs(kind, options, dtype, fused):
     """Each step against a float optimizer that starts it with the same weights and the momentum that the codes stand for."""
-    ours, p = adam_mini(LAYOUTS[kind], dtype, momentum_dtype="8bit", weight_decay=0.1, **options)
+    ours, p = adam_mini(LAYOUTS[kind], dtype, momentum_dtype="8bit", weight_decay=0.1, fused=fused, **options)
     wide, q = adam_mini(LAYOUTS[kind], dtype, fused=False, foreach=False, weight_decay=0.1, **options)
     for step in range(4):
         run(ours, p, 1, step), run(wide, q, 1, step)
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(ours.second_moments()["w"], wide.second_moments()["w"], rtol=1e-6, atol=0)
+        # A decayed gradient that nearly cancels has few digits left, and fused multiply-add keeps others of them.
+        torch.testing.assert_close(ours.second_moments()["w"], wide.second_moments()["w"], rtol=1e-6, atol=1e-10)
         exact = narrow(wide.state[q]["exp_avg"])
         assert float((ours.state[p]["exp_avg"].int() - exact[0].int()).abs().max()) <= 1  # where it lies halfway
         with torch.no_grad():
@@ -122,15 +129,19 @@ def test_in_8_bits_only_the_momentum_that_is_carried_over_differs(kind, options,
     [(4096,), (1, 5000), (70_001,), (1000, 147), (3, 70_000), (64, 32, 3, 3), (2, 2, 2, 2, 300)],
     ids=lambda s: "x".join(map(str, s)),
 )
-def test_shapes_that_are_cut_into_slices(shape):
-    for layout in (BlockLayout.whole(shape), BlockLayout.each_line(shape), BlockLayout.per_parameter(shape)):
-        ours, p = adam_mini(layout, momentum_dtype="8bit")
+@pytest.mark.parametrize("fused", FUSED)
+def test_shapes_that_are_cut_into_slices(shape, fused):
+    columns = [BlockLayout.each_line(shape, axis=1)] if len(shape) > 1 else []
+    for layout in (BlockLayout.whole(shape), BlockLayout.each_line(shape), BlockLayout.per_parameter(shape), *columns):
+        ours, p = adam_mini(layout, momentum_dtype="8bit", fused=fused)
         wide, q = adam_mini(layout, fused=False, foreach=False)
         run(ours, p, 1), run(wide, q, 1)
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
         codes, scales = narrow(wide.state[q]["exp_avg"])
-        assert torch.equal(ours.state[p]["exp_avg_scale"], scales)
-        assert torch.equal(ours.state[p]["exp_avg"], codes)
+        torch.testing.assert_close(ours.state[p]["exp_avg_scale"], scales, rtol=1e-6, atol=0)
+        difference = (ours.state[p]["exp_avg"].int() - codes.int()).abs()
+        assert int(difference.max()) <= 1  # where it lies halfway
+        assert float(difference.float().mean()) < 1e-4
 
 
 def test_weights_of_any_memory_format():
@@ -138,7 +149,7 @@ def test_weights_of_any_memory_format():
     results = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         p = nn.Parameter(torch.randn(layout.shape, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format))
-        optimizer = AdamMini([("w", p)], layouts={"w": layout}, momentum_dtype="8bit")
+        optimizer = AdamMini([("w", p)], layouts={"w": layout}, momentum_dtype="8bit", fused=False)
         run(optimizer, p, 3)
         results.append((p.detach().contiguous(), optimizer.state[p]["exp_avg"]))
         assert p.is_contiguous(memory_format=memory_format)
@@ -160,7 +171,7 @@ def test_a_step_has_no_wide_copy_of_the_momentum():
                 self.elements = max(self.elements, out.untyped_storage().nbytes() // out.element_size())
             return out
 
-    optimizer, p = adam_mini(BlockLayout.each_line((2048, 512)), momentum_dtype="8bit", weight_decay=0.0)
+    optimizer, p = adam_mini(BlockLayout.each_line((2048, 512)), momentum_dtype="8bit", weight_decay=0.0, fused=False)
     run(optimizer, p, 1)
     with Largest() as largest:
         optimizer.step()
@@ -184,9 +195,34 @@ def test_small_tensors_keep_float32_and_all_is_about_a_byte_a_parameter():
     assert state_bytes(optimizer) <= 1.08 * sum(p.numel() for p in params.values())
 
 
-def test_the_compiled_loop_refuses_by_name_and_mistakes_are_told():
-    optimizer, p = adam_mini(momentum_dtype="8bit", fused=True)
-    with pytest.raises(RuntimeError, match=r"'w' of shape \(101, 150\) in one compiled loop because its momentum is kept in 8 bits"):
+@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_with_8_bit_momentum(fused, dtype):
+    ours, p = adam_mini(dtype=dtype, momentum_dtype="8bit", fused=fused)
+    wide, q = adam_mini(dtype=dtype, momentum_dtype=torch.float32, fused=False)
+    run(ours, p, 1), run(wide, q, 1)
+    torch.testing.assert_close(p, q)
+    assert int((ours.state[p]["exp_avg"].int() - narrow(wide.state[q]["exp_avg"])[0].int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("fused", FUSED)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_spoils_its_block_and_run_alone(fused, bad):
+    optimizer, p = adam_mini(momentum_dtype="8bit", fused=fused)
+    run(optimizer, p, 1)
+    p.grad[50, 75] = bad
+    optimizer.step()
+    finite = p.isfinite()
+    assert not bool(finite[50, 75])
+    assert bool(finite[:50].all() and finite[51:].all())
+    scales = optimizer.state[p]["exp_avg_scale"].isfinite()
+    assert scales.tolist() == [i != (50 * 150 + 75) // 256 for i in range(len(scales))]
+
+
+def test_mistakes_are_told():
+    optimizer, p = adam_mini(momentum_dtype="8bit", fused=True, layout=BlockLayout.each_line((16, 32, 3, 5)))
+    p.data = p.data.to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match=r"'w' of shape .* in one compiled loop because"):
         run(optimizer, p, 1)
     assert not optimizer.state
     for wrong in ("8-bit", "bfloat16", torch.int8):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib import import_module
+import warnings
 
 import pytest
 import torch
@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_adam_mini import AdamMini, BlockLayout
+from lightning_adam_mini import AdamMini, AdamMiniWarning, BlockLayout
+from lightning_adam_mini.optim import stepper
+from lightning_adam_mini.optim.triton import check
 from lightning_adam_mini.optim.triton import step as triton_step
 from lightning_adam_mini.optim.triton.plan import Sizes
 from tests.optim import reference as ref
@@ -23,8 +25,7 @@ from tests.optim.test_cpu_step import layouts
 pytest.importorskip("triton", reason="Triton is not installed, so its kernels are not tested here")
 
 GPU = torch.cuda.is_available()
-# The package hands on a function of the same name.
-FUSED = import_module("lightning_adam_mini.optim.adam_mini")._FUSED
+FUSED = stepper._FUSED
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
 OPTIONS = dict(lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
 # So small that small tensors have all kinds of programs: tiles of several rows, long rows, runs of large blocks, tiles of matrices.
@@ -342,6 +343,60 @@ def test_without_triton_the_other_paths_take_over(monkeypatch):
             AdamMini([("p", p)], layouts={"p": BlockLayout.each_line((2, 3))}, fused=True).step()
     finally:
         triton_step.load_kernels.cache_clear()
+
+
+# ---- the check before the kernels are used on a GPU
+
+
+@pytest.fixture
+def _unchecked():
+    check.disagreement.cache_clear()
+    yield
+    check.disagreement.cache_clear()
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(("dtype", "momentum_dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_the_check_passes(dtype, momentum_dtype):
+    state = torch.random.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check.disagreement(DEVICE, dtype, momentum_dtype) is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def _steps_wrongly(work, tables):
+    right(work, tables)
+    work[0][1][2][2]["exp_avg_sq"].mul_(1.01)
+
+
+def _raises(work, tables):
+    raise RuntimeError("no such instruction\nand a long listing")
+
+
+right = triton_step.step
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(_steps_wrongly, "AssertionError: exp_avg_sq"), (_raises, "RuntimeError: no such instruction$")]
+)
+def test_kernels_that_fail_the_check_are_not_used(monkeypatch, broken, reason):
+    monkeypatch.setattr(triton_step, "step", broken)
+    with pytest.warns(AdamMiniWarning, match=f"by foreach because the Triton kernels failed their check on {DEVICE}: {reason}"):
+        assert check.disagreement(DEVICE, torch.float32, torch.float32)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.usefixtures("_unchecked")
+def test_on_a_gpu_the_kernels_are_chosen_where_they_agree(monkeypatch):
+    p = nn.Parameter(torch.ones(8, 6, device=DEVICE))
+    p.grad = torch.ones_like(p)
+    optimizer = AdamMini([("p", p)], layouts={"p": BlockLayout.each_line((8, 6))})
+    calls = []
+    monkeypatch.setattr(triton_step, "step", lambda work, tables: (calls.append(len(work)), right(work, tables)))
+    optimizer.step()
+    assert calls == [1, 1, 1]  # the check's two steps, and this one
 
 
 # ---- capturable

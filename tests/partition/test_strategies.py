@@ -141,6 +141,12 @@ UNET = (
     par("fc.weight", (5, 8), R.CLASSIFIER),
     par("temperature", (), R.SCALE),
 )
+BY_INPUT = {
+    "conv_in.weight": BlockLayout((4, 3, 3, 3), (0, 2, 3)),
+    "to_q.weight": BlockLayout((8, 8), (0,)),
+    "to_v.weight": BlockLayout((8, 8), (0,)),
+    "ff.weight": BlockLayout((16, 8), (0,)),
+}
 OTHERS = [A.CNN, A.GNN, A.DIFFUSION_UNET, A.MLP_MIXER, A.MLP, A.RNN, A.UNKNOWN]
 
 
@@ -149,10 +155,22 @@ OTHERS = [A.CNN, A.GNN, A.DIFFUSION_UNET, A.MLP_MIXER, A.MLP, A.RNN, A.UNKNOWN]
 def test_other_networks_are_one_block_a_tensor(architecture, partition):
     report = ModelReport(architecture, "by hand", UNET)
     whole = {p.name: BlockLayout(p.shape, tuple(range(len(p.shape)))) for p in UNET}
+    if partition == "auto" and architecture is A.DIFFUSION_UNET:
+        whole |= BY_INPUT
     assert partition_model(report, partition) == whole
     assert partition_model(report, partition, bias="parameter") == whole | {"conv_in.bias": BlockLayout((4,))}
     rows = {name: BlockLayout(whole[name].shape, (1,)) for name in ("class_embedding.weight", "fc.weight")}
     assert partition_model(report, partition, embedding="token") == whole | rows
+
+
+def test_weights_by_input_channel():
+    cnn, unet = ModelReport(A.CNN, "by hand", UNET), ModelReport(A.DIFFUSION_UNET, "by hand", UNET)
+    whole = partition_model(cnn)
+    assert partition_model(cnn, "adam_mini", weight="input") == partition_model(cnn, weight="input") == whole | BY_INPUT
+    assert partition_model(unet, "auto", weight="tensor") == whole
+    transposed = par("up.weight", (6, 4, 2, 2), R.CONV, axis=1)
+    assert partition_model(ModelReport(A.CNN, "by hand", (transposed,)), weight="input")["up.weight"].dims == (1, 2, 3)
+    assert partition_model(TRANSFORMER, weight="input") == partition_model(TRANSFORMER)
 
 
 def test_vision_transformer():

@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 NARROW = ["--model.model_args", "{channels: [4, 8, 8, 8], zero_init_last: false}"]
 SMALL_UNET = ["--model.channels", "[8, 16]", "--model.attention_head_dim", "8", "--model.attention_levels", "[1]", "--model.timesteps", "4"]
+TINY_GPT = ["--model.context", "32", "--model.layers", "1", "--model.width", "32"]
+TINY_TEXT = ["--data.context", "32", "--data.batch_size", "4", "--data.epoch_windows", "16", "--data.eval_windows", "8"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 
@@ -151,7 +153,41 @@ def arxiv(tmp_path):
 
 
 @pytest.fixture
-def tiny_recipe(image_tree, cifar, celeba, planetoid, arxiv):
+def texts(tmp_path):
+    """A folder of 21 text files, of sentences from a few words."""
+    generator = np.random.default_rng(0)
+    words = np.array(["the", "a", "model", "learns", "from", "text", "and", "predicts", "what", "follows", "each", "token"])
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(21):
+        lines = [" ".join(generator.choice(words, size=10)) for _ in range(40)]
+        (folder / f"{number:02d}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def token_files(tmp_path):
+    """nanoGPT's folder, of 5000 tokens to train and 3000 to validate."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "openwebtext"
+    folder.mkdir()
+    for name, count in (("train", 5000), ("val", 3000)):
+        generator.integers(0, 300, size=count).astype(np.uint16).tofile(folder / f"{name}.bin")
+    return folder
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A checkpoint of a small `GPTModel`, as `fit` leaves it."""
+    from recipes.__main__ import main
+
+    small = [*TINY_GPT, "--model.width", "64", *TINY_TEXT, *QUIET, "--data.batch_size", "8", "--trainer.max_steps", "2"]
+    assert main(["fit", "--config", str(CONFIGS / "gpt_stdlib.yaml"), *small]) == 0
+    return tmp_path / "runs" / "gpt_stdlib" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture
+def tiny_recipe(image_tree, cifar, celeba, planetoid, arxiv, texts, token_files):
     """Command lines that make each YAML in configs/ small; a YAML without one fails its test."""
     imagenet = ["--data.root", str(image_tree), "--data.num_workers", "0", "--data.image_size", "32", "--data.resize", "36"]
     return {
@@ -163,9 +199,31 @@ def tiny_recipe(image_tree, cifar, celeba, planetoid, arxiv):
         "gcn_citeseer": [*QUIET, "--data.root", str(planetoid), "--model.in_channels", "12"],
         "gcn_cora": [*QUIET, "--data.root", str(planetoid), "--model.in_channels", "12"],
         "gcn_digits": QUIET,
+        "gpt2_small_openwebtext": [
+            *[*TINY_GPT, *TINY_TEXT, *QUIET, "--data.root", str(token_files), "--data.vocab_size", "300", "--model.vocab_size", "320"],
+            *["--model.heads", "2", "--trainer.accumulate_grad_batches", "2", "--trainer.precision", "32-true"],
+        ],
+        "gpt_stdlib": [*TINY_GPT, *TINY_TEXT, *QUIET],
+        "gpt_stdlib_lora": [*TINY_TEXT, *QUIET],
+        "llama_stdlib": [
+            *[
+                *TINY_TEXT,
+                *QUIET,
+                "--data",
+                "TextFolder",
+                "--data.root",
+                str(texts),
+                "--data.vocab_size",
+                "300",
+                "--data.tokenizer",
+                "pairs.json",
+            ],
+            *["--model.context", "32", "--model.vocab_size", "300"],
+        ],
         "resnet18_cifar10": [*NARROW, *QUIET, "--data.root", str(cifar), "--data.num_workers", "0", "--data.batch_size", "8"],
         "resnet18_cifar10_subset": [*NARROW, *QUIET, "--data.root", str(image_tree), "--data.val_folds", "2", "--model.num_classes", "2"],
         "resnet18_digits": [*NARROW, *QUIET],
         "resnet18_imagenet": [*NARROW, *QUIET, *imagenet, "--model.num_classes", "2", "--data.batch_size", "3"],
+        "vit_cifar10_subset": [*QUIET, "--data.root", str(image_tree), "--data.val_folds", "2", "--model.num_classes", "2"],
         "vit_digits": QUIET,
     }

@@ -13,7 +13,9 @@ DIGITS = str(CONFIGS / "resnet18_digits.yaml")
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_trains_for_two_steps(config, tiny_recipe, tmp_path, capsys):
+def test_every_config_trains_for_two_steps(config, tiny_recipe, tmp_path, capsys, request):
+    if "lora" in config.stem:
+        request.getfixturevalue("pretrained")
     assert main(["fit", "--config", str(config), *tiny_recipe[config.stem], "--trainer.max_steps", "2"]) == 0
 
     last = capsys.readouterr().out.strip().splitlines()[-1]
@@ -146,6 +148,7 @@ def test_print_config_is_a_config(tmp_path, capsys):
     [
         ("gcn_digits", "DigitsData", "NodeClassifier learns from a graph, but DigitsData gives images with labels"),
         ("resnet18_digits", "DigitImages", "ImageClassifier learns from images with labels, but DigitImages gives images without labels"),
+        ("gpt_stdlib", "DigitsData", "GPTModel learns from text, but DigitsData gives images with labels"),
         ("ddpm_digits", "DigitsData", "NoisePredictor learns from images without labels, but DigitsData gives images with labels"),
     ],
 )

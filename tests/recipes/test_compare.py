@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_adam_mini import partition_model
 from recipes.__main__ import main
 from recipes.compare.figure import build_curve, draw
-from recipes.compare.plan import Plan, Run
-from recipes.compare.results import Result, select_by_validation, select_each
+from recipes.compare.plan import Plan, Run, Setting
+from recipes.compare.results import Result, results_at, select_by_validation, select_each
+from recipes.compare.spikes import find_spikes
 from recipes.compare.table import build_rows, markdown
+from recipes.language.gpt import GPT
 from recipes.recipe import Headline
 
-from .conftest import CONFIGS, NARROW, REPOSITORY
+from .conftest import CONFIGS, NARROW, REPOSITORY, TINY_GPT, TINY_TEXT
 
 ACCURACY = Headline("acc", "accuracy", "max")
 COMPARE = [
@@ -39,7 +42,7 @@ SMALL = ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"
 
 def result(optimizer, seed, test, lr=None, val=0.5, headline=ACCURACY):
     points = {point: {"val/acc": val, "test/acc": test} for point in ("0.25", "0.5", "0.75", "1")}
-    return Result(Run(optimizer, lr, seed), headline, points, [], 800 if optimizer == "adamw" else 401, 2.0)
+    return Result(Run(optimizer, seed, Setting(lr)), headline, points, [], 800 if optimizer == "adamw" else 401, 2.0)
 
 
 def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, capsys):
@@ -66,7 +69,7 @@ def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, ca
     assert "mean ± standard deviation over 2 seeds" in table
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = {row["optimizer"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["adamw", "adam_mini"]
+    assert sorted(rows) == ["adam_mini", "adamw"]
     assert 0.49 < int(rows["adam_mini"]["state_bytes"]) / int(rows["adamw"]["state_bytes"]) < 0.51
     assert float(rows["adamw"]["steps_per_second"]) > 0
     with Image.open(tmp_path / "out" / "figure.png") as image:
@@ -95,11 +98,65 @@ def test_partitions_with_the_dtype_of_their_momentum(tmp_path):
     assert main([*COMPARE, *SMALL, *channels, "--optimizers", names, "--seeds", "1"]) == 0
     with (tmp_path / "out" / "table.csv").open() as file:
         bytes_by_name = {row["optimizer"]: int(row["state_bytes"]) for row in csv.DictReader(file)}
-    assert ",".join(bytes_by_name) == names
-    wide, half, narrow = bytes_by_name.values()
+    wide, half, narrow = (bytes_by_name[name] for name in names.split(","))
     assert half / wide == pytest.approx(0.5, abs=0.01)
     assert 0.25 < narrow / wide < 0.35
     assert (tmp_path / "out" / "runs" / "adam_mini-8bit_seed0.json").is_file()
+
+
+def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys):
+    small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "2"]
+    names = ["adamw", "adam", "lion", "adam_mini:embedding=none"]
+    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), "--out", "out", *small, "--optimizers", ",".join(names)]
+    assert main([*command, "--seeds", "2", "--tune-seeds", "1", "--lrs", "1e-3,1e-2", "--betas", "0.9/0.95", "--trajectory", "4"]) == 0
+    runs = {file.name for file in (tmp_path / "out" / "runs").glob("*.json")}
+    assert len(runs) == 4 * 2 + 4  # both rates at the first seed, the better one at the second
+    assert "adam_mini-embedding=none_lr0.01_betas0.9-0.95_seed0.json" in runs
+
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "over 2 seeds, the best first" in table
+    assert "Chosen on validation by the first of them from: 0.001, betas 0.9/0.95; 0.01, betas 0.9/0.95 (* at the edge of these)." in table
+    assert "| adamw | 0.01, betas 0.9/0.95* |" in table
+    with (tmp_path / "out" / "sensitivity.csv").open() as file:
+        cells = {(row["optimizer"], float(row["lr"])): row for row in csv.DictReader(file)}
+    assert len(cells) == 8
+    stored = json.loads((tmp_path / "out" / "runs" / "lion_lr0.001_betas0.9-0.95_seed0.json").read_text())
+    assert float(cells["lion", 1e-3]["val_mean"]) == pytest.approx(stored["points"]["1"]["val/loss"], abs=1e-6)
+    assert len(stored["losses"]) == 8
+
+    with (tmp_path / "out" / "trajectory.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ends = {row["optimizer"]: (int(row["step"]), float(row["relative"])) for row in rows}
+    assert list(ends) == names[1:]
+    assert ends["adam"] == (8, 0.0)  # AdamW to the bit
+    assert ends["adam_mini:embedding=none"][1] > 0.01
+    assert {int(row["step"]) for row in rows} == {0, 2, 4, 6, 8}
+    weights = np.load(tmp_path / "out" / "weights" / "adamw_lr0.01_betas0.9-0.95_seed0_4.npz")["weights"]
+    theirs = np.load(tmp_path / "out" / "weights" / "lion_lr0.01_betas0.9-0.95_seed0_4.npz")["weights"]
+    distance = math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(weights[-1], theirs[-1], strict=True)))
+    assert float(rows[9]["distance"]) == pytest.approx(distance, rel=1e-4)
+    for figure in ("figure", "losses", "sensitivity", "trajectory"):
+        assert (tmp_path / "out" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*command, "--seeds", "2", "--tune-seeds", "1", "--lrs", "1e-3,1e-2", "--betas", "0.9/0.95", "--trajectory", "4"]) == 0
+    assert "8 of 8 runs were finished before" in capsys.readouterr().out
+
+
+def test_spikes_are_counted():
+    generator = np.random.default_rng(0)
+    calm = (3.0 * np.exp(-np.arange(400) / 100) + 2.0 + 0.05 * generator.normal(size=400)).tolist()
+    assert find_spikes(calm) == []
+    rough = list(calm)
+    rough[200:205] = [4.5, 4.4, 4.3, 4.2, 4.1]
+    rough[300] = 3.0
+    assert find_spikes(rough) == [200, 300]
+    assert find_spikes([*calm[:200], math.nan, math.nan, math.inf]) == [200]
+    assert find_spikes([9.0, 1.0] * 5) == []  # too few to judge
+
+
+def test_queries_and_keys_by_tensor():
+    model = GPT(vocab_size=16, context=8, layers=1, heads=4, width=32, fused_qkv=True)
+    by_head, by_tensor = (partition_model(model, name)["blocks.0.attn.qkv_proj.weight"] for name in ("adam_mini", "adam_mini_qk_tensor"))
+    assert (by_head.num_blocks, by_tensor.num_blocks) == (4 + 4 + 32, 1 + 1 + 32)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +165,10 @@ def test_partitions_with_the_dtype_of_their_momentum(tmp_path):
         (["--optimizers", "adamw,adam_minni"], "adam_minni"),
         (["--optimizers", "adamw,adamw"], "each once"),
         (["--optimizers", "adamw,adam_mini:4bit"], "no momentum_dtype='4bit'"),
-        (["--optimizers", "adamw:8bit"], "names neither adamw nor a partition"),
+        (["--optimizers", "adamw:8bit"], "There is no optimizer 'adamw:8bit'"),
+        (["--optimizers", "adam_mini:embedding=nun"], "embedding='nun'"),
+        (["--seeds", "2", "--tune-seeds", "3"], "--tune-seeds 3 between 1 and --seeds"),
+        (["--betas", "0.9"], "must be pairs"),
         (["--seeds", "0"], "must be at least 1"),
         (["--lrs", "1e-3,fast"], "must be numbers"),
         (["--config", "absent.yaml"], "there is no file absent.yaml"),
@@ -122,20 +182,22 @@ def test_a_mistake_is_found_before_anything_runs(args, message, capsys):
 
 def test_learning_rate_is_selected_on_validation_not_on_test():
     runs = [result("adamw", seed, test=test, lr=lr, val=val) for lr, val, test in ((1e-3, 0.9, 0.1), (1e-2, 0.8, 0.99)) for seed in (0, 1)]
-    assert [chosen.run for chosen in select_by_validation(runs)] == [Run("adamw", 1e-3, 0), Run("adamw", 1e-3, 1)]
+    assert select_by_validation(runs) == Run("adamw", 0, Setting(1e-3))
+    found = results_at(runs, [select_by_validation(runs)])["adamw"]
+    assert [chosen.run for chosen in found] == [Run("adamw", seed, Setting(1e-3)) for seed in (0, 1)]
 
 
 def test_learning_rate_of_a_loss_is_the_one_that_makes_it_small():
     loss = Headline("acc", "loss", "min")
     runs = [result("adamw", 0, test=0.5, lr=lr, val=val, headline=loss) for lr, val in ((1e-3, 0.9), (1e-2, 0.8))]
-    assert select_by_validation(runs)[0].run.lr == 1e-2
+    assert select_by_validation(runs).setting.lr == 1e-2
 
 
 def test_a_learning_rate_that_diverges_is_never_selected():
     loss = Headline("acc", "loss", "min")
     runs = [result("adamw", 0, test=0.5, lr=lr, val=val, headline=loss) for lr, val in ((1e-2, math.nan), (1e-3, 0.9))]
-    assert select_by_validation(runs)[0].run.lr == 1e-3
-    assert select_by_validation(runs[::-1])[0].run.lr == 1e-3
+    assert select_by_validation(runs).setting.lr == 1e-3
+    assert select_by_validation(runs[::-1]).setting.lr == 1e-3
 
 
 def test_curve_is_the_mean_over_seeds_where_all_validated():
@@ -156,17 +218,17 @@ def test_nothing_is_drawn_of_runs_that_never_validated(tmp_path):
 def test_difference_is_paired_by_seed():
     results = [result("adamw", seed, 0.90 + seed / 100) for seed in range(3)]
     results += [result("tensor", seed, 0.91 + seed / 100 + noise) for seed, noise in enumerate((-0.001, 0.0, 0.001))]
-    baseline, tensor = build_rows(select_each(results, ["adamw", "tensor"]))
+    tensor, baseline = build_rows(results_at(results, select_each(results, ["adamw", "tensor"])))  # the best first
     assert baseline.difference is None
     assert tensor.difference is not None
     assert tensor.difference.centre == pytest.approx(0.01)
     assert tensor.difference.high - tensor.difference.low == pytest.approx(2 * 4.302653 * 0.001 / 3**0.5, rel=1e-5)
-    table = markdown([baseline, tensor], "accuracy")
+    table = markdown([tensor, baseline], "adamw", "accuracy")
     assert "| tensor | config | 0.9200 ± 0.0110 |" in table
     assert "+0.0100 [+0.0075, +0.0125]" in table
     assert "(50.1%)" in table
 
 
 def test_runs_are_ordered_so_that_every_optimizer_is_there_early():
-    plan = Plan(Path("x.yaml"), (), Path("out"), ("adamw", "tensor"), (), (0, 1))
-    assert [run.name for run in plan.runs()] == ["adamw_seed0", "tensor_seed0", "adamw_seed1", "tensor_seed1"]
+    plan = Plan(Path("x.yaml"), (), Path("out"), ("adamw", "tensor"), (0, 1))
+    assert [run.name for run in plan.tuning_runs()] == ["adamw_seed0", "tensor_seed0", "adamw_seed1", "tensor_seed1"]

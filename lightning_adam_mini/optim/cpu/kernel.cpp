@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -18,6 +19,7 @@ enum Kind : int64_t { EACH, ROWS, SEGMENTS, COLUMNS };
 
 struct Task {  // the same fields as in step.py
     int64_t param, grad, exp_avg, exp_avg_sq, step;   // addresses
+    int64_t exp_avg_scale;                            // address of float scales where exp_avg is in 8 bits
     int64_t segment, column, size;                    // addresses of int32, int32 and double tables; 0 where they are the obvious ones
     int64_t kind, numel, length, blocks, dtype, exp_avg_dtype, group;
 };
@@ -48,6 +50,7 @@ constexpr int64_t kItem = 1 << 16;   // elements of a piece of work
 constexpr int64_t kParts = 16;       // partial sums of a tensor: a constant, so that results do not depend on the number of threads
 constexpr int64_t kRun = 4096;       // elements that are summed in single precision
 constexpr int64_t kLanes = 64;         // sums side by side
+constexpr int64_t kCodes = 256;        // elements of a momentum in 8 bits that share a scale: RUN of quantized.py
 constexpr int64_t kFetched = 1 << 18;  // bytes that are fetched ahead and still in cache when they are needed
 
 // The scalars of one tensor's step. C is the type that it is computed in: float, or double for double parameters.
@@ -77,13 +80,14 @@ struct Tensors {
     const P* grad;
     M* exp_avg;
     C* exp_avg_sq;
+    float* exp_avg_scale;
     const int32_t *segment, *column;
     const double* size;
 
     Tensors(const Task& t, const Group& g)
         : task(t), step(g, *reinterpret_cast<const float*>(t.step)), param(reinterpret_cast<P*>(t.param)),
           grad(reinterpret_cast<const P*>(t.grad)), exp_avg(reinterpret_cast<M*>(t.exp_avg)),
-          exp_avg_sq(reinterpret_cast<C*>(t.exp_avg_sq)), segment(reinterpret_cast<const int32_t*>(t.segment)),
+          exp_avg_sq(reinterpret_cast<C*>(t.exp_avg_sq)), exp_avg_scale(reinterpret_cast<float*>(t.exp_avg_scale)), segment(reinterpret_cast<const int32_t*>(t.segment)),
           column(reinterpret_cast<const int32_t*>(t.column)), size(reinterpret_cast<const double*>(t.size)) {}
 
     int64_t block_of(int64_t s) const { return segment ? segment[s] : task.blocks == 1 ? 0 : s; }
@@ -158,7 +162,78 @@ struct Tensors {
         }
     }
 
+    // The same with momentum in 8 bits, for whole runs of codes; fill(from, to, sizes) writes the step size of each element.
+    template <class Fill>
+    void update_codes(int64_t begin, int64_t end, const Fill& fill) {
+        const C sign = step.sign, coupled = step.coupled, weight1 = step.weight1, decay = step.decay;
+        const auto decay_of = [coupled](C x) { return coupled != 0 ? coupled * x : C(0); };
+        constexpr C root = 127, tiny = 7.888609052210118e-31;  // 2^-100
+        C sizes[kCodes], moments[kCodes];
+        C* __restrict size = sizes;
+        C* __restrict moment = moments;
+        for (int64_t from = begin; from < end; from += kCodes) {
+            const int64_t n = std::min(end - from, kCodes);
+            fill(from, from + n, sizes);
+            P* __restrict p = param + from;
+            const P* __restrict g = grad + from;
+            M* __restrict m = exp_avg + from;
+            const C scale = C(exp_avg_scale[from / kCodes]);
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) {
+                const C x = C(p[i]);
+                const C code = C(m[i]);
+                const C old = code * std::abs(code) * (1 / (root * root)) * scale;  // exactly the scale for a code of 127
+                const C now = old + weight1 * (sign * C(g[i]) + decay_of(x) - old);
+                moment[i] = now;
+                p[i] = x * decay - size[i] * now;
+            }
+            C largest = 0, nothing = 0;  // which is NaN if a momentum is not finite
+#pragma omp simd reduction(max : largest) reduction(+ : nothing)
+            for (int64_t i = 0; i < n; ++i) {
+                const C magnitude = std::abs(moment[i]);
+                largest = magnitude > largest ? magnitude : largest;
+                nothing += 0 * magnitude;
+            }
+            const float kept = nothing != 0 ? NAN : largest < tiny ? 0.0f : float(largest);
+            const C factor = kept > 0 ? root * root / C(kept) : C(0);
+            exp_avg_scale[from / kCodes] = kept;
+            if (factor == 0) {
+                std::fill(m, m + n, M(0));
+                continue;
+            }
+#pragma omp simd
+            for (int64_t i = 0; i < n; ++i) {
+                const C code = std::rint(std::sqrt(std::abs(moment[i]) * factor));
+                m[i] = M(int32_t(std::copysign(code, moment[i])));
+            }
+        }
+    }
+
+    void apply_codes(int64_t begin, int64_t end, const C* scales) {
+        update_codes(begin, end, [this, scales](int64_t from, int64_t to, C* sizes) {
+            for (int64_t next; from < to; sizes += next - from, from = next) {
+                const int64_t s = from / task.length, c = from - s * task.length;
+                next = std::min(to, (s + 1) * task.length);
+                const C* of = scales + (task.kind != COLUMNS ? block_of(s) : segment ? segment[s] : 0);
+                if (task.kind != COLUMNS) std::fill(sizes, sizes + (next - from), *of);
+                else if (!column) std::copy(of + c, of + c + (next - from), sizes);
+                else for (int64_t i = 0; i < next - from; ++i) sizes[i] = of[column[c + i]];
+            }
+        });
+    }
+
+    void each_code(int64_t begin, int64_t end) {
+        update_codes(begin, end, [this](int64_t from, int64_t to, C* sizes) {
+            for (int64_t i = from; i < to; ++i) {
+                const C g = gradient(i);
+                exp_avg_sq[i] = step.beta2 * exp_avg_sq[i] + step.rest2 * g * g;
+                sizes[i - from] = step.scale(exp_avg_sq[i]);
+            }
+        });
+    }
+
     void each(int64_t begin, int64_t end) {
+        if constexpr (std::is_same_v<M, int8_t>) return each_code(begin, end);
         const Step<C> s = step;
         P* __restrict p = param;
         const P* __restrict grads = grad;
@@ -226,6 +301,7 @@ struct Tensors {
     }
 
     void apply(int64_t begin, int64_t end, const C* scales) {
+        if constexpr (std::is_same_v<M, int8_t>) return apply_codes(begin, end, scales);
         if (task.kind == COLUMNS) return update_columns(begin, end, scales);
         for (int64_t from = begin, to; from < end; from = to) {
             const int64_t s = from / task.length;
@@ -258,17 +334,21 @@ void in_parallel(int64_t items, int64_t threads, const Work& work) {
 }
 
 template <class Use>
-void with_types(const Task& task, const Group& group, const Use& use) {  // codes: 0 float, 1 double, 2 bfloat16, 3 half
-    switch (task.dtype * 4 + task.exp_avg_dtype) {
+void with_types(const Task& task, const Group& group, const Use& use) {  // codes: 0 float, 1 double, 2 bfloat16, 3 half, 4 int8
+    switch (task.dtype * 8 + task.exp_avg_dtype) {
         case 0: { Tensors<float, float, float> t(task, group); return use(t, float()); }
         case 2: { Tensors<float, bfloat16, float> t(task, group); return use(t, float()); }
-        case 5: { Tensors<double, double, double> t(task, group); return use(t, double()); }
-        case 8: { Tensors<bfloat16, float, float> t(task, group); return use(t, float()); }
-        case 10: { Tensors<bfloat16, bfloat16, float> t(task, group); return use(t, float()); }
+        case 4: { Tensors<float, int8_t, float> t(task, group); return use(t, float()); }
+        case 9: { Tensors<double, double, double> t(task, group); return use(t, double()); }
+        case 12: { Tensors<double, int8_t, double> t(task, group); return use(t, double()); }
+        case 16: { Tensors<bfloat16, float, float> t(task, group); return use(t, float()); }
+        case 18: { Tensors<bfloat16, bfloat16, float> t(task, group); return use(t, float()); }
+        case 20: { Tensors<bfloat16, int8_t, float> t(task, group); return use(t, float()); }
 #ifdef __FLT16_MAX__
-        case 12: { Tensors<_Float16, float, float> t(task, group); return use(t, float()); }
-        case 14: { Tensors<_Float16, bfloat16, float> t(task, group); return use(t, float()); }
-        case 15: { Tensors<_Float16, _Float16, float> t(task, group); return use(t, float()); }
+        case 24: { Tensors<_Float16, float, float> t(task, group); return use(t, float()); }
+        case 26: { Tensors<_Float16, bfloat16, float> t(task, group); return use(t, float()); }
+        case 27: { Tensors<_Float16, _Float16, float> t(task, group); return use(t, float()); }
+        case 28: { Tensors<_Float16, int8_t, float> t(task, group); return use(t, float()); }
 #endif
     }
 }
@@ -299,10 +379,11 @@ extern "C" void adam_mini_step(const Task* tasks, int64_t n, const Group* groups
             for (int64_t a = 0; a < t.numel; a += by) first.push_back({i, a, std::min(t.numel, a + by), -1, 0});
         } else {
             const int64_t split = int64_t(splits.size()), unit = t.kind == COLUMNS ? line : 16;
+            const int64_t unit2 = t.exp_avg_scale ? kCodes : unit;  // whole runs of codes
             const int64_t by = ((t.numel + kParts - 1) / kParts + unit - 1) / unit * unit;
             splits.push_back({&t, std::vector<double>(kParts * t.blocks, 0.0), std::vector<double>(t.blocks)});
             for (int64_t a = 0, part = 0; a < t.numel; a += by, ++part) first.push_back({i, a, std::min(t.numel, a + by), split, part});
-            const int64_t piece = std::max(unit, kItem / unit * unit);
+            const int64_t piece = std::max(unit2, kItem / unit2 * unit2);
             for (int64_t a = 0; a < t.numel; a += piece) second.push_back({i, a, std::min(t.numel, a + piece), split, 0});
         }
     }

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.cpu.build import load_kernel
-from lightning_adam_mini.optim.segments import find_segments, memory_order, put_in_order, same_memory
+from lightning_adam_mini.optim.quantized import SCALE, MomentumDtype
+from lightning_adam_mini.optim.segments import ROWS, SEGMENTS, find_segments, memory_order, put_in_order, same_memory
 
 _CPU = torch.device("cpu")
-_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_CODES: dict[MomentumDtype, int] = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, "8bit": 4}
 # (parameter, momentum) dtypes that the kernel has.
-_PAIRS = {(0, 0), (0, 2), (1, 1), (2, 0), (2, 2), (3, 0), (3, 2), (3, 3)}
+_PAIRS = {(0, 0), (0, 2), (0, 4), (1, 1), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0), (3, 2), (3, 3), (3, 4)}
 Row = tuple[int, ...]
 
 
-def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
+def why_not(p: Tensor, momentum_dtype: MomentumDtype) -> str | None:
     """Why the kernel cannot step a parameter, or None if it can."""
     if p.device.type != "cpu" or type(p) not in (Tensor, torch.nn.Parameter):
         return f"it is a {type(p).__name__} on {p.device}"
@@ -28,6 +29,8 @@ def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
         return f"its dtype is {p.dtype} and its momentum's {momentum_dtype}"
     if memory_order(tuple(p.shape), p.stride()) is None:
         return "its elements overlap or have gaps between them"
+    if momentum_dtype == "8bit" and not p.is_contiguous():
+        return "its momentum's 8-bit codes are in the order of its indices, which is not that of its memory"
     kernel = load_kernel()
     if isinstance(kernel, str):
         return kernel
@@ -36,12 +39,14 @@ def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
     return None
 
 
-def fixed_fields(p: Tensor, momentum_dtype: torch.dtype, layout: BlockLayout) -> Row:
+def fixed_fields(p: Tensor, momentum_dtype: MomentumDtype, layout: BlockLayout) -> Row:
     """The fields of a parameter's task that do not change from step to step."""
     segments = find_segments(layout, p.stride(), _CPU)
     assert segments is not None
     tables = (0 if t is None else t.data_ptr() for t in (segments.segment, segments.column, segments.size))  # kept by find_segments
-    return (*tables, segments.kind, p.numel(), segments.length, layout.num_blocks, _CODES[p.dtype], _CODES[momentum_dtype])
+    # Runs of 8-bit codes need not end where rows do, so that rows are summed first, as other segments are.
+    kind = SEGMENTS if momentum_dtype == "8bit" and segments.kind == ROWS else segments.kind
+    return (*tables, kind, p.numel(), segments.length, layout.num_blocks, _CODES[p.dtype], _CODES[momentum_dtype])
 
 
 def step(
@@ -72,13 +77,17 @@ def step(
             if grad.dtype != p.dtype or (grad.stride() != p.stride() and not same_memory(grad, p)):
                 grad = torch.empty_like(p).copy_(grad)
                 held.append(grad)
-            put_in_order(p, state)
+            scales = state.get(SCALE)
+            if scales is None:
+                put_in_order(p, state)
             pointers = (
                 p.data_ptr(),
                 grad.data_ptr(),
                 state["exp_avg"].data_ptr(),
                 state["exp_avg_sq"].data_ptr(),
                 state["step"].data_ptr(),
+                0 if scales is None else scales.data_ptr(),
             )
             tasks.extend((*pointers, *fixed, g))
-    kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // 15, groups.buffer_info()[0], torch.get_num_threads())
+    with torch.profiler.record_function("lightning_adam_mini::step"):  # the profiler does not see what is past torch's dispatcher
+        kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // 16, groups.buffer_info()[0], torch.get_num_threads())

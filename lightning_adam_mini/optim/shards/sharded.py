@@ -111,12 +111,12 @@ class Shards:
                     p, grad = local(member.p), local_gradient(member.p, member.grad) if is_dtensor(member.p) else member.grad
                     if not part.is_uncut and not part.layout.is_per_parameter:
                         squared[part] = self._effective(group, p, grad)
-                    here.append(member._replace(p=part.shaped(p), grad=part.shaped(grad), part=part.window))
+                    here.append(member._replace(p=part.shaped(p), grad=part.shaped(grad), layout=part.window))
             held.append((group, here))
         means = self._cut_sums().means(squared)
         blocks = {p: CutBlocks(part, means[part]) for p, part in self.parts.items() if part in squared}
         return [
-            (group, [m._replace(part=blocks[m.param]) if m.param in blocks else m for m in members] if blocks else members)
+            (group, [m._replace(layout=blocks[m.param]) if m.param in blocks else m for m in members] if blocks else members)
             for group, members in held
         ]
 

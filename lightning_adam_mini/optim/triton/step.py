@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.optim.quantized import MomentumDtype
 from lightning_adam_mini.optim.segments import memory_order, put_in_order, same_memory
+from lightning_adam_mini.optim.triton.check import disagreement
 from lightning_adam_mini.optim.triton.plan import Plan, Sizes, make_plan
 
 SIZES = Sizes()
@@ -32,7 +34,7 @@ def load_kernels() -> Any | str:
         return f"Triton cannot be imported ({error}): install triton"
 
 
-def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
+def why_not(p: Tensor, momentum_dtype: MomentumDtype) -> str | None:
     """Why the kernels cannot step a parameter, or None if they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not (p.is_cuda or (interpreted and p.device.type == "cpu")) or type(p) not in (Tensor, torch.nn.Parameter):
@@ -46,10 +48,11 @@ def why_not(p: Tensor, momentum_dtype: torch.dtype) -> str | None:
         return kernels
     if p.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(p.device) < (7, 0):
         return f"{torch.cuda.get_device_name(p.device)} is older than what Triton compiles for"
-    return None
+    # While a graph is captured nothing may be compared: its warm-up has done so.
+    return disagreement(p.device, p.dtype, momentum_dtype) if p.is_cuda and not torch.cuda.is_current_stream_capturing() else None
 
 
-def fixed_fields(p: Tensor, momentum_dtype: torch.dtype, layout: BlockLayout) -> Plan:
+def fixed_fields(p: Tensor, momentum_dtype: MomentumDtype, layout: BlockLayout) -> Plan:
     """What a parameter's programs do, which does not change from step to step."""
     return make_plan(layout, p.stride(), p.device, SIZES)
 

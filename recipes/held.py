@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 def plain_tensors(value: object) -> Iterator[Tensor]:
-    """Go through the plain tensors of a value: of containers, and of tensor subclasses such as quantized ones.
+    """Go through the plain tensors of a value: of containers, of tensor subclasses such as quantized ones, and of objects' attributes.
 
     Args:
         value: Anything.
@@ -31,6 +31,8 @@ def plain_tensors(value: object) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from plain_tensors(part)
+    elif hasattr(value, "__dict__") and not callable(value):  # GaLore keeps its projections so
+        yield from plain_tensors(vars(value))
 
 
 def bytes_held(values: Iterable[object]) -> int:

@@ -1,0 +1,114 @@
+"""SlimAdam's rules from measured signal-to-noise ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_adam_mini.analysis.snr_history import average_snr
+from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+from lightning_adam_mini.detection.roles import CONVOLUTIONS, Role
+from lightning_adam_mini.partition.rules import By, Rule, SlimAdamRules, is_matrix, layer_type, lines_first
+
+_CONVOLUTIONS = CONVOLUTIONS | {Role.FIRST_CONV, Role.PATCH_EMBEDDING}
+
+
+def derive_rules(
+    report: ModelReport,
+    averages: Mapping[str, Mapping[tuple[int, ...], float]],
+    cutoff: float = 1.0,
+    by: By = "layer_type",
+    provenance: Mapping[str, Any] | None = None,
+) -> SlimAdamRules:
+    """Derive SlimAdam's rules: average over the dimensions whose signal-to-noise ratio is the highest, if it exceeds the cut-off.
+
+    Vectors are never averaged. Of several sets with the same ratio the largest is taken. A convolution is averaged over its fan_out, its
+    fan_in (the sides of its kernel with its inputs) or both: three numbers along one side of a kernel are always alike, and would win.
+
+    Args:
+        report: The model that was measured.
+        averages: Averaged signal-to-noise ratios by parameter name and dimensions of the tensor, as
+            :meth:`~lightning_adam_mini.analysis.SNRHistory.averages` gives them.
+        cutoff: What the ratio has to exceed. The paper's is 1.
+        by: ``"layer_type"`` averages over depth, all tensors of a type, which gives rules for other widths and depths; ``"parameter"``
+            decides for each tensor.
+        provenance: What to write down about the run.
+
+    Raises:
+        ValueError: If nothing was measured, or the cut-off is negative.
+
+    Example:
+        >>> from lightning_adam_mini.detection.roles import Architecture, Role
+        >>> fc = ParameterReport("fc.weight", (8, 3), Role.LINEAR, Role.LINEAR, "an nn.Linear")
+        >>> snr = {"fc.weight": {(0,): 0.4, (1,): 2.5, (0, 1): 0.3}}
+        >>> derive_rules(ModelReport(Architecture.MLP, "", (fc,)), snr).rules["linear"]
+        Rule(dims=(1,), snr=2.5, tensors=1)
+    """
+    if not cutoff >= 0:
+        raise ValueError(f"The cut-off is {cutoff}, but a signal-to-noise ratio is never negative. Give 0 or more; the paper's is 1.")
+    groups = group_ratios(report, averages, by)
+    if not groups:
+        raise ValueError(
+            "No signal-to-noise ratio of a parameter of this model was measured, so no rules can be derived. Measure more often"
+            " (SNRMonitor(every=...)), or in a longer run."
+        )
+    rules = {}
+    for key, ratios in groups.items():
+        members = [report.by_name[name] for name in dict.fromkeys(name for found in ratios.values() for name in found)]
+        if members[0].role in _CONVOLUTIONS:
+            ratios = {subset: ratios[measured] for subset, measured in fans(ratios, len(members[0].shape)).values()}
+        known = {subset: snr for subset, found in ratios.items() if not math.isnan(snr := average_snr(found.values()))}
+        best = max(known, key=lambda subset: (known[subset], len(subset), subset), default=())
+        averaged = any(map(is_matrix, members)) and known.get(best, 0.0) > cutoff
+        rules[key] = Rule(best if averaged else (), known.get(best), len(members))
+    return SlimAdamRules(by, rules, {**(provenance or {}), "cutoff": cutoff, "depth_averaged": by == "layer_type"})
+
+
+def fans(ratios: Mapping[tuple[int, ...], Any], ndim: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """What of ``ratios`` is ``fan_out``, ``fan_in`` and ``all``: the dimensions, and the same without those of length 1, as measured.
+
+    Args:
+        ratios: Anything by measured dimensions, lines first.
+        ndim: Number of dimensions.
+
+    Example:
+        >>> fans(dict.fromkeys([(0,), (2,), (3,), (2, 3), (0, 2, 3)]), ndim=4)["fan_in"]
+        ((1, 2, 3), (2, 3))
+    """
+    longer = tuple(sorted({d for dims in ratios for d in dims}))
+    found = {
+        "fan_out": ((0,), (0,)),
+        "fan_in": (tuple(range(1, ndim)), tuple(d for d in longer if d)),
+        "all": (tuple(range(ndim)), longer),
+    }
+    return {kind: both for kind, both in found.items() if both[1] in ratios}
+
+
+def group_ratios(
+    report: ModelReport, averages: Mapping[str, Mapping[tuple[int, ...], float]], by: By = "layer_type"
+) -> dict[str, dict[tuple[int, ...], dict[str, float]]]:
+    """Signal-to-noise ratios by layer type (or parameter), by dimensions counted lines first, and by parameter in the order of the model.
+
+    Args:
+        report: The model that was measured.
+        averages: Ratios by parameter name and dimensions of the tensor.
+        by: ``"layer_type"``, or ``"parameter"`` for groups of one.
+    """
+    groups: dict[str, list[ParameterReport]] = {}
+    for p in report.parameters:
+        if averages.get(p.name):
+            groups.setdefault(layer_type(p) if by == "layer_type" else p.name, []).append(p)
+    out: dict[str, dict[tuple[int, ...], dict[str, float]]] = {}
+    for key, members in groups.items():
+        orders = {p.name: lines_first(p) for p in members}
+        subsets = {tuple(sorted(orders[p.name].index(d) for d in dims)) for p in members for dims in averages[p.name]}
+        for subset in sorted(subsets, key=lambda subset: (len(subset), subset)):
+            found = {}
+            for p in members:
+                # To average over a dimension of length 1, in a 1x1 convolution, makes no difference to a tensor.
+                dims = tuple(sorted(d for d in (orders[p.name][i] for i in subset) if p.shape[d] > 1))
+                if dims in averages[p.name]:
+                    found[p.name] = averages[p.name][dims]
+            out.setdefault(key, {})[subset] = found
+    return out

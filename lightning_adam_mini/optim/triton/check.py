@@ -1,0 +1,92 @@
+"""Whether the kernels can be trusted on a GPU: they step a few small tensors there, once a process, beside the readable arithmetic."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.optim.functional import adam_mini
+
+_LAYOUTS = (
+    BlockLayout.each_line((48, 130)),
+    BlockLayout.each_line((21, 70), axis=1),
+    BlockLayout.grouped((24, 40), "q:2x5|k:2x5|v:4x1"),
+    BlockLayout.whole((33, 65)),
+    BlockLayout.per_parameter((300,)),
+)
+_OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": False}
+
+
+@cache
+def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> str | None:
+    """Why the kernels are not to be used, or None if they do there what they should.
+
+    Args:
+        device: Where.
+        dtype: Dtype of parameters.
+        momentum_dtype: Dtype of their first moments.
+
+    Warns:
+        AdamMiniWarning: If they are not to be used.
+    """
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            _compare(device, dtype, momentum_dtype)
+    except Exception as error:  # whatever a compiler, a driver or a comparison may raise
+        reason = f"the Triton kernels failed their check on {device}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        warnings.warn(f"AdamMini steps tensor by tensor or by foreach because {reason}", AdamMiniWarning, stacklevel=2)
+        return reason
+    return None
+
+
+def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> None:
+    from lightning_adam_mini.optim.triton import step as triton  # which asks this module
+
+    torch.manual_seed(0)
+    ours, theirs = (_tensors(device, dtype, momentum_dtype) for _ in range(2))
+    work = [(p, state, triton.fixed_fields(p, momentum_dtype, layout)) for (p, state), layout in zip(ours, _LAYOUTS, strict=True)]
+    tables: dict[Any, Any] = {}
+    for _ in range(2):
+        grads = [torch.randn(layout.shape).to(device, dtype) for layout in _LAYOUTS]
+        triton.step([(_OPTIONS, [(p, grad, state, plan) for (p, state, plan), grad in zip(work, grads, strict=True)])], tables)
+        adam_mini(
+            [p for p, _ in theirs],
+            grads,
+            [state["exp_avg"] for _, state in theirs],
+            [state["exp_avg_sq"] for _, state in theirs],
+            [state["step"] for _, state in theirs],
+            _LAYOUTS,
+            lr=1e-2,
+            beta1=0.9,
+            beta2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,
+            foreach=False,
+        )
+    # Two roundings of half precision; of float32, what sums in another order differ by.
+    coarsest = max(torch.finfo(dtype).eps, torch.finfo(momentum_dtype).eps)
+    tolerance = 4 * coarsest if coarsest > 1e-4 else 1e-4
+    for (p, state), (q, other) in zip(ours, theirs, strict=True):
+        for name, here, there in (("weights", p, q), *((name, state[name], other[name]) for name in state)):
+            torch.testing.assert_close(here, there, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def _tensors(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    return [
+        (
+            torch.linspace(-1, 1, math.prod(layout.shape)).view(layout.shape).to(device, dtype),
+            {
+                "exp_avg": torch.zeros(layout.shape, device=device, dtype=momentum_dtype),
+                "exp_avg_sq": torch.zeros(layout.block_shape, device=device, dtype=second_moment_dtype(dtype)),
+                "step": torch.zeros((), device=device),
+            },
+        )
+        for layout in _LAYOUTS
+    ]

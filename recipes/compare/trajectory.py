@@ -1,0 +1,152 @@
+"""How far from the first optimizer's weights the others' are, step by step (Adam-mini's Figure 15)."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+from torch.nn.utils import parameters_to_vector
+from typing_extensions import override
+
+from recipes.compare.axes import line_style, new_figure, write_figure
+from recipes.compare.plan import Plan, Run
+from recipes.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The way of one optimizer's weights beside the first one's, from the same initial weights over the same batches.
+
+    Args:
+        run: The run.
+        steps: The training steps at which the weights were kept, from 0.
+        distances: Euclidean distance between the two at each.
+        relative: The distance over the way that the first one's weights are from the initial ones; 0 at step 0.
+    """
+
+    run: Run
+    steps: tuple[int, ...]
+    distances: tuple[float, ...]
+    relative: tuple[float, ...]
+
+
+class WeightRecorder(Callback):
+    """Keep all trained weights at evenly spaced steps, the initial ones among them.
+
+    Args:
+        points: How often.
+    """
+
+    def __init__(self, points: int) -> None:
+        self.points = points
+        self.steps: list[int] = []
+        self.weights: list[NDArray[np.float32]] = []
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Keep the initial weights."""
+        self._keep(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the weights where the next point is reached."""
+        total = trainer.estimated_stepping_batches
+        if trainer.global_step > self.steps[-1] and trainer.global_step >= len(self.steps) * total / self.points:
+            self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self.steps.append(trainer.global_step)
+        trained = [parameter.detach().float().cpu() for parameter in pl_module.parameters() if parameter.requires_grad]
+        self.weights.append(parameters_to_vector(trained).numpy())
+
+
+def weights_file(plan: Plan, run: Run, points: int) -> Path:
+    """Return the file of a run's weights.
+
+    Args:
+        plan: The comparison.
+        run: The run.
+        points: How often they were kept.
+    """
+    return plan.out / "weights" / f"{run.name}_{points}.npz"
+
+
+def write_weights(recorder: WeightRecorder, file: Path) -> None:
+    """Write the weights that were kept.
+
+    Args:
+        recorder: What kept them.
+        file: Where.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, steps=np.array(recorder.steps), weights=np.stack(recorder.weights))
+    write_atomically(file, buffer.getvalue())
+
+
+def measure_trajectories(plan: Plan, runs: Sequence[Run], points: int) -> list[Trajectory]:
+    """Return the trajectory of each run but the first.
+
+    Args:
+        plan: The comparison.
+        runs: The runs, whose weights have been written.
+        points: How often.
+    """
+    first = load_weights(weights_file(plan, runs[0], points))
+    way = np.linalg.norm(first["weights"] - first["weights"][0], axis=1)
+    found: list[Trajectory] = []
+    for run in runs[1:]:
+        theirs = load_weights(weights_file(plan, run, points))
+        distances = np.linalg.norm(theirs["weights"] - first["weights"], axis=1)
+        relative = np.divide(distances, way, out=np.zeros_like(distances), where=way > 0.0)
+        found.append(Trajectory(run, tuple(first["steps"].tolist()), tuple(distances.tolist()), tuple(relative.tolist())))
+    return found
+
+
+def load_weights(file: Path) -> Mapping[str, NDArray[Any]]:
+    """Return the steps and weights of a run.
+
+    Args:
+        file: The file.
+    """
+    with np.load(file) as stored:
+        return {"steps": stored["steps"], "weights": stored["weights"].astype(np.float64)}
+
+
+def trajectory_csv(trajectories: Sequence[Trajectory]) -> str:
+    """Return the trajectories as CSV.
+
+    Args:
+        trajectories: The trajectories.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["optimizer", "setting", "seed", "step", "distance", "relative"])
+    for one in trajectories:
+        for step, distance, relative in zip(one.steps, one.distances, one.relative, strict=True):
+            name = [one.run.optimizer, one.run.setting.text(), one.run.seed]
+            writer.writerow([*name, step, f"{distance:.6f}", f"{relative:.6f}"])
+    return buffer.getvalue()
+
+
+def draw_trajectories(trajectories: Sequence[Trajectory], baseline: str, file: Path) -> None:
+    """Draw the relative distances over the steps.
+
+    Args:
+        trajectories: The trajectories.
+        baseline: Name of the first optimizer.
+        file: The PNG to write.
+    """
+    figure, (axes,) = new_figure()
+    for number, one in enumerate(trajectories, start=1):
+        label = f"{one.run.optimizer}, lr {one.run.setting.text()}"
+        axes.plot(one.steps[1:], one.relative[1:], **line_style(number), linewidth=1.5, marker="o", markersize=3, label=label)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(f"distance to {baseline}'s weights / their way")
+    write_figure(figure, [axes], file)

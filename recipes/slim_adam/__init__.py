@@ -1,0 +1,1 @@
+"""SlimAdam's experiments at small scale: ``python -m recipes slim_adam``."""

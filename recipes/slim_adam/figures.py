@@ -1,0 +1,88 @@
+"""Figures of SlimAdam's experiments."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lightning_adam_mini.analysis import average_snr
+from lightning_adam_mini.callbacks.snr_figures import COLOURS
+from recipes.compare.axes import line_style
+from recipes.files import write_atomically
+from recipes.slim_adam.tables import by_setting
+
+MARKERS = ("-", "--", ":", "-.")
+Curves = Mapping[str, Mapping[float, Mapping[str, Mapping[str, Mapping[str, float]]]]]
+
+
+def draw_sweep(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draw the final test metric over learning rates, a line an optimizer.
+
+    Args:
+        runs: The results of a sweep.
+        file: Where to write.
+    """
+    figure, (axes,) = _figure(1, 1, (5.6, 3.6))
+    settings = by_setting(runs)
+    for number, name in enumerate(dict.fromkeys(name for name, _ in settings)):
+        points = sorted((lr, fmean(values.values())) for (other, lr), values in settings.items() if other == name and lr is not None)
+        style = line_style(number)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name, **style)
+        low = [min(settings[name, lr].values()) for lr, _ in points]
+        high = [max(settings[name, lr].values()) for lr, _ in points]
+        axes.fill_between([lr for lr, _ in points], low, high, color=style["color"], alpha=0.08)
+    axes.set_xscale("log")
+    axes.set_xlabel("peak learning rate")
+    axes.set_ylabel(f"test {runs[0]['headline']['title']}")
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+def draw_ratios(curves: Curves, argument: str, file: Path) -> None:
+    """Draw averaged signal-to-noise ratios over learning rates: a panel a layer type, a colour for what is averaged.
+
+    Args:
+        curves: By value of the varied argument, and by learning rate: ratios as `derive` gives them.
+        argument: The varied argument; empty if none is.
+        file: Where to write.
+    """
+    groups = list(dict.fromkeys(group for rates in curves.values() for ratios in rates.values() for group in ratios))
+    columns = min(4, max(1, len(groups)))
+    rows = max(1, -(-len(groups) // columns))
+    figure, axes = _figure(rows, columns, (2.6 * columns, 2.1 * rows + 0.3))
+    for i, panel in enumerate(axes):
+        panel.set_visible(i < len(groups))
+    for group, panel in zip(groups, axes, strict=False):
+        for (variant, rates), style in zip(curves.items(), MARKERS, strict=False):
+            for kind, colour in COLOURS.items():
+                means = [average_snr(rates[lr].get(group, {}).get(kind, {}).values()) for lr in sorted(rates)]
+                label = f"{kind}, {argument}={variant}" if variant else kind
+                finite = [mean if math.isfinite(mean) else math.nan for mean in means]
+                panel.plot(sorted(rates), finite, color=colour, linestyle=style, marker="o", markersize=3, linewidth=1.2, label=label)
+        panel.set_title(group, fontsize=9)
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+        panel.tick_params(labelsize=7)
+        panel.set_xlabel("peak learning rate", fontsize=8)
+    axes[0].set_ylabel("averaged SNR", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    _save(figure, file)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import; and pyplot would look for a display
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _save(figure: Any, file: Path) -> None:
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    write_atomically(file, image.getvalue())

@@ -1,0 +1,95 @@
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+import recipes.rivals
+from recipes.__main__ import main
+from recipes.held import state_bytes
+from recipes.language import GPTModel, TextFolder
+from recipes.rivals import RIVALS, SOPHIA_CLIP, Settings, find_rival, wants_graph
+
+from .conftest import CONFIGS, QUIET
+
+FEW = {  # bytes of state a parameter; the factored ones add a row and a column a matrix, the 8-bit ones keep small tensors wide
+    "adamw": (8.0, 8.1),
+    "adafactor": (4.0, 4.6),
+    "adafactor_zhai": (2.0, 2.6),
+    "sm3": (4.0, 4.6),
+    "came": (4.0, 5.2),
+    "lamb": (8.0, 8.1),
+    "lion": (4.0, 4.1),
+    "novograd": (4.0, 4.1),
+    "adamw_8bit": (2.0, 5.0),
+    "galore": (2.0, 4.0),
+    "sophia": (12.0, 12.1),  # a buffer of the last estimate beside the two averages
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_rival_trains_a_gpt_and_holds_its_bytes(name, texts):
+    if name in ("sm3", "came", "galore", "sophia"):
+        pytest.importorskip("pytorch_optimizer")
+    if name == "adamw_8bit":
+        pytest.importorskip("torchao.optim")
+    pl.seed_everything(0)
+    rate = {"lion": 3e-4, "lamb": 1e-2, "sm3": 3e-2, "novograd": 3e-2}.get(name, 3e-3)
+    model = GPTModel(context=16, layers=1, heads=2, width=64, optimizer=name, lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
+    data = TextFolder(str(texts), context=16, batch_size=8, epoch_windows=8 * 15, eval_windows=16)
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0
+    )
+    with torch.compiler.set_stance("force_eager"):  # torchao compiles for every shape
+        trainer.fit(model, datamodule=data)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    low, high = FEW[name]
+    assert low <= sum(map(state_bytes, trainer.optimizers)) / parameters <= high
+    assert float(trainer.callback_metrics["val/loss"]) < 0.99 * math.log(256)
+
+
+def test_sophia_is_that_of_the_paper():
+    pytest.importorskip("pytorch_optimizer")
+    curvature = torch.tensor([0.5, 4.0, 50.0], dtype=torch.float64)
+    x = torch.nn.Parameter(torch.tensor([3.0, -2.0, 0.01], dtype=torch.float64))
+    lr, decay = 0.01, 0.1
+    optimizer = RIVALS["sophia"].build([{"params": [x]}], Settings(lr, weight_decay=decay))
+    m, h, expected = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), x.detach().clone()
+    for step in range(12):
+        optimizer.zero_grad()
+        fresh = wants_graph(optimizer)
+        assert fresh == (step % 10 == 0)
+        loss = 0.5 * (curvature * x.square()).sum()
+        (gradient,) = torch.autograd.grad(loss, [x], create_graph=fresh)
+        x.grad = gradient
+        optimizer.step()
+        m = 0.965 * m + 0.035 * gradient.detach()
+        if fresh:
+            h = 0.99 * h + 0.01 * optimizer.state[x]["hessian"]
+            assert (optimizer.state[x]["hessian"] / curvature > 0).all()  # z H z of a diagonal H is H z squared
+        expected = expected * (1.0 - lr * decay) - lr * (m / (SOPHIA_CLIP * h).clamp_min(1e-300)).clamp(-1.0, 1.0)
+        torch.testing.assert_close(x.detach(), expected)
+
+
+def test_weight_decay_of_each_group_survives():
+    for name in ("adafactor", "lamb", "lion", "novograd", "adafactor_zhai"):
+        groups = GPTModel(layers=1, width=32, weight_decay=0.1).parameter_groups()
+        optimizer = RIVALS[name].build(groups, Settings(1e-3, weight_decay=0.1))
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0], name
+
+
+def test_a_rival_that_is_not_installed_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr(recipes.rivals, "find_spec", lambda name: None)
+    with pytest.raises(MisconfigurationException, match=r"came needs pytorch_optimizer.*pip install 'lightning-adam-mini\[rivals\]'"):
+        find_rival("came")
+    config = str(CONFIGS / "gpt_stdlib.yaml")
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "--config", config, "--optimizers", "adamw,galore"])
+    assert "lightning-adam-mini[rivals]" in capsys.readouterr().err
+
+
+def test_an_unknown_optimizer_is_one_clear_error(capsys):
+    args = ["--model.optimizer", "lio", "--trainer.callbacks", "null", "--trainer.max_steps", "1"]
+    assert main(["fit", "--config", str(CONFIGS / "vit_digits.yaml"), *QUIET, *args]) == 1
+    assert "There is no optimizer 'lio' (did you mean 'lion'?)" in capsys.readouterr().err
