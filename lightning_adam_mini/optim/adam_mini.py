@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any, overload
 
 import torch
@@ -14,7 +13,8 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
-from lightning_adam_mini.optim.conversion import convert_state_dict, how_to_regroup, regroup
+from lightning_adam_mini.optim.conversion import Moments, convert_state_dict, how_to_regroup, regroup
+from lightning_adam_mini.optim.group_layouts import check_gradient, check_some_is_ours, find_layouts, from_plain, some
 from lightning_adam_mini.optim.options import check_options
 from lightning_adam_mini.optim.quantized import MomentumDtype, convert_momentum, momentum_dtype_for, zero_momentum
 from lightning_adam_mini.optim.shards.flat import FlatShard
@@ -123,7 +123,7 @@ class AdamMini(Optimizer):
         self._shards = Shards(flat_shards)
         self._stepper = self._make_stepper()
         super().__init__(params, defaults)
-        self._check_some_layout_is_ours(self._layouts)
+        check_some_is_ours(self._layouts, self._names.values())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters.
@@ -151,7 +151,7 @@ class AdamMini(Optimizer):
             self._names.update(names)
             fallback = {p: f"param_groups.{len(self.param_groups) - 1}.params.{i}" for i, p in enumerate(group["params"])}
             names = {p: self._names.get(p, fallback[p]) for p in group["params"]}
-            group["layouts"] = [layout.to_plain() for layout in self._find_layouts(names, explicit)]
+            group["layouts"] = [layout.to_plain() for layout in find_layouts(names, explicit, self._layouts, self._shards.shape_of)]
             self._layouts_changed()
         except Exception:
             self.param_groups.pop()
@@ -160,7 +160,7 @@ class AdamMini(Optimizer):
     def _layouts_changed(self) -> None:
         names = self.parameter_names()
         self._shards.update(
-            (names[p], p, _from_plain(plain))
+            (names[p], p, from_plain(plain))
             for group in self.param_groups
             for p, plain in zip(group["params"], group["layouts"], strict=True)
         )
@@ -171,7 +171,7 @@ class AdamMini(Optimizer):
                 " momentum_dtype=torch.bfloat16, or leave them out."
             )
         # Read once, until they change: what reads layouts is too slow for each step, and opaque to torch.compile.
-        self._read = {plain: _from_plain(plain) for group in self.param_groups for plain in group["layouts"]}
+        self._read = {plain: from_plain(plain) for group in self.param_groups for plain in group["layouts"]}
         self._shared = any(not layout.is_per_parameter for layout in self._read.values())
 
     def _make_stepper(self) -> Stepper:
@@ -182,32 +182,6 @@ class AdamMini(Optimizer):
         if not self.param_groups or "param_names" not in self.param_groups[0] or any(isinstance(p, tuple) for p in params):
             return params
         return [(self._names[p], p) for p in params] if all(p in self._names for p in params) else params
-
-    def _find_layouts(self, names: dict[Tensor, str], explicit: Iterable | None) -> list[BlockLayout]:
-        if explicit is not None:
-            layouts = [_from_plain(layout) if not isinstance(layout, BlockLayout) else layout for layout in explicit]
-            if len(layouts) != len(names):
-                raise ValueError(f"A group of {len(names)} parameters has {len(layouts)} layouts: give one for each parameter.")
-        else:
-            layouts = [
-                self._layouts.get(name) or BlockLayout.per_parameter(self._shards.shape_of(p, name, None)) for p, name in names.items()
-            ]
-            missing = [name for name in names.values() if name not in self._layouts]
-            if missing and self._layouts:
-                warnings.warn(
-                    f"No layout for {_some(missing)}: each of their elements keeps its own second moment, as in Adam."
-                    " Add them to layouts= to share second moments.",
-                    AdamMiniWarning,
-                    stacklevel=4,
-                )
-        for layout, (p, name) in zip(layouts, names.items(), strict=True):
-            shape = self._shards.shape_of(p, name, layout)
-            if layout.shape != shape:
-                raise ValueError(
-                    f"The layout of parameter {name!r} is for a tensor of shape {layout.shape}, but the parameter has shape"
-                    f" {shape}. Make the layouts from the model that is trained."
-                )
-        return layouts
 
     # ---- the step -----------------------------------------------------------------------------------------------------
 
@@ -239,13 +213,18 @@ class AdamMini(Optimizer):
             members = []
             for p, plain in zip(group["params"], group["layouts"], strict=True):
                 if p.grad is not None:
-                    self._check_gradient(p, p.grad)
+                    check_gradient(p, self.parameter_names)
                     members.append(Member(p, p, p.grad, self._read[plain], plain))
             work.append((group, members))
         if self._shards.parts:
-            work = self._shards.localize(work)
-        self._stepper.step(work, self._state_of, self._shared, self._places)
+            self._step_parts(work)
+        else:
+            self._stepper.step(work, self._state_of, self._shared, self._places)
         return loss
+
+    @torch.compiler.disable  # which mixes parameters up that are keys of dicts
+    def _step_parts(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
+        self._stepper.step(self._shards.localize(work), self._state_of, self._shared, self._places)
 
     def _places(self) -> dict[Tensor, int]:
         return {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
@@ -269,24 +248,6 @@ class AdamMini(Optimizer):
             state["step"] = state["step"].to(member.p.device)
         return self._shards.local_state(p, state) if sharded else state
 
-    def _check_some_layout_is_ours(self, layouts: Mapping[str, BlockLayout]) -> None:
-        if layouts and not layouts.keys() & set(self._names.values()):
-            given = ", ".join(list(self._names.values())[:3])
-            raise ValueError(
-                f"None of the {len(layouts)} layouts (such as {next(iter(layouts))!r}) is for a parameter of this optimizer"
-                + (f" (such as {given})" if given else ", because its parameters have no names")
-                + ". Pass model.named_parameters() of the model that the layouts were made for, as params or as named_parameters=."
-            )
-
-    def _check_gradient(self, p: Tensor, grad: Tensor) -> None:
-        kind = "sparse" if grad.layout != torch.strided else "complex" if grad.is_complex() else None
-        if kind:
-            remedy = "make its layer with sparse=False" if kind == "sparse" else "keep it as a real tensor (torch.view_as_real)"
-            raise RuntimeError(
-                f"AdamMini cannot step parameter {self.parameter_names()[p]!r} of shape {tuple(p.shape)} because its gradient is {kind}:"
-                f" {remedy}, or give it to another optimizer."
-            )
-
     # ---- what it has learned ------------------------------------------------------------------------------------------
 
     def parameter_names(self) -> dict[Tensor, str]:
@@ -302,7 +263,7 @@ class AdamMini(Optimizer):
         """Blocks of each parameter, by name."""
         names = self.parameter_names()
         return {
-            names[p]: _from_plain(plain) for group in self.param_groups for p, plain in zip(group["params"], group["layouts"], strict=True)
+            names[p]: from_plain(plain) for group in self.param_groups for p, plain in zip(group["params"], group["layouts"], strict=True)
         }
 
     @torch.no_grad()
@@ -316,14 +277,20 @@ class AdamMini(Optimizer):
             ValueError: If none is for a parameter of this optimizer, one does not fit its parameter, or has blocks that are neither finer
                 nor coarser than those of a second moment that exists. Names the parameter; nothing has changed then.
         """
-        self._check_some_layout_is_ours(layouts)
+        check_some_is_ours(layouts, self._names.values())
         names = self.parameter_names()
         work: list[tuple[dict[str, Any], int, BlockLayout, Tensor | None]] = []
         for group in self.param_groups:
             changed = {p: names[p] for p in group["params"] if names[p] in layouts}
-            new = dict(zip(changed, self._find_layouts(changed, [layouts[name] for name in changed.values()]), strict=True))
+            new = dict(
+                zip(
+                    changed,
+                    find_layouts(changed, [layouts[name] for name in changed.values()], layouts, self._shards.shape_of),
+                    strict=True,
+                )
+            )
             for i, (p, plain) in enumerate(zip(group["params"], group["layouts"], strict=True)):
-                if p not in new or new[p] == (old := _from_plain(plain)):
+                if p not in new or new[p] == (old := from_plain(plain)):
                     continue
                 second_moment = None
                 if self.state.get(p):
@@ -387,7 +354,7 @@ class AdamMini(Optimizer):
             for p, plain in zip(group["params"], group["layouts"], strict=True):
                 state = self.state.get(p) or ({"step": steps[p]} if p in steps else {})
                 if state:
-                    yield names[p], group, state, _from_plain(plain), gathered[p] if p in gathered else state["exp_avg_sq"]
+                    yield names[p], group, state, from_plain(plain), gathered[p] if p in gathered else state["exp_avg_sq"]
 
     # ---- state --------------------------------------------------------------------------------------------------------
 
@@ -422,7 +389,7 @@ class AdamMini(Optimizer):
         names = self.parameter_names()
         present = [{"layouts": list(g["layouts"]), "fused": g["fused"], "capturable": g["capturable"]} for g in self.param_groups]
         flat = [
-            (names[p], p, _from_plain(plain))
+            (names[p], p, from_plain(plain))
             for group in self.param_groups
             for p, plain in zip(group["params"], group["layouts"], strict=True)
         ]
@@ -437,33 +404,33 @@ class AdamMini(Optimizer):
         super().load_state_dict(loaded.state_dict)
         for group, kept in zip(self.param_groups, present, strict=True):
             group.update(kept)
-        there = [group["capturable"] for group in self.param_groups for _ in group["params"]]
-        # torch casts floating-point state to the parameter's dtype; moments keep theirs.
-        for (_, p, layout), moments, step_there in zip(flat, loaded.moments, there, strict=True):
-            device = self._shards.device_of(p)
-            if p in self._shards.parts:
-                values = None if moments.momentum is None else moments.second_moment
-                second_moment = self._shards.adopt_second_moment(p, values, moments.layout, layout)
-            elif moments.momentum is not None:
-                second_moment = regroup(moments.second_moment, moments.layout, layout)
-            else:
-                continue
-            if moments.momentum is None:  # FSDP1 leaves nothing of it here
-                continue
-            state = self.state[p]
-            state.update(convert_momentum(moments.momentum, device, momentum_dtype_for(p, self._momentum_dtype)))
-            if p in self._shards.parts:
-                state["exp_avg"] = self._shards.adopt_momentum(p, state["exp_avg"])
-            state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32, copy=True)
-            state["exp_avg_sq"] = second_moment.to(device=device, dtype=second_moment_dtype(p.dtype), copy=True)
+        self._adopt(flat, loaded.moments)
         converted = loaded.converted
         if converted:
             warnings.warn(
-                f"The loaded state was written with other blocks for {_some(list(converted))}; their second moments were"
+                f"The loaded state was written with other blocks for {some(list(converted))}; their second moments were"
                 f" {' and '.join(sorted(set(converted.values())))} to the present ones.",
                 AdamMiniWarning,
                 stacklevel=2,
             )
+
+    def _adopt(self, present: list[tuple[str, Tensor, BlockLayout]], loaded: list[Moments]) -> None:
+        """Put loaded moments into the state, for torch casts floating-point state to the parameter's dtype, and moments keep theirs."""
+        there = [group["capturable"] for group in self.param_groups for _ in group["params"]]
+        for (_, p, layout), moments, step_there in zip(present, loaded, there, strict=True):
+            values = None if moments.momentum is None else moments.second_moment
+            if p in self._shards.parts:  # every rank, even one that holds nothing
+                values = self._shards.adopt_second_moment(p, values, moments.layout, layout)
+            elif values is not None:
+                values = regroup(values, moments.layout, layout)
+            if moments.momentum is None or values is None:
+                continue
+            state, device = self.state[p], self._shards.device_of(p)
+            state.update(convert_momentum(moments.momentum, device, momentum_dtype_for(p, self._momentum_dtype)))
+            if p in self._shards.parts:
+                state["exp_avg"] = self._shards.adopt_momentum(p, state["exp_avg"])
+            state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32, copy=True)
+            state["exp_avg_sq"] = values.to(device=device, dtype=second_moment_dtype(p.dtype), copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -484,12 +451,3 @@ class AdamMini(Optimizer):
             self._stepper = self._make_stepper()
             self._shards = Shards()
             self._layouts_changed()
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({', '.join(map(repr, names[:3]))}{more})"
-
-
-# Groups hold layouts as plain tuples, which copies, pickles and checkpoints of them survive; checking one again at each step would cost.
-_from_plain = lru_cache(maxsize=65536)(BlockLayout.from_plain)
