@@ -217,7 +217,7 @@ class AdamMini(Optimizer):
                     members.append(Member(p, p, p.grad, self._read[plain], plain))
             work.append((group, members))
         if self._shards.parts:
-            self._step_parts(work)
+            self._step_parts(work)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self._stepper.step(work, self._state_of, self._shared, self._places)
         return loss
