@@ -53,6 +53,11 @@ class Recipe(pl.LightningModule):
         return self.parameters()
 
     @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
+        return configure(self.parameter_groups(), int(self.trainer.estimated_stepping_batches), **self.optimizer_args)
+
+    @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients; with their own graph where the optimizer's step differentiates them."""
         super().backward(loss, *args, **kwargs, create_graph=self.differentiates_twice())
@@ -60,11 +65,6 @@ class Recipe(pl.LightningModule):
     def differentiates_twice(self) -> bool:
         """Return whether the present step needs gradients that have a graph of their own."""
         return any(wants_graph(optimizer) for optimizer in self.trainer.optimizers)
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
-        return configure(self.parameter_groups(), int(self.trainer.estimated_stepping_batches), **self.optimizer_args)
 
     @override
     def setup(self, stage: str) -> None:
