@@ -28,13 +28,12 @@ from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
 
-_CONSTANT = 1e-12
+_INFINITE = 1e12
 _SHORT = 16
 _SLICE = 2**15
 """Elements that a CPU sums at a time: they stay in cache, and are as many as torch sums without waiting for other threads."""
-_PART = {"cpu": 2**21}
-_PART_ELSEWHERE = 2**24
-"""Elements whose moments are held at a time."""
+_PART, _PART_WITH_KERNELS, _PART_ELSEWHERE = 2**21, 2**18, 2**24
+"""Elements whose moments are held at a time: fewer where they are many, as over one side of a kernel."""
 
 
 def subset_layouts(shape: Sequence[int]) -> list[BlockLayout]:
@@ -92,12 +91,14 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
         v = v / v.amax().clamp_min(torch.finfo(v.dtype).tiny)  # so that squares do not underflow
     if not layouts or v.numel() == 0:
         return torch.full((len(layouts),), math.nan, dtype=torch.float64, device=v.device)
-    rows = max(1, _PART.get(v.device.type, _PART_ELSEWHERE) // math.prod(v.shape[1:]))
-    # A thread a part, because torch's own would wait for each other after every slice.
-    parts = v.split(rows)
+    size = _PART_WITH_KERNELS if any(1 < length <= _SHORT for length in v.shape[1:]) else _PART
+    parts = v.split(max(1, (size if v.device.type == "cpu" else _PART_ELSEWHERE) // math.prod(v.shape[1:])))
     threads = min(len(parts), torch.get_num_threads()) if v.device.type == "cpu" else 1
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda part: _measure_part(part, layouts), parts))
+    if threads > 1:  # a part each, because torch's own threads would wait for each other after every slice
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(lambda part: _measure_part(part, layouts), parts))
+    else:
+        found = [_measure_part(part, layouts) for part in parts]
     first = torch.stack([part.first for part in found]).sum(0) if 0 in _all_dims(layouts) else None
     whole = _Moments(v.shape, {} if first is None else {(0,): _mean_and_variance(first[0], first[1], v.shape[0])})
     ratios = []
@@ -116,11 +117,10 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
 
 def _tally(mean: Tensor, variance: Tensor) -> Tensor:
     """The sum of the ratios of blocks that vary, their number, and the number of blocks that are constant but not zero."""
-    square = mean.square()
-    least = _CONSTANT * square
-    ratios = torch.where(variance > least, square.div_(variance), 0.0)
-    varying, constant = torch.count_nonzero(ratios), torch.count_nonzero((variance <= least).logical_and_(mean > 0))
-    return torch.stack([ratios.sum(), varying.double(), constant.double()])
+    ratios = mean.square().div_(variance.clamp_min(0.0))  # nan for zeros, and for what is not finite
+    varies = ratios < _INFINITE
+    total = torch.where(varies, ratios, 0.0).sum()
+    return torch.stack([total, varies.count_nonzero().double(), (ratios >= _INFINITE).count_nonzero().double()])
 
 
 def _group(mean: Tensor, variance: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:

@@ -92,10 +92,11 @@ def _finite(values: list[float]) -> list[float]:
 def _panels(groups: list[str], across: str, cutoff: float) -> tuple[Figure, list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import; and pyplot would look for a display
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     columns = min(4, max(1, len(groups)))
     rows = max(1, -(-len(groups) // columns))
-    figure = Figure(figsize=(2.6 * columns, 2.1 * rows + 0.3), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, 2.1 * rows + 0.3), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for i, panel in enumerate(axes):
@@ -103,6 +104,10 @@ def _panels(groups: list[str], across: str, cutoff: float) -> tuple[Figure, list
         if i < len(groups):
             panel.set_title(groups[i], fontsize=9)
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             panel.axhline(cutoff, color="black", linewidth=0.8, linestyle=":")
             panel.tick_params(labelsize=7)
             panel.set_xlabel(across, fontsize=8)
@@ -112,9 +117,7 @@ def _panels(groups: list[str], across: str, cutoff: float) -> tuple[Figure, list
 
 
 def _finish(figure: Figure, axes: list[Axes]) -> Figure:
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(
-            handles, labels, title="averaged over", loc="outside upper center", ncols=3, fontsize=8, title_fontsize=8, frameon=False
-        )
+        figure.legend(handles.values(), handles, title="averaged over", loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure

@@ -217,9 +217,14 @@ class AdamMini(Optimizer):
                     members.append(Member(p, p, p.grad, self._read[plain], plain))
             work.append((group, members))
         if self._shards.parts:
-            work = self._shards.localize(work)
-        self._stepper.step(work, self._state_of, self._shared, self._places)
+            self._step_parts(work)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self._stepper.step(work, self._state_of, self._shared, self._places)
         return loss
+
+    @torch.compiler.disable  # which mixes parameters up that are keys of dicts
+    def _step_parts(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
+        self._stepper.step(self._shards.localize(work), self._state_of, self._shared, self._places)
 
     def _places(self) -> dict[Tensor, int]:
         return {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}

@@ -49,7 +49,10 @@ def draw_ratios(curves: Curves, argument: str, file: Path) -> None:
         argument: The varied argument; empty if none is.
         file: Where to write.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     groups = list(dict.fromkeys(group for rates in curves.values() for ratios in rates.values() for group in ratios))
+    lrs = sorted({lr for rates in curves.values() for lr in rates})
     columns = min(4, max(1, len(groups)))
     rows = max(1, -(-len(groups) // columns))
     figure, axes = _figure(rows, columns, (2.6 * columns, 2.1 * rows + 0.3))
@@ -65,11 +68,17 @@ def draw_ratios(curves: Curves, argument: str, file: Path) -> None:
         panel.set_title(group, fontsize=9)
         panel.set_xscale("log")
         panel.set_yscale("log")
+        panel.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         panel.tick_params(labelsize=7)
         panel.set_xlabel("peak learning rate", fontsize=8)
     axes[0].set_ylabel("averaged SNR", fontsize=8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    handles = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     _save(figure, file)
 
 
@@ -77,7 +86,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, li
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import; and pyplot would look for a display
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=size, dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 

@@ -286,6 +286,11 @@ def check_loose_ends(world):
     assert {state["exp_avg"].dtype for state in narrow.state.values()} == {torch.bfloat16}
     weights, moments = expected(steps=3)
     close(dict(named(one)), weights, rtol=1e-2)
+    compiled = sharded_by_fsdp2(init_device_mesh("cpu", (world,)))
+    traced = make(compiled)
+    traced.step = torch.compile(traced.step, backend="eager")
+    train(compiled, traced, steps=3)
+    close(dict(named(compiled)), weights)
     close(narrow.second_moments(), moments)
 
 
