@@ -101,10 +101,12 @@ def test_dimensions_of_length_one_are_not_averaged():
 
 @pytest.mark.parametrize("shape", [(1500, 1500), (3, 800_000), (40, 300, 16, 17), (300, 900, 3, 3)])
 def test_large_tensors_that_are_read_in_parts(shape):
-    v = torch.rand(shape).square() * 1e-12
+    v = torch.rand(shape, generator=torch.Generator().manual_seed(0)).square() * 1e-12
     array = v.double().numpy()
     for layout, snr in zip(subset_layouts(shape), measure_snr(v).tolist(), strict=True):
-        assert snr == pytest.approx((array.mean(layout.dims) ** 2 / array.var(layout.dims)).mean(), rel=1e-9), layout
+        # Reading once costs a block whose ratio is r the digits of r: among 800,000 triples some are as good as constant.
+        ratios = array.mean(layout.dims) ** 2 / array.var(layout.dims)
+        assert snr == pytest.approx(ratios.mean(), rel=1e-12 + 1e-15 * (ratios**2).mean() / ratios.mean()), layout
 
 
 def test_any_strides_dtype_and_number_of_threads():
