@@ -213,7 +213,7 @@ def test_a_step_equals_algorithm_1_in_float64(name):
         warnings.simplefilter("ignore")  # of the libraries
         model = build()
     report = inspect_model(model)
-    layouts = partition_model(report)
+    layouts = partition_model(report, "adam_mini")
     for suffix, blocks in counted.items():
         of_model = {n: x.num_blocks for n, x in layouts.items() if n == suffix or n.endswith(f".{suffix}")}
         assert set(of_model.values()) == {blocks}, (suffix, of_model)
