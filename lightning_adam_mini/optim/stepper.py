@@ -14,6 +14,7 @@ from lightning_adam_mini.optim.functional import Blocks, adam_mini
 from lightning_adam_mini.optim.quantized import MomentumDtype, momentum_dtype_for
 from lightning_adam_mini.optim.sliced import step_in_slices
 from lightning_adam_mini.optim.triton import step as triton
+from lightning_adam_mini.optim.triton.check import disagreement
 
 # What steps all parameters at once, by the kind of their device.
 _FUSED: dict[str, Any] = {"cpu": cpu, "cuda": triton}
@@ -139,6 +140,9 @@ class Stepper:
             problem = "its weights are rounded at random"
         else:
             problem = loop.why_not(p, momentum_dtype)
+            # While a graph is captured nothing may be compared: its warm-up has done so.
+            if problem is None and p.is_cuda and isinstance(momentum_dtype, torch.dtype) and not torch.cuda.is_current_stream_capturing():
+                problem = disagreement(p.device, p.dtype, momentum_dtype)
             fields = None if problem else loop.fixed_fields(p, momentum_dtype, layout)
         return _Row(member.param, member.plain, p.stride(), (p.dtype, p.device), loop, fields, problem)
 

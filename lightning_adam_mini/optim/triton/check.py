@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.functional import adam_mini
+from lightning_adam_mini.optim.triton import step as triton
 
 _LAYOUTS = (
     BlockLayout.each_line((48, 130)),
@@ -47,8 +48,6 @@ def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch
 
 
 def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> None:
-    from lightning_adam_mini.optim.triton import step as triton  # which asks this module
-
     torch.manual_seed(0)
     ours, theirs = (_tensors(device, dtype, momentum_dtype) for _ in range(2))
     work = [(p, state, triton.fixed_fields(p, momentum_dtype, layout)) for (p, state), layout in zip(ours, _LAYOUTS, strict=True)]

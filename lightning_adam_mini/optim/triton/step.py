@@ -17,7 +17,6 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.quantized import MomentumDtype
 from lightning_adam_mini.optim.segments import memory_order, put_in_order, same_memory
-from lightning_adam_mini.optim.triton.check import disagreement
 from lightning_adam_mini.optim.triton.plan import Plan, Sizes, make_plan
 
 SIZES = Sizes()
@@ -48,8 +47,7 @@ def why_not(p: Tensor, momentum_dtype: MomentumDtype) -> str | None:
         return kernels
     if p.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(p.device) < (7, 0):
         return f"{torch.cuda.get_device_name(p.device)} is older than what Triton compiles for"
-    # While a graph is captured nothing may be compared: its warm-up has done so.
-    return disagreement(p.device, p.dtype, momentum_dtype) if p.is_cuda and not torch.cuda.is_current_stream_capturing() else None
+    return None
 
 
 def fixed_fields(p: Tensor, momentum_dtype: MomentumDtype, layout: BlockLayout) -> Plan:
