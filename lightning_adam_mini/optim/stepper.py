@@ -74,11 +74,14 @@ class Stepper:
         """
         plain, sliced = [], []
         fused: dict[Any, list] = {}
+        compiling = torch.compiler.is_compiling()
         for group, members in work:
+            by_default = shares and group["foreach"] is None
+            never = compiling or group["fused"] is False or not (group["fused"] or by_default)
             fast: dict[Any, list] = {}
             slow = []
             for member in members:
-                row = self._row(member, group["fused"], shares and group["foreach"] is None)
+                row = None if never else self._row(member, group["fused"])
                 if row is not None:
                     fast.setdefault(row.loop, []).append((member, row))
                 elif self._needs_slices(member.p):
@@ -108,11 +111,9 @@ class Stepper:
     def _needs_slices(self, p: Tensor) -> bool:
         return p.numel() > 0 and (momentum_dtype_for(p, self.momentum_dtype) == "8bit" or self._rounds_at_random(p))
 
-    def _row(self, member: Member, fused: bool | None, by_default: bool) -> _Row | None:
+    def _row(self, member: Member, fused: bool | None) -> _Row | None:
         """What the compiled loop needs to know of a parameter; None if it does not step it."""
         param, p = member.param, member.p
-        if fused is False or p.numel() == 0 or torch.compiler.is_compiling() or (fused is None and not by_default):
-            return None
         row = self._rows.get(id(param))
         if (
             row is None
@@ -127,14 +128,16 @@ class Stepper:
                 f"AdamMini(fused=True) cannot step parameter {self.name_of(param)!r} of shape {tuple(p.shape)} in one compiled loop"
                 f" because {row.problem}. Leave fused=None to use the loop only where it can be used."
             )
-        return None if row.problem else row
+        return None if row.fields is None else row
 
     def _make_row(self, member: Member) -> _Row:
         p, layout = member.p, member.layout
         loop = _FUSED.get(p.device.type, cpu)
         momentum_dtype = momentum_dtype_for(p, self.momentum_dtype)
-        fields = None
-        if not isinstance(layout, BlockLayout):
+        fields = problem = None
+        if p.numel() == 0:
+            pass  # there is nothing to step
+        elif not isinstance(layout, BlockLayout):
             problem = "other ranks hold parts of its blocks"
         elif self._rounds_at_random(p):
             problem = "its weights are rounded at random"

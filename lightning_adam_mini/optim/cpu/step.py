@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.cpu.build import load_kernel
 from lightning_adam_mini.optim.quantized import SCALE, MomentumDtype
-from lightning_adam_mini.optim.segments import ROWS, SEGMENTS, find_segments, memory_order, put_in_order, same_memory
+from lightning_adam_mini.optim.segments import EACH, ROWS, SEGMENTS, find_segments, memory_order, put_in_order, same_memory
 
 _CPU = torch.device("cpu")
 _CODES: dict[MomentumDtype, int] = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3, "8bit": 4}
@@ -74,20 +74,25 @@ def step(
             )
         )  # fmt: skip
         for p, grad, state, fixed in members:
-            if grad.dtype != p.dtype or (grad.stride() != p.stride() and not same_memory(grad, p)):
+            strides = p.stride()
+            if grad.dtype != p.dtype or (grad.stride() != strides and not same_memory(grad, p)):
                 grad = torch.empty_like(p).copy_(grad)
                 held.append(grad)
-            scales = state.get(SCALE)
-            if scales is None:
+            scales, exp_avg, exp_avg_sq = state.get(SCALE), state["exp_avg"], state["exp_avg_sq"]
+            if scales is None and (exp_avg.stride() != strides or (fixed[3] == EACH and exp_avg_sq.stride() != strides)):
                 put_in_order(p, state)
-            pointers = (
-                p.data_ptr(),
-                grad.data_ptr(),
-                state["exp_avg"].data_ptr(),
-                state["exp_avg_sq"].data_ptr(),
-                state["step"].data_ptr(),
-                0 if scales is None else scales.data_ptr(),
+                exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+            tasks.extend(
+                (
+                    p.data_ptr(),
+                    grad.data_ptr(),
+                    exp_avg.data_ptr(),
+                    exp_avg_sq.data_ptr(),
+                    state["step"].data_ptr(),
+                    0 if scales is None else scales.data_ptr(),
+                    *fixed,
+                    g,
+                )
             )
-            tasks.extend((*pointers, *fixed, g))
     with torch.profiler.record_function("lightning_adam_mini::step"):  # the profiler does not see what is past torch's dispatcher
         kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // 16, groups.buffer_info()[0], torch.get_num_threads())
