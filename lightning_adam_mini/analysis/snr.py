@@ -20,7 +20,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -93,12 +92,7 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
         return torch.full((len(layouts),), math.nan, dtype=torch.float64, device=v.device)
     size = _PART_WITH_KERNELS if any(1 < length <= _SHORT for length in v.shape[1:]) else _PART
     parts = v.split(max(1, (size if v.device.type == "cpu" else _PART_ELSEWHERE) // math.prod(v.shape[1:])))
-    threads = min(len(parts), torch.get_num_threads()) if v.device.type == "cpu" else 1
-    if threads > 1:  # a part each, because torch's own threads would wait for each other after every slice
-        with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(lambda part: _measure_part(part, layouts), parts))
-    else:
-        found = [_measure_part(part, layouts) for part in parts]
+    found = [_measure_part(part, layouts) for part in parts]
     first = torch.stack([part.first for part in found]).sum(0) if 0 in _all_dims(layouts) else None
     whole = _Moments(v.shape, {} if first is None else {(0,): _mean_and_variance(first[0], first[1], v.shape[0])})
     ratios = []
