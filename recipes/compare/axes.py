@@ -61,6 +61,16 @@ def write_figure(figure: "Figure", axes: "list[Axes]", file: Path, legend: str =
     count = len(axes[-1].get_legend_handles_labels()[0])
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 7} if count > 8 else {"loc": legend}
     axes[-1].legend(frameon=False, **place)
+    save_figure(figure, file)
+
+
+def save_figure(figure: "Figure", file: Path) -> None:
+    """Write a figure as a PNG, whole or not at all.
+
+    Args:
+        figure: The figure.
+        file: The PNG.
+    """
     image = io.BytesIO()
     figure.savefig(image, format="png")
     write_atomically(file, image.getvalue())

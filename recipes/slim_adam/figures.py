@@ -1,6 +1,5 @@
 """Figures of SlimAdam's experiments."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 
 from lightning_adam_mini.analysis import average_snr
 from lightning_adam_mini.callbacks.snr_figures import COLOURS
-from recipes.compare.axes import line_style
-from recipes.files import write_atomically
+from recipes.compare.axes import line_style, save_figure
 from recipes.slim_adam.tables import by_setting
 
 MARKERS = ("-", "--", ":", "-.")
@@ -38,7 +36,7 @@ def draw_sweep(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes.set_ylabel(f"test {runs[0]['headline']['title']}")
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_ratios(curves: Curves, argument: str, file: Path) -> None:
@@ -79,7 +77,7 @@ def draw_ratios(curves: Curves, argument: str, file: Path) -> None:
     axes[0].set_ylabel("averaged SNR", fontsize=8)
     handles = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
@@ -89,9 +87,3 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, li
     figure = Figure(figsize=size, dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _save(figure: Any, file: Path) -> None:
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_atomically(file, image.getvalue())

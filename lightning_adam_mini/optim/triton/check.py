@@ -22,7 +22,8 @@ _LAYOUTS = (
     BlockLayout.whole((33, 65)),
     BlockLayout.per_parameter((300,)),
 )
-_OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": False}
+_BETAS = (0.9, 0.95)
+_OPTIONS: dict[str, Any] = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": False}
 
 
 @cache
@@ -51,10 +52,10 @@ def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dty
     torch.manual_seed(0)
     ours, theirs = (_tensors(device, dtype, momentum_dtype) for _ in range(2))
     work = [(p, state, triton.fixed_fields(p, momentum_dtype, layout)) for (p, state), layout in zip(ours, _LAYOUTS, strict=True)]
-    tables: dict[Any, Any] = {}
+    group, tables = {**_OPTIONS, "betas": _BETAS}, {}
     for _ in range(2):
         grads = [torch.randn(layout.shape).to(device, dtype) for layout in _LAYOUTS]
-        triton.step([(_OPTIONS, [(p, grad, state, plan) for (p, state, plan), grad in zip(work, grads, strict=True)])], tables)
+        triton.step([(group, [(p, grad, state, plan) for (p, state, plan), grad in zip(work, grads, strict=True)])], tables)
         adam_mini(
             [p for p, _ in theirs],
             grads,
@@ -62,12 +63,10 @@ def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dty
             [state["exp_avg_sq"] for _, state in theirs],
             [state["step"] for _, state in theirs],
             _LAYOUTS,
-            lr=1e-2,
-            beta1=0.9,
-            beta2=0.95,
-            eps=1e-8,
-            weight_decay=0.1,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
             foreach=False,
+            **_OPTIONS,
         )
     # Two roundings of half precision; of float32, what sums in another order differ by.
     coarsest = max(torch.finfo(dtype).eps, torch.finfo(momentum_dtype).eps)
