@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
 from recipes.optim import configure
@@ -60,10 +62,13 @@ class Recipe(pl.LightningModule):
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients; with their own graph where the optimizer's step differentiates them."""
-        super().backward(loss, *args, **kwargs, create_graph=self.differentiates_twice())
+        super().backward(loss, *args, **kwargs, create_graph=self._differentiates_twice())
 
-    def differentiates_twice(self) -> bool:
-        """Return whether the present step needs gradients that have a graph of their own."""
+    def differentiable(self) -> AbstractContextManager[Any]:
+        """Return what to compute a training loss under: no fused attention where the optimizer differentiates the gradients."""
+        return sdpa_kernel(SDPBackend.MATH) if self._differentiates_twice() else nullcontext()
+
+    def _differentiates_twice(self) -> bool:
         return any(wants_graph(optimizer) for optimizer in self.trainer.optimizers)
 
     @override

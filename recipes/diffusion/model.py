@@ -84,7 +84,8 @@ class NoisePredictor(Recipe):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         timesteps = torch.randint(self.timesteps, (len(batch),), device=batch.device)
-        loss = self._loss(batch, timesteps, torch.randn_like(batch))
+        with self.differentiable():
+            loss = self._loss(batch, timesteps, torch.randn_like(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 

@@ -1,13 +1,11 @@
 """Language models: predict each next token of a text."""
 
 import time
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from typing_extensions import override
@@ -73,8 +71,7 @@ class LanguageModel(Recipe):
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        # no fused attention can be differentiated twice
-        with sdpa_kernel(SDPBackend.MATH) if self.differentiates_twice() else nullcontext():
+        with self.differentiable():
             loss = self._loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss

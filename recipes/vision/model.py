@@ -83,7 +83,8 @@ class ImageClassifier(Recipe):
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        return self._loss(batch, "train", self.train_accuracy)
+        with self.differentiable():
+            return self._loss(batch, "train", self.train_accuracy)
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -49,6 +49,62 @@ def test_every_rival_trains_a_gpt_and_holds_its_bytes(name, texts):
     assert float(trainer.callback_metrics["val/loss"]) < 0.99 * math.log(256)
 
 
+class StopAfterFirstEpoch(pl.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(raises=RuntimeError, strict=True, reason="Lightning loads with a callable map_location"))
+        if name == "adamw_8bit"
+        else name
+        for name in RIVALS
+    ],
+)
+def test_every_rival_resumes(name, texts, tmp_path):
+    """An interrupted run ends with the weights of an unbroken one, to the bit."""
+    if name in ("sm3", "came", "galore", "sophia"):
+        pytest.importorskip("pytorch_optimizer")
+    if name == "adamw_8bit":
+        pytest.importorskip("torchao.optim")
+
+    def run(*callbacks: pl.Callback, resume: str | None = None) -> pl.Trainer:
+        pl.seed_everything(0)
+        model = GPTModel(context=16, layers=1, heads=2, width=64, optimizer=name, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+        data = TextFolder(str(texts), context=16, batch_size=8, epoch_windows=8 * 6, eval_windows=16)
+        trainer = pl.Trainer(
+            max_epochs=2,
+            callbacks=list(callbacks),
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        with torch.compiler.set_stance("force_eager"):  # torchao compiles for every shape
+            trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=False)
+        return trainer
+
+    whole = run()
+    broken = run(StopAfterFirstEpoch())
+    assert broken.global_step == 6
+    broken.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = run(resume=str(tmp_path / "half.ckpt"))
+    assert resumed.global_step == 12
+    torch.testing.assert_close(resumed.lightning_module.state_dict(), whole.lightning_module.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("config", ["vit_digits", "ddpm_digits"])
+def test_sophia_differentiates_library_models_twice(config, tmp_path):
+    """Whose attention is fused, and has no second derivative."""
+    pytest.importorskip("pytorch_optimizer")
+    if config == "ddpm_digits":
+        pytest.importorskip("diffusers")
+    args = ["--model.optimizer", "sophia", "--trainer.callbacks", "null", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
+    assert main(["fit", "--config", str(CONFIGS / f"{config}.yaml"), *QUIET, *args]) == 0
+
+
 def test_sophia_is_that_of_the_paper():
     pytest.importorskip("pytorch_optimizer")
     curvature = torch.tensor([0.5, 4.0, 50.0], dtype=torch.float64)
