@@ -22,7 +22,14 @@ from recipes.compare.results import Result, load_result, results_at, select_each
 from recipes.compare.sensitivity import build_cells, draw_sensitivity, sensitivity_csv
 from recipes.compare.table import build_rows, csv_text, markdown
 from recipes.compare.train import record, train
-from recipes.compare.trajectory import draw_trajectories, measure_trajectories, trajectory_csv, weights_file
+from recipes.compare.trajectory import (
+    draw_trajectories,
+    followed_runs,
+    measure_trajectories,
+    trajectory_csv,
+    trajectory_table,
+    weights_file,
+)
 from recipes.files import write_atomically
 from recipes.rivals import RIVALS
 
@@ -65,8 +72,8 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int, int]:
         type=int,
         default=0,
         metavar="POINTS",
-        help="train the selected run of the first seed once more, keep its weights at so many points, and draw their distance to those of "
-        "the first optimizer",
+        help="train the selected runs once more, keep their weights at so many points, and draw their distance to those of the first "
+        "optimizer",
     )
     parser.add_argument("--out", type=Path, help="folder of the results (default: runs/compare/<name of the config>)")
     parser.add_argument("--jobs", type=int, default=1, help="how many runs side by side, in processes of their own (default: %(default)s)")
@@ -116,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
         chosen = select_each(tuned, plan.optimizers)
         results = results_at([*tuned, *run_all(plan, plan.other_runs(chosen), jobs)], chosen)
         if points:
-            recorded = [run for run in chosen if not weights_file(plan, run, points).is_file()]
+            recorded = [run for run in followed_runs(plan, chosen) if not weights_file(plan, run, points).is_file()]
             do_each(recorded, partial(record, plan, points=points), jobs, lambda run, finished: None)
     except MisconfigurationException as error:
         sys.stderr.write(f"error: {error}\n")
@@ -136,12 +143,13 @@ def main(argv: Sequence[str]) -> int:
         figures.append("sensitivity.png")
     if points and len(chosen) > 1:
         trajectories = measure_trajectories(plan, chosen, points)
-        written["trajectory.csv"] = trajectory_csv(trajectories)
+        written |= {"trajectory.md": trajectory_table(trajectories, plan.optimizers[0]), "trajectory.csv": trajectory_csv(trajectories)}
         draw_trajectories(trajectories, plan.optimizers[0], plan.out / "trajectory.png")
         figures.append("trajectory.png")
     for name, text in written.items():
         write_atomically(plan.out / name, text)
-    sys.stdout.write(f"\n{table}\nWritten to {plan.out}: {', '.join([*written, *figures])}\n")
+    tables = "\n".join(text for name, text in written.items() if name.endswith(".md"))
+    sys.stdout.write(f"\n{tables}\nWritten to {plan.out}: {', '.join([*written, *figures])}\n")
     return 0
 
 

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import lightning.pytorch as pl
@@ -89,22 +91,33 @@ def write_weights(recorder: WeightRecorder, file: Path) -> None:
     write_atomically(file, buffer.getvalue())
 
 
-def measure_trajectories(plan: Plan, runs: Sequence[Run], points: int) -> list[Trajectory]:
-    """Return the trajectory of each run but the first.
+def followed_runs(plan: Plan, chosen: Sequence[Run]) -> list[Run]:
+    """Return the runs whose weights are kept: every seed of each optimizer, at the setting chosen for it.
 
     Args:
         plan: The comparison.
-        runs: The runs, whose weights have been written.
+        chosen: A run of each optimizer at its setting.
+    """
+    return [replace(run, seed=seed) for seed, run in itertools.product(plan.seeds, chosen)]
+
+
+def measure_trajectories(plan: Plan, chosen: Sequence[Run], points: int) -> list[Trajectory]:
+    """Return the trajectories of every optimizer but the first, seed by seed.
+
+    Args:
+        plan: The comparison.
+        chosen: A run of each optimizer at its setting, the weights of which have been written for every seed.
         points: How often.
     """
-    first = load_weights(weights_file(plan, runs[0], points))
-    way = np.linalg.norm(first["weights"] - first["weights"][0], axis=1)
     found: list[Trajectory] = []
-    for run in runs[1:]:
-        theirs = load_weights(weights_file(plan, run, points))
-        distances = np.linalg.norm(theirs["weights"] - first["weights"], axis=1)
-        relative = np.divide(distances, way, out=np.zeros_like(distances), where=way > 0.0)
-        found.append(Trajectory(run, tuple(first["steps"].tolist()), tuple(distances.tolist()), tuple(relative.tolist())))
+    for seed in plan.seeds:
+        first = load_weights(weights_file(plan, replace(chosen[0], seed=seed), points))
+        way = np.linalg.norm(first["weights"] - first["weights"][0], axis=1)
+        for run in (replace(run, seed=seed) for run in chosen[1:]):
+            theirs = load_weights(weights_file(plan, run, points))
+            distances = np.linalg.norm(theirs["weights"] - first["weights"], axis=1)
+            relative = np.divide(distances, way, out=np.zeros_like(distances), where=way > 0.0)
+            found.append(Trajectory(run, tuple(first["steps"].tolist()), tuple(distances.tolist()), tuple(relative.tolist())))
     return found
 
 
@@ -134,8 +147,44 @@ def trajectory_csv(trajectories: Sequence[Trajectory]) -> str:
     return buffer.getvalue()
 
 
+def trajectory_table(trajectories: Sequence[Trajectory], baseline: str) -> str:
+    """Return the relative distances at a tenth of the steps, half of them and the end, in Markdown, the nearest first.
+
+    Args:
+        trajectories: The trajectories.
+        baseline: Name of the first optimizer.
+    """
+    each = by_optimizer(trajectories)
+    steps = trajectories[0].steps
+    places = sorted({max(1, round(share * (len(steps) - 1))) for share in (0.1, 0.5, 1.0)})
+    seeds = len(next(iter(each.values())))
+    lines = [
+        f"Distance to {baseline}'s weights over the way that these have gone, mean ± standard deviation over seeds ({seeds}):",
+        "",
+        "| optimizer | lr | " + " | ".join(f"step {steps[place]}" for place in places) + " |",
+        "|" + " --- |" * (2 + len(places)),
+    ]
+    for name, found in sorted(each.items(), key=lambda item: fmean(one.relative[-1] for one in item[1])):
+        columns = [[one.relative[place] for one in found] for place in places]
+        cells = [f"{fmean(column):.2f}" + (f" ± {stdev(column):.2f}" if seeds > 1 else "") for column in columns]
+        lines.append(f"| {name} | {found[0].run.setting.text()} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def by_optimizer(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
+    """Return the trajectories of each optimizer.
+
+    Args:
+        trajectories: The trajectories.
+    """
+    each: dict[str, list[Trajectory]] = {}
+    for one in trajectories:
+        each.setdefault(one.run.optimizer, []).append(one)
+    return each
+
+
 def draw_trajectories(trajectories: Sequence[Trajectory], baseline: str, file: Path) -> None:
-    """Draw the relative distances over the steps.
+    """Draw the relative distances over the steps: the mean over seeds, in a band from the least to the most.
 
     Args:
         trajectories: The trajectories.
@@ -143,10 +192,14 @@ def draw_trajectories(trajectories: Sequence[Trajectory], baseline: str, file: P
         file: The PNG to write.
     """
     figure, (axes,) = new_figure()
-    for number, one in enumerate(trajectories, start=1):
-        label = f"{one.run.optimizer}, lr {one.run.setting.text()}"
-        axes.plot(one.steps[1:], one.relative[1:], **line_style(number), linewidth=1.5, marker="o", markersize=3, label=label)
-    axes.set_ylim(bottom=0.0)
+    for number, found in enumerate(by_optimizer(trajectories).values(), start=1):
+        run, steps = found[0].run, found[0].steps[1:]
+        relative = np.array([one.relative[1:] for one in found])
+        style = line_style(number)
+        axes.fill_between(steps, relative.min(axis=0), relative.max(axis=0), color=style["color"], alpha=0.12, linewidth=0.0)
+        label = f"{run.optimizer}, lr {run.setting.text()}"
+        axes.plot(steps, relative.mean(axis=0), **style, linewidth=1.5, marker="o", markersize=3, label=label)
+    axes.set_yscale("log")  # a rival may go ten times as far
     axes.set_xlabel("training step")
     axes.set_ylabel(f"distance to {baseline}'s weights / their way")
     write_figure(figure, [axes], file)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -126,10 +127,16 @@ def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys
 
     with (tmp_path / "out" / "trajectory.csv").open() as file:
         rows = list(csv.DictReader(file))
-    ends = {row["optimizer"]: (int(row["step"]), float(row["relative"])) for row in rows}
-    assert list(ends) == names[1:]
-    assert ends["adam"] == (8, 0.0)  # AdamW to the bit
-    assert ends["adam_mini:embedding=none"][1] > 0.01
+    ends = {(row["optimizer"], row["seed"]): (int(row["step"]), float(row["relative"])) for row in rows}
+    assert list(ends) == [(name, seed) for seed in "01" for name in names[1:]]
+    assert ends["adam", "0"] == ends["adam", "1"] == (8, 0.0)  # AdamW to the bit
+    ours = [ends["adam_mini:embedding=none", seed][1] for seed in "01"]
+    assert 0.01 < ours[0] != ours[1]
+    lines = (tmp_path / "out" / "trajectory.md").read_text().splitlines()
+    assert lines[2] == "| optimizer | lr | step 2 | step 4 | step 8 |"
+    assert lines[4].startswith("| adam | 0.01, betas 0.9/0.95 | 0.00 ± 0.00 |")
+    (row,) = [line for line in lines if line.startswith("| adam_mini")]
+    assert row.endswith(f"| {fmean(ours):.2f} ± {stdev(ours):.2f} |")
     assert {int(row["step"]) for row in rows} == {0, 2, 4, 6, 8}
     weights = np.load(tmp_path / "out" / "weights" / "adamw_lr0.01_betas0.9-0.95_seed0_4.npz")["weights"]
     theirs = np.load(tmp_path / "out" / "weights" / "lion_lr0.01_betas0.9-0.95_seed0_4.npz")["weights"]
