@@ -24,7 +24,6 @@ def draw_table(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -
     heading = ["role", "tensors", "parameters"] + (["blocks", "2nd moments", "", "after"] if layouts is not None else [])
     rows = [_row(label, ps, layouts) for label, ps in groups.items()]
     total = _row("total", report.parameters, layouts)
-    examples = [_example(ps) for ps in groups.values()]
     widths = [max(len(row[i]) for row in [heading, total, *rows]) for i in range(len(heading))]
     room = _WIDTH - sum(widths) - 2 * len(widths)
     lines = [
@@ -32,7 +31,7 @@ def draw_table(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -
         *_parts(report),
         "",
         _join([*heading], widths) + "  example",
-        *(_join(row, widths) + "  " + _cut(example, room) for row, example in zip(rows, examples, strict=True)),
+        *(_join(row, widths) + "  " + _example(ps, room) for row, ps in zip(rows, groups.values(), strict=True)),
         _join(total, widths),
     ]
     frozen = [p for p in report.parameters if not p.trainable]
@@ -79,10 +78,14 @@ def _elements(p: ParameterReport) -> int:
     return count
 
 
-def _example(parameters: Iterable[ParameterReport]) -> str:
+def _example(parameters: Iterable[ParameterReport], room: int) -> str:
+    """The first parameter; where the room is short, the end of its name, because what it is and its heads come last."""
     p = next(iter(parameters))
     shape = "x".join(map(str, p.shape)) or "scalar"
-    return f"{p.name} {shape}" + (f" ({p.lines})" if p.lines else "")
+    rest = f" {shape}" + (f" ({p.lines})" if p.lines else "")
+    left = room - len(rest)
+    name = p.name if len(p.name) <= left else "..." + p.name[3 - left :] if left > 3 else p.name
+    return _cut(name + rest, room)
 
 
 def _guesses(parameters: Sequence[ParameterReport]) -> list[str]:

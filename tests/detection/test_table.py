@@ -31,6 +31,15 @@ def test_layouts_add_blocks_and_bytes():
     assert text.splitlines()[-1].split() == ["total", "2", "36", "5", "144", "B", "->", "20", "B"]
 
 
+def test_a_long_name_leaves_room_for_its_heads():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128), 1, enable_nested_tensor=False)
+    deep = nn.ModuleDict({"a_rather_long_name_for_a_submodule" * 3: model})
+    (row,) = [line for line in str(inspect_model(deep)).splitlines() if line.startswith("qkv ")]
+    assert row.endswith("in_proj_weight 192x64 (q:4x16|k:4x16|v:4x16)")
+    assert "  ..." in row
+    assert len(row) == 120
+
+
 def test_guesses_are_marked_and_listed_with_their_reason():
     text = str(inspect_model(Unknown()))
     assert "qkv ?" in text
