@@ -29,9 +29,41 @@ class Interval(NamedTuple):
             >>> Interval(0.5, 0.25, 0.75).text("+.2f")
             '+0.50 [+0.25, +0.75]'
         """
+        if not math.isfinite(self.centre):
+            return "-"
         if math.isnan(self.low):
             return f"{self.centre:{form}} (too few for an interval)"
         return f"{self.centre:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation; nan where there is none: of a single value, or where one is not finite (a run that diverged).
+
+    Args:
+        values: Independent values.
+
+    Example:
+        >>> deviation([1.0, 2.0, 3.0]), deviation([1.0]), deviation([1.0, math.nan])
+        (1.0, nan, nan)
+    """
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
+
+
+def mean_text(mean: float, spread: float, form: str = ".4f") -> str:
+    """Return a mean and its standard deviation for people.
+
+    Args:
+        mean: The mean; not finite where a run diverged.
+        spread: The standard deviation; nan for a single run.
+        form: Format of each.
+
+    Example:
+        >>> [mean_text(0.5, 0.1, ".2f"), mean_text(0.5, math.nan, ".2f"), mean_text(math.inf, math.nan)]
+        ['0.50 ± 0.10', '0.50', 'diverged']
+    """
+    if not math.isfinite(mean):
+        return "diverged"
+    return f"{mean:{form}}" if math.isnan(spread) else f"{mean:{form}} ± {spread:{form}}"
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -49,7 +81,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     centre = fmean(values)
     if len(values) < 2:
         return Interval(centre, math.nan, math.nan)
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * deviation(values) / math.sqrt(len(values))
     return Interval(centre, centre - half, centre + half)
 
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from recipes.compare.axes import line_style, new_figure, write_figure
 from recipes.compare.plan import Run, Setting
 from recipes.compare.results import Result
 from recipes.compare.spikes import find_spikes
+from recipes.statistics import deviation
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Cell:
         setting: Learning rate and betas.
         seeds: Number of runs.
         mean: Mean over seeds of the headline metric on the validation set, at the end of training.
-        spread: Its standard deviation; zero for a single seed.
+        spread: Its standard deviation; nan for a single seed, and where a run diverged.
         spikes: Loss spikes of all runs together.
     """
 
@@ -48,8 +49,7 @@ def build_cells(results: Sequence[Result]) -> list[Cell]:
     for (name, setting), found in by_cell.items():
         values = [math.nan if (value := result.metric("val")) is None else value for result in found]
         spikes = sum(len(find_spikes(result.losses)) for result in found)
-        spread = stdev(values) if len(values) > 1 else 0.0
-        cells.append(Cell(name, setting, len(found), fmean(values), spread, spikes))
+        cells.append(Cell(name, setting, len(found), fmean(values), deviation(values), spikes))
     return cells
 
 

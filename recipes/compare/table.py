@@ -5,12 +5,12 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from recipes.compare.plan import POINTS, Setting
 from recipes.compare.results import Result
 from recipes.compare.spikes import find_spikes
-from recipes.statistics import Interval, mean_interval
+from recipes.statistics import Interval, deviation, mean_interval, mean_text
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def build_rows(chosen: Mapping[str, Sequence[Result]]) -> list[Row]:
                 optimizer=name,
                 setting=runs[0].run.setting,
                 seeds=len(runs),
-                points=tuple((fmean(column), stdev(column) if len(column) > 1 else math.nan) for column in columns),
+                points=tuple((fmean(column), deviation(column)) for column in columns),
                 difference=None if name == first or not pairs else mean_interval(pairs),
                 state_bytes=max(result.state_bytes for result in runs),
                 steps_per_second=fmean(speeds) if speeds else math.nan,
@@ -104,7 +104,7 @@ def markdown(rows: Sequence[Row], baseline: str, title: str, settings: Sequence[
         "|" + " --- |" * len(head),
     ]
     for row in rows:
-        points = [f"{mean:.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}") for mean, spread in row.points]
+        points = [mean_text(mean, spread) for mean, spread in row.points]
         share = "" if row is theirs else f" ({row.state_bytes / theirs.state_bytes:.1%})"
         cells = [
             row.optimizer,

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +19,7 @@ from typing_extensions import override
 from recipes.compare.axes import line_style, new_figure, write_figure
 from recipes.compare.plan import Plan, Run
 from recipes.files import write_atomically
+from recipes.statistics import deviation, mean_text
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def trajectory_table(trajectories: Sequence[Trajectory], baseline: str) -> str:
     ]
     for name, found in sorted(each.items(), key=lambda item: fmean(one.relative[-1] for one in item[1])):
         columns = [[one.relative[place] for one in found] for place in places]
-        cells = [f"{fmean(column):.2f}" + (f" ± {stdev(column):.2f}" if seeds > 1 else "") for column in columns]
+        cells = [mean_text(fmean(column), deviation(column), ".2f") for column in columns]
         lines.append(f"| {name} | {found[0].run.setting.text()} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

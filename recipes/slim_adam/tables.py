@@ -4,10 +4,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from recipes.statistics import mean_interval
+from recipes.statistics import deviation, mean_interval, mean_text
 
 
 def load_runs(folder: Path) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def rules_table(runs: Sequence[Mapping[str, Any]], derived: Mapping[str, tuple[f
         "| --- | --- | --- | --- | --- | --- |",
         f"| AdamW | | 100 % | {_spread(adamw)} | | |",
     ]
-    sd = stdev(adamw.values()) if len(adamw) > 1 else math.nan
+    sd = deviation(list(adamw.values()))
     for (name, _), values in by_setting(runs).items():
         if name in derived:
             lr, kept = derived[name]
@@ -79,21 +79,17 @@ def sweep_table(runs: Sequence[Mapping[str, Any]], optimizers: Sequence[str]) ->
     lrs = sorted({lr for _, lr in settings if lr is not None})
     title, seeds = runs[0]["headline"]["title"], max(map(len, settings.values()))
     lines = [
-        f"Test {title} at the end of training, mean over {seeds} seed{'s' * (seeds > 1)}{' (standard deviation)' * (seeds > 1)}.",
+        f"Test {title} at the end of training, mean{' ± standard deviation' * (seeds > 1)} over {seeds} seed{'s' * (seeds > 1)}.",
         "",
         "| optimizer | " + " | ".join(f"lr {lr:g}" for lr in lrs) + " |",
         "| --- |" + " --- |" * len(lrs),
     ]
     for name in optimizers:
-        cells = [_spread(settings[name, lr], brief=True) if (name, lr) in settings else "" for lr in lrs]
+        cells = [_spread(settings[name, lr]) if (name, lr) in settings else "" for lr in lrs]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: Mapping[int, float], brief: bool = False) -> str:
+def _spread(values: Mapping[int, float]) -> str:
     numbers = list(values.values())
-    if any(math.isnan(number) for number in numbers):
-        return "diverged"
-    if len(numbers) < 2:
-        return f"{fmean(numbers):.4f}"
-    return f"{fmean(numbers):.4f} ({stdev(numbers):.4f})" if brief else f"{fmean(numbers):.4f} ± {stdev(numbers):.4f}"
+    return mean_text(fmean(numbers), deviation(numbers))

@@ -148,6 +148,21 @@ def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys
     assert "8 of 8 runs were finished before" in capsys.readouterr().out
 
 
+def test_runs_that_diverge_are_in_the_tables(tmp_path, capsys):
+    small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "1"]
+    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), *small, "--optimizers", "adamw,lion", "--seeds", "2"]
+    assert main([*command, "--out", "both", "--lrs", "1e-3,1e30"]) == 0
+    assert "| adamw | 0.001* |" in capsys.readouterr().out
+    with (tmp_path / "both" / "sensitivity.csv").open() as file:
+        means = {(row["optimizer"], float(row["lr"])): float(row["val_mean"]) for row in csv.DictReader(file)}
+    assert math.isfinite(means["lion", 1e-3])
+    assert math.isnan(means["lion", 1e30])
+    assert main([*command, "--out", "none", "--lrs", "1e30", "--trajectory", "2"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("| adamw | 1e+30 | diverged | diverged | diverged | diverged | - |") == 1
+    assert text.count("| lion | 1e+30 | diverged | diverged | diverged | diverged | - |") == 1
+
+
 def test_spikes_are_counted():
     generator = np.random.default_rng(0)
     calm = (3.0 * np.exp(-np.arange(400) / 100) + 2.0 + 0.05 * generator.normal(size=400)).tolist()
