@@ -31,14 +31,6 @@ class TestTimm:
         assert {p.role for p in report.parameters} == {Role.FIRST_CONV, Role.CONV, Role.NORM, Role.BIAS, Role.CLASSIFIER}
         assert not report.guesses
 
-    def test_resnet18_takes_less_than_50_ms(self):
-        model, times = self.timm.create_model("resnet18"), []
-        for _ in range(5):
-            start = time.perf_counter()
-            inspect_model(model)
-            times.append(time.perf_counter() - start)
-        assert min(times) < 0.05
-
     def test_vit(self):
         report = inspect_model(on_meta(self.timm.create_model, "vit_tiny_patch16_224"))
         assert report.architecture is Architecture.TRANSFORMER
