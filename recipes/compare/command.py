@@ -17,14 +17,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from recipes.compare.figure import draw, draw_losses
 from recipes.compare.optimizers import check_optimizer
-from recipes.compare.plan import Plan, Run, Setting
+from recipes.compare.plan import Plan, Run, Setting, runs_at
 from recipes.compare.results import Result, load_result, results_at, select_each
 from recipes.compare.sensitivity import build_cells, draw_sensitivity, sensitivity_csv
 from recipes.compare.table import build_rows, csv_text, markdown
 from recipes.compare.train import record, train
 from recipes.compare.trajectory import (
     draw_trajectories,
-    followed_runs,
     measure_trajectories,
     trajectory_csv,
     trajectory_table,
@@ -123,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
         chosen = select_each(tuned, plan.optimizers)
         results = results_at([*tuned, *run_all(plan, plan.other_runs(chosen), jobs)], chosen)
         if points:
-            recorded = [run for run in followed_runs(plan, chosen) if not weights_file(plan, run, points).is_file()]
+            recorded = [run for run in runs_at(chosen, plan.seeds) if not weights_file(plan, run, points).is_file()]
             do_each(recorded, partial(record, plan, points=points), jobs, lambda run, finished: None)
     except MisconfigurationException as error:
         sys.stderr.write(f"error: {error}\n")

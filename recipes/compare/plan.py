@@ -100,8 +100,7 @@ class Plan:
         Args:
             chosen: A run of each optimizer, at the setting chosen for it.
         """
-        seeds = self.seeds[len(self.seeds[: self.tune_seeds]) :]
-        return [replace(run, seed=seed) for seed, run in itertools.product(seeds, chosen)]
+        return runs_at(chosen, self.seeds[len(self.seeds[: self.tune_seeds]) :])
 
     @property
     def args(self) -> list[str]:
@@ -121,6 +120,16 @@ class Plan:
             run: The run.
         """
         return self.out / "runs" / f"{run.name}.json"
+
+
+def runs_at(chosen: Sequence[Run], seeds: Sequence[int]) -> list[Run]:
+    """Return the runs of each optimizer at some seeds, seed by seed.
+
+    Args:
+        chosen: A run of each optimizer, at the setting chosen for it.
+        seeds: The seeds.
+    """
+    return [replace(run, seed=seed) for seed, run in itertools.product(seeds, chosen)]
 
 
 def edit_for(run: Run, out: Path, config: Namespace) -> None:

@@ -2,9 +2,8 @@
 
 import csv
 import io
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn.utils import parameters_to_vector
 from typing_extensions import override
 
 from recipes.compare.axes import line_style, new_figure, write_figure
-from recipes.compare.plan import Plan, Run
+from recipes.compare.plan import Plan, Run, runs_at
 from recipes.files import write_atomically
 from recipes.statistics import deviation, mean_text
 
@@ -92,16 +91,6 @@ def write_weights(recorder: WeightRecorder, file: Path) -> None:
     write_atomically(file, buffer.getvalue())
 
 
-def followed_runs(plan: Plan, chosen: Sequence[Run]) -> list[Run]:
-    """Return the runs whose weights are kept: every seed of each optimizer, at the setting chosen for it.
-
-    Args:
-        plan: The comparison.
-        chosen: A run of each optimizer at its setting.
-    """
-    return [replace(run, seed=seed) for seed, run in itertools.product(plan.seeds, chosen)]
-
-
 def measure_trajectories(plan: Plan, chosen: Sequence[Run], points: int) -> list[Trajectory]:
     """Return the trajectories of every optimizer but the first, seed by seed.
 
@@ -112,9 +101,10 @@ def measure_trajectories(plan: Plan, chosen: Sequence[Run], points: int) -> list
     """
     found: list[Trajectory] = []
     for seed in plan.seeds:
-        first = load_weights(weights_file(plan, replace(chosen[0], seed=seed), points))
+        baseline, *others = runs_at(chosen, [seed])
+        first = load_weights(weights_file(plan, baseline, points))
         way = np.linalg.norm(first["weights"] - first["weights"][0], axis=1)
-        for run in (replace(run, seed=seed) for run in chosen[1:]):
+        for run in others:
             theirs = load_weights(weights_file(plan, run, points))
             distances = np.linalg.norm(theirs["weights"] - first["weights"], axis=1)
             relative = np.divide(distances, way, out=np.zeros_like(distances), where=way > 0.0)

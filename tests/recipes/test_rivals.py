@@ -30,10 +30,7 @@ FEW = {  # bytes of state a parameter; the factored ones add a row and a column 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_rival_trains_a_gpt_and_holds_its_bytes(name, texts):
-    if name in ("sm3", "came", "galore", "sophia"):
-        pytest.importorskip("pytorch_optimizer")
-    if name == "adamw_8bit":
-        pytest.importorskip("torchao.optim")
+    pytest.importorskip(RIVALS[name].module)
     pl.seed_everything(0)
     rate = {"lion": 3e-4, "lamb": 1e-2, "sm3": 3e-2, "novograd": 3e-2}.get(name, 3e-3)
     model = GPTModel(context=16, layers=1, heads=2, width=64, optimizer=name, lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
@@ -65,10 +62,7 @@ class StopAfterFirstEpoch(pl.Callback):
 )
 def test_every_rival_resumes(name, texts, tmp_path):
     """An interrupted run ends with the weights of an unbroken one, to the bit."""
-    if name in ("sm3", "came", "galore", "sophia"):
-        pytest.importorskip("pytorch_optimizer")
-    if name == "adamw_8bit":
-        pytest.importorskip("torchao.optim")
+    pytest.importorskip(RIVALS[name].module)
 
     def run(*callbacks: pl.Callback, resume: str | None = None) -> pl.Trainer:
         pl.seed_everything(0)
