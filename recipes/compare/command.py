@@ -18,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from recipes.compare.figure import draw, draw_losses
 from recipes.compare.optimizers import check_optimizer
 from recipes.compare.plan import Plan, Run, Setting, runs_at
-from recipes.compare.results import Result, load_result, results_at, select_each
+from recipes.compare.results import Result, check_folder, load_result, results_at, select_each
 from recipes.compare.sensitivity import build_cells, draw_sensitivity, sensitivity_csv
 from recipes.compare.table import build_rows, csv_text, markdown
 from recipes.compare.train import record, train
@@ -118,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
     plan, jobs, points = parse(argv)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
+        check_folder(plan)
         tuned = run_all(plan, plan.tuning_runs(), jobs)
         chosen = select_each(tuned, plan.optimizers)
         results = results_at([*tuned, *run_all(plan, plan.other_runs(chosen), jobs)], chosen)

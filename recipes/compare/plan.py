@@ -113,13 +113,18 @@ class Plan:
         recipe = [yaml.safe_load(self.config.read_text(encoding="utf-8")), *self.overrides]
         return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
+    @property
+    def results_folder(self) -> Path:
+        """The folder of the finished runs' results."""
+        return self.out / "runs"
+
     def result_file(self, run: Run) -> Path:
         """Return the file that holds the result of a run once it has finished.
 
         Args:
             run: The run.
         """
-        return self.out / "runs" / f"{run.name}.json"
+        return self.results_folder / f"{run.name}.json"
 
 
 def runs_at(chosen: Sequence[Run], seeds: Sequence[int]) -> list[Run]:

@@ -45,6 +45,23 @@ class Result:
         return self.points.get(point, {}).get(f"{split}/{self.headline.metric}")
 
 
+def check_folder(plan: Plan) -> None:
+    """Look through all that a comparison's folder holds, before anything is trained that could not be compared with it.
+
+    Args:
+        plan: The comparison.
+
+    Raises:
+        MisconfigurationException: A result was made with another configuration.
+    """
+    for file in sorted(plan.results_folder.glob("*.json")):
+        if json.loads(file.read_text(encoding="utf-8"))["recipe"] != plan.fingerprint:
+            raise MisconfigurationException(
+                f"{file} was made with another configuration than {plan.config} and the overrides given, so it cannot be compared. "
+                f"Give another --out, or remove {plan.out} to start again."
+            )
+
+
 def load_result(plan: Plan, run: Run) -> Result | None:
     """Return the result of a run, or none if it has not finished.
 
@@ -56,11 +73,6 @@ def load_result(plan: Plan, run: Run) -> Result | None:
     if not file.is_file():
         return None
     stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if stored["recipe"] != plan.fingerprint:
-        raise MisconfigurationException(
-            f"{file} was made with another configuration than {plan.config} and the overrides given, so it cannot be compared. "
-            f"Give another --out, or remove {plan.out} to start again."
-        )
     return Result(
         run=run,
         headline=Headline(**stored["headline"]),

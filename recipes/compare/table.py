@@ -26,6 +26,7 @@ class Row:
         state_bytes: Bytes of the optimizer's state.
         steps_per_second: Mean speed.
         spikes: Loss spikes of all runs together; none where the losses are not known.
+        highest: Highest training loss of all runs, the first steps' too, in which no spike is counted; inf where one was not finite.
     """
 
     optimizer: str
@@ -36,6 +37,7 @@ class Row:
     state_bytes: int
     steps_per_second: float
     spikes: int | None
+    highest: float | None
 
 
 def build_rows(chosen: Mapping[str, Sequence[Result]]) -> list[Row]:
@@ -51,6 +53,8 @@ def build_rows(chosen: Mapping[str, Sequence[Result]]) -> list[Row]:
         columns = [[headline_at(result, f"{point:g}") for result in runs] for point in POINTS]
         speeds = [result.steps_per_second for result in runs if result.steps_per_second is not None]
         pairs = [headline_at(result) - baseline[result.run.seed] for result in runs if result.run.seed in baseline]
+        known = all(result.losses for result in runs)
+        losses = [loss for result in runs for loss in result.losses]
         rows.append(
             Row(
                 optimizer=name,
@@ -60,7 +64,8 @@ def build_rows(chosen: Mapping[str, Sequence[Result]]) -> list[Row]:
                 difference=None if name == first or not pairs else mean_interval(pairs),
                 state_bytes=max(result.state_bytes for result in runs),
                 steps_per_second=fmean(speeds) if speeds else math.nan,
-                spikes=sum(len(find_spikes(result.losses)) for result in runs) if all(result.losses for result in runs) else None,
+                spikes=sum(len(find_spikes(result.losses)) for result in runs) if known else None,
+                highest=max(loss if math.isfinite(loss) else math.inf for loss in losses) if known else None,
             )
         )
     sign = -1.0 if chosen[first][0].headline.mode == "max" else 1.0
@@ -95,7 +100,7 @@ def markdown(rows: Sequence[Row], baseline: str, title: str, settings: Sequence[
         choice = f" Chosen on validation{by} from: {'; '.join(setting.text() for setting in settings)}"
         choice += " (* at the edge of these)." if any(at_edge(row.setting, settings) for row in rows) else "."
     shares = [f"{point:.0%} of steps" for point in POINTS]
-    head = ["optimizer", "lr", *shares, f"difference to {baseline} [95 %]", "state", "steps/s", "spikes"]
+    head = ["optimizer", "lr", *shares, f"difference to {baseline} [95 %]", "state", "steps/s", "spikes", "highest loss"]
     lines = [
         f"Test {title}, mean ± standard deviation over {theirs.seeds} seed{'s' if theirs.seeds != 1 else ''}, the best "
         f"first; the difference is paired by seed, at the end of training.{choice}",
@@ -114,6 +119,7 @@ def markdown(rows: Sequence[Row], baseline: str, title: str, settings: Sequence[
             f"{row.state_bytes / 1e6:.2f} MB{share}",
             "-" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.2f}",
             "-" if row.spikes is None else str(row.spikes),
+            "-" if row.highest is None else mean_text(row.highest, math.nan, ".3g"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -144,14 +150,27 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     points = [f"test_{kind}_{point:g}" for point in POINTS for kind in ("mean", "std")]
     writer.writerow(
-        ["optimizer", "lr", "betas", "seeds", *points, "difference", "low95", "high95", "state_bytes", "steps_per_second", "spikes"]
+        [
+            "optimizer",
+            "lr",
+            "betas",
+            "seeds",
+            *points,
+            "difference",
+            "low95",
+            "high95",
+            "state_bytes",
+            "steps_per_second",
+            "spikes",
+            "highest_loss",
+        ]
     )
     for row in rows:
         difference = row.difference or (math.nan, math.nan, math.nan)
         numbers = [value for pair in row.points for value in pair] + list(difference)
         texts = ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
         speed = "" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.4f}"
-        spikes = "" if row.spikes is None else row.spikes
+        spikes = ["" if value is None else value for value in (row.spikes, row.highest)]
         chosen = ["" if row.setting.lr is None else row.setting.lr, row.setting.betas_text()]
-        writer.writerow([row.optimizer, *chosen, row.seeds, *texts, row.state_bytes, speed, spikes])
+        writer.writerow([row.optimizer, *chosen, row.seeds, *texts, row.state_bytes, speed, *spikes])
     return buffer.getvalue()

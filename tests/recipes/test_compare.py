@@ -82,8 +82,11 @@ def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, ca
     assert stored[0]["points"]["1"]["val/loss"] != stored[1]["points"]["1"]["val/loss"]  # the seeds are different runs
     assert len({point["val/loss"] for point in stored[0]["points"].values()}) == 4  # and so are the four points of one
 
-    assert main([*COMPARE, *SMALL, "--seeds", "2", "--data.batch_size", "32"]) == 1
+    assert (
+        main([*COMPARE, *SMALL, "--optimizers", "tensor", "--data.batch_size", "32"]) == 1
+    )  # nothing there of this one, yet it is refused
     assert "was made with another configuration" in capsys.readouterr().err
+    assert {file.name for file in out.glob("*.json")} == names
 
 
 def test_a_learning_rate_in_a_process_of_its_own(capsys):
@@ -124,6 +127,11 @@ def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys
     stored = json.loads((tmp_path / "out" / "runs" / "lion_lr0.001_betas0.9-0.95_seed0.json").read_text())
     assert float(cells["lion", 1e-3]["val_mean"]) == pytest.approx(stored["points"]["1"]["val/loss"], abs=1e-6)
     assert len(stored["losses"]) == 8
+    with (tmp_path / "out" / "table.csv").open() as file:
+        highest = {row["optimizer"]: float(row["highest_loss"]) for row in csv.DictReader(file)}
+    losses = [json.loads(file.read_text())["losses"] for file in (tmp_path / "out" / "runs").glob("adamw_lr0.01_*.json")]
+    assert len(losses) == 2
+    assert highest["adamw"] == max(map(max, losses))
 
     with (tmp_path / "out" / "trajectory.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -161,6 +169,8 @@ def test_runs_that_diverge_are_in_the_tables(tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.count("| adamw | 1e+30 | diverged | diverged | diverged | diverged | - |") == 1
     assert text.count("| lion | 1e+30 | diverged | diverged | diverged | diverged | - |") == 1
+    with (tmp_path / "none" / "table.csv").open() as file:
+        assert [row["highest_loss"] for row in csv.DictReader(file)] == ["inf", "inf"]
 
 
 def test_spikes_are_counted():
