@@ -6,11 +6,12 @@ import itertools
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -194,8 +195,19 @@ def do_each(runs: Sequence[Run], work: Callable[..., None], jobs: int, report: C
             report(run, finished)
     elif runs:
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
             futures = {pool.submit(work, run, threads=threads): run for run in runs}
             for finished, future in enumerate(as_completed(futures), start=1):
                 future.result()
                 report(futures[future], finished)
+
+
+def end_with_parent() -> None:
+    """Have this process end as soon as the one that started it does: a killed comparison would otherwise train on, unseen."""
+
+    def watch() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)  # a thread's SystemExit ends the thread alone
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import math
@@ -87,6 +88,23 @@ def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, ca
     )  # nothing there of this one, yet it is refused
     assert "was made with another configuration" in capsys.readouterr().err
     assert {file.name for file in out.glob("*.json")} == names
+
+
+def test_nothing_trains_on_after_a_comparison_was_killed(tmp_path):
+    endless = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "1000000", "--out", "out", "--seeds", "1", "--jobs", "2"]
+    command = [sys.executable, "-m", "recipes", "compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), *endless]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes, start_new_session=True)
+    try:
+        while process.poll() is None and len(list((tmp_path / "out" / "logs").glob("*/events*"))) < 2:
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.kill()
+        process.communicate(timeout=120)  # the pipe closes when the last of its processes has ended
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_learning_rate_in_a_process_of_its_own(capsys):
