@@ -8,7 +8,7 @@ transformer) each part is split as what it is.
 **Attention inside a diffusion UNet or a graph network** is not split by head either. That is what the paper ran on DDPM and GAT. To split
 it, override it: ``overrides={"*.to_q.weight": "q:8x40", "*.to_k.weight": "k:8x40"}``.
 
-The partition ``"auto"`` departs from the papers in one place, because of what we measured: see ``weight``.
+The partition ``"auto"`` departs from the papers in two places, because of what we measured: see ``query_key`` and ``weight``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Architecture, Role
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.lines import LineOrder
+from lightning_adam_mini.lines import LineOrder, parse_lines
 from lightning_adam_mini.partition.strategy import Granularity, PartitionStrategy, register_strategy
 
 TRANSFORMERS = frozenset({Architecture.TRANSFORMER, Architecture.DIFFUSION_TRANSFORMER, Architecture.HYBRID})
@@ -30,10 +30,10 @@ EMBEDDING_BLOCKS = frozenset({Role.TOKEN_EMBEDDING, Role.LM_HEAD, Role.CLASSIFIE
 
 _BY_EMBEDDING: dict[str, Granularity] = {"token": "line", "parameter": "parameter", "none": "tensor"}
 
+_HEADED = frozenset({Role.QUERY, Role.KEY, Role.QKV, Role.LORA_B})
+"""Those that may hold queries or keys."""
+
 _V2: dict[Role, Granularity] = {
-    Role.QUERY: "head",
-    Role.KEY: "head",
-    Role.QKV: "head",
     Role.ATTN_OUT: "line",
     Role.MLP_UP: "line",
     Role.MLP_GATE: "line",
@@ -69,6 +69,8 @@ class AdamMiniPartition(PartitionStrategy):
     Args:
         value: Blocks of the value projection of transformers: each output ``"neuron"``, or the ``"whole"`` of it, which the authors
             advise for runs of fewer than 10,000 to 20,000 steps.
+        query_key: Blocks of the query and key projections of transformers: each ``"head"``, as in the papers, or each output
+            ``"neuron"``, which is what the partition ``"auto"`` sets (as SlimAdam's rules have it; needs no heads to be found).
         embedding: Blocks of the token embedding and the output layer: each ``"token"``, each ``"parameter"`` or ``"none"``
             (one block a tensor: the papers' ablation, which is unstable). [default: ``"token"`` in transformers, ``"none"`` elsewhere]
         bias: Blocks of biases: each ``"parameter"`` or each ``"tensor"``. [default: ``"parameter"`` in transformers, ``"tensor"``
@@ -86,6 +88,7 @@ class AdamMiniPartition(PartitionStrategy):
     """
 
     value: Literal["neuron", "whole"] = "neuron"
+    query_key: Literal["head", "neuron"] = "head"
     embedding: Literal["token", "parameter", "none"] | None = None
     bias: Literal["parameter", "tensor"] | None = None
     weight: Literal["tensor", "input", "auto"] = "tensor"
@@ -105,8 +108,13 @@ class AdamMiniPartition(PartitionStrategy):
             return "tensor"
         if role is Role.VALUE:
             return "line" if self.value == "neuron" else "tensor"
-        if role is Role.LORA_B:
-            return "head" if parameter.lines else "line"
+        if role in _HEADED and self.query_key == "head":
+            return "head" if parameter.lines or role is not Role.LORA_B else "line"
+        if role in _HEADED:
+            if self.value == "neuron" or not parameter.lines:
+                return "line"
+            order = self.group_lines(parse_lines(parameter.lines)).split("q", "k")
+            return BlockLayout.grouped(parameter.shape, str(order), parameter.axis)
         return _V2.get(role, "tensor")
 
     def group_lines(self, order: LineOrder) -> LineOrder:

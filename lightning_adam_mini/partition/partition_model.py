@@ -30,13 +30,12 @@ def partition_model(
 
     Args:
         model_or_report: A module, or what :func:`~lightning_adam_mini.detection.inspect_model` said of it.
-        partition: A strategy or its name: ``"auto"`` (``"adam_mini"`` with ``weight="auto"``),
-            ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or
-            ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``, or a name of your own (see
-            :func:`~lightning_adam_mini.partition.register_strategy`).
+        partition: A strategy or its name: ``"auto"`` (``"adam_mini"`` with ``query_key="neuron"`` and ``weight="auto"``),
+            ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``, or a name of your
+            own (see :func:`~lightning_adam_mini.partition.register_strategy`).
         overrides: What you know better, by glob on the parameter's name; see :mod:`lightning_adam_mini.partition.overrides`.
         strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
-        **options: Options of the strategy, such as ``value="whole"``, ``embedding="parameter"``, ``bias="tensor"``.
+        **options: Options of the strategy, such as ``value="whole"``, ``query_key="head"``, ``embedding="parameter"``, ``bias="tensor"``.
 
     Returns:
         The layout of each parameter, by its name in the report.
@@ -50,10 +49,12 @@ def partition_model(
         >>> from lightning_adam_mini.detection.roles import Role
         >>> fused = ParameterReport("qkv.weight", (12, 4), Role.QKV, Role.QKV, "a fused projection", lines="q:2x2|k:2x2|v:2x2")
         >>> report = ModelReport(Architecture.TRANSFORMER, "softmax attention", (fused,))
-        >>> print(partition_model(report)["qkv.weight"])
+        >>> print(partition_model(report, "adam_mini")["qkv.weight"])
         q:2x2|k:2x2|v:4x1 along dim 0
-        >>> print(partition_model(report, overrides={"qkv.*": "line"})["qkv.weight"])
+        >>> print(partition_model(report)["qkv.weight"])
         mean over dim 1
+        >>> print(partition_model(report, overrides={"qkv.*": "parameter"})["qkv.weight"].num_blocks)
+        48
     """
     strategy = make_strategy(partition, **options)
     report = model_or_report if isinstance(model_or_report, ModelReport) else inspect_model(model_or_report)

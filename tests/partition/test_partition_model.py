@@ -57,7 +57,7 @@ def test_coarser_or_equal_in_this_order(model):
 
 
 def test_heads_of_a_real_module():
-    layouts = partition_model(MODELS["attention"]())
+    layouts = partition_model(MODELS["attention"](), "adam_mini")
     assert layouts["self_attn.in_proj_weight"].lines == "q:4x4|k:4x4|v:16x1"
     assert layouts["linear1.weight"].num_blocks == 32
     assert layouts["norm1.weight"].num_blocks == 1

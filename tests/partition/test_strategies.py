@@ -75,6 +75,12 @@ V2_WHOLE = V2 | {
     "h.1.qkv.weight": ((1,), 0, "2*(q:1x2|k:1x2|v:2)"),
     "h.2.c_attn.weight": ((0,), 1, "q:2x4|k:2x4|v:8"),
 }
+AUTO = V2 | {"h.0.q.weight": ROW, "h.0.k.weight": ROW, "h.1.qkv.weight": ROW, "h.2.c_attn.weight": COLUMN}
+AUTO_WHOLE = AUTO | {
+    "h.0.v.weight": ONE,
+    "h.1.qkv.weight": ((1,), 0, "2*(q:2x1|k:2x1|v:2)"),
+    "h.2.c_attn.weight": ((0,), 1, "q:8x1|k:8x1|v:8"),
+}
 BIASES = ("h.0.ln.bias", "h.0.q.bias", "lm_head.bias")
 V1 = V2_WHOLE | {
     "wte.weight": PER_PARAMETER,
@@ -97,7 +103,10 @@ def plain(layouts):
 @pytest.mark.parametrize(
     ("partition", "options", "expected"),
     [
-        ("auto", {}, V2),
+        ("auto", {}, AUTO),
+        ("auto", {"value": "whole"}, AUTO_WHOLE),
+        ("auto", {"query_key": "head"}, V2),
+        ("adam_mini", {"query_key": "neuron"}, AUTO),
         ("adam_mini", {}, V2),
         ("adam_mini", {"value": "neuron", "embedding": "token", "bias": "parameter"}, V2),
         ("adam_mini", {"value": "whole"}, V2_WHOLE),
@@ -126,7 +135,7 @@ def test_transformers(architecture, partition, options, expected):
 
 def test_counts_of_v2():
     """The same partition once more, as numbers of blocks."""
-    counts = [layout.num_blocks for layout in partition_model(TRANSFORMER).values()]
+    counts = [layout.num_blocks for layout in partition_model(TRANSFORMER, "adam_mini").values()]
     assert counts == [10, 1, 1, 8, 4, 8, 2, 4, 8, 16, 8, 2 + 2 + 4, 2 + 2 + 8, 32, 10, 10]
 
 
@@ -191,7 +200,8 @@ def test_vision_transformer():
             par("temperature", (), R.SCALE),
         ),
     )
-    assert [layout.num_blocks for layout in partition_model(report).values()] == [1, 1, 1, 2 + 2 + 8, 1, 1, 1, 1, 5, 1]
+    assert [layout.num_blocks for layout in partition_model(report, "adam_mini").values()] == [1, 1, 1, 2 + 2 + 8, 1, 1, 1, 1, 5, 1]
+    assert [layout.num_blocks for layout in partition_model(report).values()] == [1, 1, 1, 24, 1, 1, 1, 1, 5, 1]
 
 
 def test_lines_of_other_roles_within_a_fused_projection():
@@ -214,7 +224,7 @@ def test_1x1_convolutions_as_projections():
     report = ModelReport(
         A.HYBRID, "by hand", (par("q.weight", (8, 4, 1, 1), R.QUERY, lines="q:2x4"), par("v.weight", (8, 4, 1, 1), R.VALUE))
     )
-    assert plain(partition_model(report)) == {"q.weight": ((1, 2, 3), 0, "q:2x4"), "v.weight": ((1, 2, 3), None, None)}
+    assert plain(partition_model(report, "adam_mini")) == {"q.weight": ((1, 2, 3), 0, "q:2x4"), "v.weight": ((1, 2, 3), None, None)}
 
 
 @pytest.mark.parametrize(("shape", "axis", "dims"), [((3, 4, 6), 2, (1,)), ((3, 6, 4), 1, (2,))])
@@ -235,7 +245,8 @@ def test_lora():
             par("fc.lora_B.weight", (8, 2), R.LORA_B),
         ),
     )
-    assert [layout.num_blocks for layout in partition_model(report).values()] == [2, 4, 8]
+    assert [layout.num_blocks for layout in partition_model(report, "adam_mini").values()] == [2, 4, 8]
+    assert [layout.num_blocks for layout in partition_model(report).values()] == [2, 8, 8]
 
 
 def test_tied_output_layer():
@@ -250,7 +261,7 @@ def test_tied_output_layer():
 
 def test_frozen_parameters_have_layouts():
     frozen = par("q.weight", (8, 8), R.QUERY, lines="q:4x2", trainable=False)
-    assert partition_model(ModelReport(A.TRANSFORMER, "by hand", (frozen,)))["q.weight"].num_blocks == 4
+    assert partition_model(ModelReport(A.TRANSFORMER, "by hand", (frozen,)), "adam_mini")["q.weight"].num_blocks == 4
 
 
 @pytest.mark.parametrize("partition", ["adam_mini", "adam_mini_v1"])
@@ -285,7 +296,13 @@ def test_no_warning_where_heads_do_not_matter():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         partition_model(report)
-        partition_model(ModelReport(A.TRANSFORMER, "by hand", report.parameters), "tensor")
+        for partition in ("tensor", "auto"):
+            partition_model(ModelReport(A.TRANSFORMER, "by hand", report.parameters), partition, strict=True)
+
+
+def test_heads_that_a_user_gives_are_blocks_whatever_the_option():
+    overrides = {"h.0.q.weight": {"heads": 4}, "h.1.qkv.weight": "2*(q:1x2|k:1x2|v:1x2)"}
+    assert plain(partition_model(TRANSFORMER, overrides=overrides)) == AUTO | {name: V2[name] for name in overrides}
 
 
 # ---- selecting and writing strategies ------------------------------------------------------------------------------------
@@ -334,7 +351,11 @@ def test_taken_name():
             {},
             r"'adam_mini_v3' is unknown \(did you mean 'adam_mini.*'\?\); choose one of auto, adalayer, adalayer_ln_tl, adam, ",
         ),
-        ("adam_mini", {"values": "whole"}, r"no option 'values' \(did you mean 'value'\?\); its options are value, embedding, bias"),
+        (
+            "adam_mini",
+            {"values": "whole"},
+            r"no option 'values' \(did you mean 'value'\?\); its options are value, query_key, embedding, bias",
+        ),
         ("adam_mini_v1", {"value": "whole"}, r"'adam_mini_v1' has no option 'value'.*embedding, bias"),
         ("tensor", {"bias": "tensor"}, "no option 'bias'; its options are none"),
         ("adam_mini", {"value": "all"}, r"value='all' is not an option of AdamMiniPartition, because value is one of 'neuron', 'whole'"),
@@ -351,4 +372,4 @@ def test_bad_names_and_options(partition, options, message):
 @pytest.mark.parametrize("wrong", [par("q.weight", (9, 8), R.QUERY, lines="q:4x2"), par("o.weight", (8, 8), R.ATTN_OUT, axis=2)])
 def test_report_that_does_not_fit(wrong):
     with pytest.raises(ValueError, match=rf"parameter '{wrong.name}' do not fit its shape .*overrides=\{{'{wrong.name}': 'tensor'\}}"):
-        partition_model(ModelReport(A.TRANSFORMER, "by hand", (wrong,)))
+        partition_model(ModelReport(A.TRANSFORMER, "by hand", (wrong,)), "adam_mini")
