@@ -22,7 +22,7 @@ from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.quantized import SMALLEST, MomentumDtype, num_scales
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
 
-PARTITIONS = ("adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
+PARTITIONS = ("auto", "adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
 """The partitions that are counted unless others are asked for."""
 
 _STEP = 4

@@ -132,7 +132,7 @@ def test_adam_mini_with_every_partition(make, dtype):
 def test_adam_mini_with_another_momentum_dtype(make, dtype, momentum_dtype):
     memory = count_memory(on_meta(make), ["adam_mini"], dtype=dtype, momentum_dtype=momentum_dtype)
     model = make().to(dtype)
-    optimizer = stepped(AdamMini(trained(model), layouts=partition_model(model), momentum_dtype=momentum_dtype))
+    optimizer = stepped(AdamMini(trained(model), layouts=partition_model(model, "adam_mini"), momentum_dtype=momentum_dtype))
     assert memory.state("AdamMini", "adam_mini").total == state_bytes(optimizer)
 
 

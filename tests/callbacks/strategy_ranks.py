@@ -23,7 +23,7 @@ from lightning_adam_mini import AdamMiniCallback, partition_model
 from recipes.strategies import CPUFSDPStrategy
 
 
-def fit(name, *callbacks, model=None, ckpt_path=None, sharded=False, blocks=None, **options):
+def fit(name, *callbacks, model=None, ckpt_path=None, sharded=False, blocks=None, partition="auto", **options):
     row = ROWS.get(name)
     ranks = row.ranks if row else 1
     model = model or Network(row.sharding if row else ())
@@ -31,7 +31,7 @@ def fit(name, *callbacks, model=None, ckpt_path=None, sharded=False, blocks=None
         accelerator="cpu",
         devices=ranks,
         strategy=row.make(ranks, sharded) if row else "auto",
-        callbacks=[AdamMiniCallback(overrides=BLOCKS if blocks is None else blocks), *callbacks],
+        callbacks=[AdamMiniCallback(partition, overrides=BLOCKS if blocks is None else blocks), *callbacks],
         **{"max_epochs": 1, "logger": False, "enable_checkpointing": False, **options},
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -110,7 +110,7 @@ def check_detection(name, folder, weights, rates):
     expected = partition_model(Encoder(), "adam_mini")
     # nn.MultiheadAttention reads the weight of its output projection past FSDP1's wrapper, if that has one.
     row = "FSDP1, one unit" if name == "FSDP1" else name
-    trainer = fit(row, model=Encoder(ROWS[row].sharding), blocks={}, max_steps=2)
+    trainer = fit(row, model=Encoder(ROWS[row].sharding), blocks={}, partition="adam_mini", max_steps=2)
     assert trainer.optimizers[0].layouts == expected
     assert expected["encoder.self_attn.in_proj_weight"].lines == "q:4x3|k:4x3|v:12x1"
 

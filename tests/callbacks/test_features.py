@@ -54,7 +54,7 @@ class Compiled(TokenModel):
 
 def test_compiled_parts_are_inspected_and_named_without_the_wrapper():
     model = Compiled()
-    trainer = fit(model, AdamMiniCallback(), max_epochs=1)
+    trainer = fit(model, AdamMiniCallback("adam_mini"), max_epochs=1)
     layouts = trainer.optimizers[0].layouts
     assert layouts["encoder.self_attn.in_proj_weight"].lines == "q:4x4|k:4x4|v:16x1"
     assert not any("_orig_mod" in name for name in layouts)
@@ -62,7 +62,7 @@ def test_compiled_parts_are_inspected_and_named_without_the_wrapper():
 
 def test_whole_module_compiled():
     model = torch.compile(TokenModel(), backend="eager")
-    trainer = fit(model, AdamMiniCallback(), max_epochs=1)
+    trainer = fit(model, AdamMiniCallback("adam_mini"), max_epochs=1)
     assert trainer.optimizers[0].layouts["encoder.self_attn.in_proj_weight"].lines == "q:4x4|k:4x4|v:16x1"
 
 

@@ -53,7 +53,7 @@ class TestComposed:
         report = inspect_model(Module())
         assert report.architecture is A.GNN
         assert {p.path: p.architecture for p in report.parts} == {"gnn_encoder": A.GNN, "transformer": A.TRANSFORMER}
-        layouts = partition_model(report)
+        layouts = partition_model(report, "adam_mini")
         layer = "transformer.layers.0"
         assert {name: (x.dims, x.axis, x.lines) for name, x in layouts.items() if "norm" not in name and "bias" not in name} == {
             "gnn_encoder.conv1.lin.weight": (WHOLE_2D, None, None),
@@ -80,7 +80,7 @@ class TestComposed:
         decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32), 1)
         model = Holder(backbone=cnn(), embedding=nn.Embedding(20, 16), decoder=decoder, lm_head=nn.Linear(16, 20))
         assert parts(model) == {"backbone": A.CNN, "decoder": A.TRANSFORMER}
-        layouts = partition_model(model)
+        layouts = partition_model(model, "adam_mini")
         assert layouts["backbone.3.weight"] == BlockLayout((16, 16, 3, 3), (0, 1, 2, 3))
         assert layouts["backbone.3.bias"] == BlockLayout((16,), (0,))
         assert layouts["decoder.layers.0.multihead_attn.in_proj_weight"] == BlockLayout((48, 16), (1,), 0, "q:2x8|k:2x8|v:16x1")
