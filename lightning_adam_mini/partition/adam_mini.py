@@ -8,7 +8,8 @@ transformer) each part is split as what it is.
 **Attention inside a diffusion UNet or a graph network** is not split by head either. That is what the paper ran on DDPM and GAT. To split
 it, override it: ``overrides={"*.to_q.weight": "q:8x40", "*.to_k.weight": "k:8x40"}``.
 
-The partition ``"auto"`` departs from the papers in two places, because of what we measured: see ``query_key`` and ``weight``.
+The partition ``"auto"`` departs from the papers in three places, because of what we measured: see ``query_key``, ``position`` and
+``weight``.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class AdamMiniPartition(PartitionStrategy):
             advise for runs of fewer than 10,000 to 20,000 steps.
         query_key: Blocks of the query and key projections of transformers: each ``"head"``, as in the papers, or each output
             ``"neuron"``, which is what the partition ``"auto"`` sets (as SlimAdam's rules have it; needs no heads to be found).
+        position: Blocks of the position embeddings of transformers: each ``"tensor"``, as in version 1.1 of the released code for GPT-2's
+            ``wpe``, or each ``"position"`` (average over the last dimension), which is what the partition ``"auto"`` sets.
         embedding: Blocks of the token embedding and the output layer: each ``"token"``, each ``"parameter"`` or ``"none"``
             (one block a tensor: the papers' ablation, which is unstable). [default: ``"token"`` in transformers, ``"none"`` elsewhere]
         bias: Blocks of biases: each ``"parameter"`` or each ``"tensor"``. [default: ``"parameter"`` in transformers, ``"tensor"``
@@ -89,6 +92,7 @@ class AdamMiniPartition(PartitionStrategy):
 
     value: Literal["neuron", "whole"] = "neuron"
     query_key: Literal["head", "neuron"] = "head"
+    position: Literal["tensor", "position"] = "tensor"
     embedding: Literal["token", "parameter", "none"] | None = None
     bias: Literal["parameter", "tensor"] | None = None
     weight: Literal["tensor", "input", "auto"] = "tensor"
@@ -106,6 +110,8 @@ class AdamMiniPartition(PartitionStrategy):
             if by_input and role in _WEIGHTS and len(parameter.shape) >= 2:
                 return BlockLayout.each_line(parameter.shape, axis=0 if parameter.axis else 1)
             return "tensor"
+        if role is Role.POSITION_EMBEDDING and self.position == "position" and len(parameter.shape) > 1:
+            return BlockLayout(parameter.shape, (len(parameter.shape) - 1,))
         if role is Role.VALUE:
             return "line" if self.value == "neuron" else "tensor"
         if role in _HEADED and self.query_key == "head":

@@ -30,9 +30,9 @@ def partition_model(
 
     Args:
         model_or_report: A module, or what :func:`~lightning_adam_mini.detection.inspect_model` said of it.
-        partition: A strategy or its name: ``"auto"`` (``"adam_mini"`` with ``query_key="neuron"`` and ``weight="auto"``),
-            ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``, or a name of your
-            own (see :func:`~lightning_adam_mini.partition.register_strategy`).
+        partition: A strategy or its name: ``"auto"`` (``"adam_mini"`` with ``query_key="neuron"``, ``position="position"`` and
+            ``weight="auto"``), ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``,
+            or a name of your own (see :func:`~lightning_adam_mini.partition.register_strategy`).
         overrides: What you know better, by glob on the parameter's name; see :mod:`lightning_adam_mini.partition.overrides`.
         strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
         **options: Options of the strategy, such as ``value="whole"``, ``query_key="head"``, ``embedding="parameter"``, ``bias="tensor"``.

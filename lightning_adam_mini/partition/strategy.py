@@ -191,8 +191,8 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
     """Find a strategy by name and give it its options.
 
     Args:
-        partition: A name in :data:`STRATEGIES`, or ``"auto"`` for ``"adam_mini"`` with ``query_key="neuron"`` and ``weight="auto"``, or a
-            strategy, which is returned as it is.
+        partition: A name in :data:`STRATEGIES`, or ``"auto"`` for ``"adam_mini"`` with ``query_key="neuron"``, ``position="position"``
+            and ``weight="auto"``, or a strategy, which is returned as it is.
         **options: The strategy's options.
 
     Raises:
@@ -200,7 +200,7 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
 
     Example:
         >>> make_strategy("adam_mini", value="whole")
-        AdamMiniPartition(value='whole', query_key='head', embedding=None, bias=None, weight='tensor')
+        AdamMiniPartition(value='whole', query_key='head', position='tensor', embedding=None, bias=None, weight='tensor')
     """
     if isinstance(partition, PartitionStrategy):
         if options:
@@ -210,7 +210,7 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
             )
         return partition
     if partition == "auto":
-        partition, options = "adam_mini", {"query_key": "neuron", "weight": "auto", **options}
+        partition, options = "adam_mini", {"query_key": "neuron", "position": "position", "weight": "auto", **options}
     cls = STRATEGIES.get(partition)
     if cls is None:
         near, known = did_you_mean(partition, STRATEGIES), ", ".join(sorted(STRATEGIES))

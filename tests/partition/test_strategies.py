@@ -75,7 +75,7 @@ V2_WHOLE = V2 | {
     "h.1.qkv.weight": ((1,), 0, "2*(q:1x2|k:1x2|v:2)"),
     "h.2.c_attn.weight": ((0,), 1, "q:2x4|k:2x4|v:8"),
 }
-AUTO = V2 | {"h.0.q.weight": ROW, "h.0.k.weight": ROW, "h.1.qkv.weight": ROW, "h.2.c_attn.weight": COLUMN}
+AUTO = V2 | {"wpe.weight": ROW, "h.0.q.weight": ROW, "h.0.k.weight": ROW, "h.1.qkv.weight": ROW, "h.2.c_attn.weight": COLUMN}
 AUTO_WHOLE = AUTO | {
     "h.0.v.weight": ONE,
     "h.1.qkv.weight": ((1,), 0, "2*(q:2x1|k:2x1|v:2)"),
@@ -105,8 +105,9 @@ def plain(layouts):
     [
         ("auto", {}, AUTO),
         ("auto", {"value": "whole"}, AUTO_WHOLE),
-        ("auto", {"query_key": "head"}, V2),
-        ("adam_mini", {"query_key": "neuron"}, AUTO),
+        ("auto", {"query_key": "head", "position": "tensor"}, V2),
+        ("adam_mini", {"query_key": "neuron", "position": "position"}, AUTO),
+        ("adam_mini", {"position": "position"}, V2 | {"wpe.weight": ROW}),
         ("adam_mini", {}, V2),
         ("adam_mini", {"value": "neuron", "embedding": "token", "bias": "parameter"}, V2),
         ("adam_mini", {"value": "whole"}, V2_WHOLE),
@@ -201,7 +202,7 @@ def test_vision_transformer():
         ),
     )
     assert [layout.num_blocks for layout in partition_model(report, "adam_mini").values()] == [1, 1, 1, 2 + 2 + 8, 1, 1, 1, 1, 5, 1]
-    assert [layout.num_blocks for layout in partition_model(report).values()] == [1, 1, 1, 24, 1, 1, 1, 1, 5, 1]
+    assert [layout.num_blocks for layout in partition_model(report).values()] == [1, 5, 1, 24, 1, 1, 1, 1, 5, 1]
 
 
 def test_lines_of_other_roles_within_a_fused_projection():
@@ -354,7 +355,7 @@ def test_taken_name():
         (
             "adam_mini",
             {"values": "whole"},
-            r"no option 'values' \(did you mean 'value'\?\); its options are value, query_key, embedding, bias",
+            r"no option 'values' \(did you mean 'value'\?\); its options are value, query_key, position, embedding, bias",
         ),
         ("adam_mini_v1", {"value": "whole"}, r"'adam_mini_v1' has no option 'value'.*embedding, bias"),
         ("tensor", {"bias": "tensor"}, "no option 'bias'; its options are none"),
