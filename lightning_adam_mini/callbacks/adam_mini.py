@@ -51,12 +51,13 @@ class AdamMiniCallback(Callback):
     block's effective learning rate is logged to every logger. Checkpoints load with the callback and without it.
 
     Args:
-        partition: What a block is: ``auto`` or ``adam_mini`` (Adam-mini v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``,
+        partition: What a block is: ``auto`` (Adam-mini v2, finer where that was measured to help), ``adam_mini`` (v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``,
             ``slim_adam`` (with ``options={"rules": "rules.yaml"}``), ``slim_adam_table3``, ``slim_adam_auto`` (Adam at first; after
             ``options={"steps": 1000}`` steps blocks by what was measured), or a :class:`~lightning_adam_mini.PartitionStrategy`.
         overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.
         options: Options of the partition, such as ``{"value": "whole", "embedding": "parameter"}``.
-        strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
+        strict: Whether it is an error if the partition needs heads of attention that cannot be found; else each line is a block there,
+            with a warning.
         probe: Whether to run the module once more than training does, so that attention that is written by hand is partitioned by the heads
             that it really has: its ``forward`` on its ``example_input_array`` (Lightning's attribute) if it has one, else its
             ``training_step`` on the first batch. What running showed is saved in checkpoints.

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect.add_argument("model", metavar="MODEL", help=HELP)
     inspect.add_argument("--format", choices=("table", "json"), default="table", help="a table of roles, or JSON with every parameter")
     inspect.add_argument("--partition", default="auto", help="partition that the blocks are of (default: %(default)s)")
-    inspect.add_argument("--strict", action="store_true", help="fail where the heads of an attention cannot be found")
+    inspect.add_argument(
+        "--strict", action="store_true", help="fail where the partition needs the heads of an attention and they cannot be found"
+    )
     inspect.set_defaults(run=_inspect)
     add_memory_command(commands)
     add_rules_command(commands)

@@ -38,7 +38,9 @@ def add_memory_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     )
     parser.add_argument("--dtype", choices=_DTYPES, help="dtype of the parameters (default: each as the model has it)")
     parser.add_argument("--momentum-dtype", choices=_MOMENTUM_DTYPES, help="dtype of AdamMini's momentum (default: that of the parameter)")
-    parser.add_argument("--strict", action="store_true", help="fail where the heads of an attention cannot be found")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where the partition needs the heads of an attention and they cannot be found"
+    )
     parser.set_defaults(run=run)
 
 

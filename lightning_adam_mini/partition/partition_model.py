@@ -34,7 +34,8 @@ def partition_model(
             ``weight="auto"``), ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``,
             or a name of your own (see :func:`~lightning_adam_mini.partition.register_strategy`).
         overrides: What you know better, by glob on the parameter's name; see :mod:`lightning_adam_mini.partition.overrides`.
-        strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
+        strict: Whether it is an error if the partition needs heads of attention that cannot be found; else each line is a block there,
+            with a warning.
         **options: Options of the strategy, such as ``value="whole"``, ``query_key="head"``, ``embedding="parameter"``, ``bias="tensor"``.
 
     Returns:
