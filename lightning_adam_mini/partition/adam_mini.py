@@ -59,7 +59,7 @@ _V1: dict[Role, Granularity] = {Role.QUERY: "head", Role.KEY: "head", Role.QKV: 
 @register_strategy("adam_mini")
 @dataclass(frozen=True, kw_only=True)
 class AdamMiniPartition(PartitionStrategy):
-    """Adam-mini version 2, the default.
+    """Adam-mini version 2; with the options that ``"auto"`` sets, the default.
 
     In transformers: query and key by head; value, attention projection and MLP by output neuron; token embedding and output layer
     (language model head or classifier) by token or class; each bias element by itself; norms, position and patch embeddings, convolutions
@@ -71,7 +71,8 @@ class AdamMiniPartition(PartitionStrategy):
         value: Blocks of the value projection of transformers: each output ``"neuron"``, or the ``"whole"`` of it, which the authors
             advise for runs of fewer than 10,000 to 20,000 steps.
         query_key: Blocks of the query and key projections of transformers: each ``"head"``, as in the papers, or each output
-            ``"neuron"``, which is what the partition ``"auto"`` sets (as SlimAdam's rules have it; needs no heads to be found).
+            ``"neuron"``, which is what the partition ``"auto"`` sets (as SlimAdam's rules have it; needs no heads to be found). LoRA's B
+            follows the weight that it adds to.
         position: Blocks of the position embeddings of transformers: each ``"tensor"``, as in version 1.1 of the released code for GPT-2's
             ``wpe``, or each ``"position"`` (average over the last dimension), which is what the partition ``"auto"`` sets.
         embedding: Blocks of the token embedding and the output layer: each ``"token"``, each ``"parameter"`` or ``"none"``
@@ -114,9 +115,9 @@ class AdamMiniPartition(PartitionStrategy):
             return BlockLayout(parameter.shape, (len(parameter.shape) - 1,))
         if role is Role.VALUE:
             return "line" if self.value == "neuron" else "tensor"
-        if role in _HEADED and self.query_key == "head":
-            return "head" if parameter.lines or role is not Role.LORA_B else "line"
         if role in _HEADED:
+            if self.query_key == "head":
+                return "head" if parameter.lines or role is not Role.LORA_B else "line"
             if self.value == "neuron" or not parameter.lines:
                 return "line"
             order = self.group_lines(parse_lines(parameter.lines)).split("q", "k")

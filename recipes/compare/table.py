@@ -149,28 +149,14 @@ def csv_text(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     points = [f"test_{kind}_{point:g}" for point in POINTS for kind in ("mean", "std")]
-    writer.writerow(
-        [
-            "optimizer",
-            "lr",
-            "betas",
-            "seeds",
-            *points,
-            "difference",
-            "low95",
-            "high95",
-            "state_bytes",
-            "steps_per_second",
-            "spikes",
-            "highest_loss",
-        ]
-    )
+    rest = ["difference", "low95", "high95", "state_bytes", "steps_per_second", "spikes", "highest_loss"]
+    writer.writerow(["optimizer", "lr", "betas", "seeds", *points, *rest])
     for row in rows:
         difference = row.difference or (math.nan, math.nan, math.nan)
         numbers = [value for pair in row.points for value in pair] + list(difference)
         texts = ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
         speed = "" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.4f}"
-        spikes = ["" if value is None else value for value in (row.spikes, row.highest)]
+        losses = ["" if value is None else value for value in (row.spikes, row.highest)]
         chosen = ["" if row.setting.lr is None else row.setting.lr, row.setting.betas_text()]
-        writer.writerow([row.optimizer, *chosen, row.seeds, *texts, row.state_bytes, speed, *spikes])
+        writer.writerow([row.optimizer, *chosen, row.seeds, *texts, row.state_bytes, speed, *losses])
     return buffer.getvalue()
