@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, int, int]:
     parser.add_argument("-c", "--config", type=Path, required=True, help="the recipe's YAML, such as configs/resnet18_digits.yaml")
     parser.add_argument(
         "--optimizers",
-        default="adamw,adam_mini",
+        default="adamw,auto",
         help=f"names with commas between: {', '.join(RIVALS)}, or any partition of AdamMiniCallback, if need be with its "
         "momentum_dtype and options after colons (adam_mini:8bit, slim_adam:rules=rules.yaml); the others are compared with the first "
         "(default: %(default)s)",

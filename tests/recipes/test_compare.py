@@ -63,7 +63,7 @@ def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, ca
     text = capsys.readouterr().out
     assert f"{len(before)} of 4 runs were finished before" in text
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    names = {f"{name}_seed{seed}.json" for name in ("adamw", "adam_mini") for seed in (0, 1)}
+    names = {f"{name}_seed{seed}.json" for name in ("adamw", "auto") for seed in (0, 1)}
     assert {file.name for file in out.glob("*.json")} == names
 
     table = (tmp_path / "out" / "table.md").read_text()
@@ -71,12 +71,12 @@ def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, ca
     assert "mean ± standard deviation over 2 seeds" in table
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = {row["optimizer"]: row for row in csv.DictReader(file)}
-    assert sorted(rows) == ["adam_mini", "adamw"]
-    assert 0.49 < int(rows["adam_mini"]["state_bytes"]) / int(rows["adamw"]["state_bytes"]) < 0.51
+    assert sorted(rows) == ["adamw", "auto"]
+    assert 0.49 < int(rows["auto"]["state_bytes"]) / int(rows["adamw"]["state_bytes"]) < 0.51
     assert float(rows["adamw"]["steps_per_second"]) > 0
     with Image.open(tmp_path / "out" / "figure.png") as image:
         assert np.ptp(np.asarray(image.convert("L"))) > 200  # there is ink on it
-    low, centre, high = (float(rows["adam_mini"][key]) for key in ("low95", "difference", "high95"))
+    low, centre, high = (float(rows["auto"][key]) for key in ("low95", "difference", "high95"))
     assert low <= centre <= high
 
     stored = [json.loads((out / f"adamw_seed{seed}.json").read_text()) for seed in (0, 1)]
