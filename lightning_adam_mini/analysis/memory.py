@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_adam_mini.detection import ModelReport, inspect_model
-from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.detection import ModelReport, inspect_model, parameter_names
+from lightning_adam_mini.layout import second_moment_dtype
 from lightning_adam_mini.optim.quantized import SMALLEST, MomentumDtype, num_scales
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
 
@@ -120,7 +120,7 @@ def count_memory(
         (144, 144, 296, 160)
     """
     report = inspect_model(model)
-    parameters = dict(model.named_parameters())  # a tied one once
+    parameters = {name: p for p, name in parameter_names(model).items()}  # a tied one once
     dtypes = {name: dtype if dtype is not None and p.is_floating_point() else p.dtype for name, p in parameters.items()}
     for name, p in parameters.items():
         if p.is_complex() and p.requires_grad:
@@ -134,7 +134,8 @@ def count_memory(
     states = [StateMemory("SGD", "", same_dtype, 0, 0, 0), StateMemory("AdamW", "", same_dtype, elements, same_dtype, steps)]
     momentum = sum(momentum_bytes(p.numel(), dtypes[name], momentum_dtype) for name, p in trained.items())
     for partition in partitions:
-        layouts = _by_name(trained, report, partition_model(report, partition, strict=strict))
+        decided = partition_model(report, partition, strict=strict)
+        layouts = {name: decided[name] for name in trained}
         second = sum(layout.num_blocks * second_moment_dtype(dtypes[name]).itemsize for name, layout in layouts.items())
         blocks = sum(layout.num_blocks for layout in layouts.values())
         states.append(StateMemory("AdamMini", str(partition), momentum, blocks, second, steps))
@@ -167,17 +168,6 @@ def momentum_bytes(elements: int, dtype: torch.dtype, momentum_dtype: MomentumDt
         return elements + _SCALE * num_scales(elements)
     kept = dtype if momentum_dtype is None or momentum_dtype == "8bit" else momentum_dtype
     return elements * kept.itemsize
-
-
-def _by_name(parameters: Mapping[str, Tensor], report: ModelReport, layouts: Mapping[str, BlockLayout]) -> dict[str, BlockLayout]:
-    """The layouts under the names that the model has, which may begin with the prefix of a wrapper."""
-    found = {}
-    for name in parameters:
-        p = report.find(name)
-        if p is None:
-            raise ValueError(f"Parameter {name!r} is not in the report of the model, because its name changes. Give it one name.")
-        found[name] = layouts[p.name]
-    return found
 
 
 def _elements_by_dtype(parameters: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:

@@ -1,22 +1,24 @@
-"""AdamMiniCallback: inspect, partition, swap, monitor."""
+"""AdamMiniCallback: inspect, partition, convert, monitor."""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch.optim import Optimizer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Adam, AdamW, Optimizer
 from typing_extensions import override
 
 from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini.callbacks.configured import check_configured, configured_optimizers, cycle_beta1, what_was_forced
+from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
 from lightning_adam_mini.callbacks.measure import parameter_names
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.one_run import OneRun
@@ -30,25 +32,38 @@ from lightning_adam_mini.callbacks.strategies import (
     number_as_in,
     sharded_by_fsdp1,
 )
-from lightning_adam_mini.callbacks.swap import configured_optimizers, replace_optimizers, retire
-from lightning_adam_mini.callbacks.translate import check_translatable, translate
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.detection.evidence import Evidence, disagreements, example_call, probe_attention, reconcile
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini, adamw_bytes, state_bytes, to_adamw_state_dict
+from lightning_adam_mini.optim.convert import convert_optimizer_, unless_it_fails
 from lightning_adam_mini.optim.quantized import MomentumDtype
 from lightning_adam_mini.partition import PartitionStrategy, SlimAdamAutoPartition, make_strategy, partition_model
 
 _MOMENTUM_DTYPES: dict[str, MomentumDtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
 _EVIDENCE = "adam_mini_evidence"
 _ONE_RUN = "slim_adam"
+_SETTINGS = frozenset(
+    {
+        "partition", "overrides", "options", "strict", "probe", "force", "convert_checkpoints", "momentum_dtype", "stochastic_rounding",
+        "_monitor",
+    }
+)  # fmt: skip
+_IN_TRAINING: WeakKeyDictionary[Optimizer, AdamMiniCallback] = WeakKeyDictionary()
+"""Which callback's fit an optimizer is in."""
+
+
+def _end_training(optimizer: Optimizer) -> None:
+    _IN_TRAINING.pop(optimizer, None)
 
 
 class AdamMiniCallback(Callback):
-    r"""Replaces the configured AdamW or Adam by one with a second moment a block, which halves the optimizer's memory.
+    r"""Makes the configured AdamW or Adam keep one second moment per block, which halves the optimizer's memory.
 
-    The model is inspected and partitioned into blocks, its optimizers are swapped with their groups, settings and schedulers, and each
-    block's effective learning rate is logged to every logger. Checkpoints load with the callback and without it.
+    The model is inspected and partitioned into blocks. The optimizers that ``configure_optimizers`` returned become
+    :class:`~lightning_adam_mini.AdamMini` in place: they stay the same objects, so that whatever holds one (schedulers, hooks, attributes)
+    goes on steering the training. Each block's effective learning rate is logged to every logger. Checkpoints load with the callback and
+    without it. After the fit they stay as they are: to go back, make a new AdamW and load ``to_adamw_state_dict(optimizer.state_dict())``.
 
     Args:
         partition: What a block is: ``auto`` (Adam-mini v2, finer where that was measured to help), ``adam_mini`` (v2),
@@ -62,7 +77,8 @@ class AdamMiniCallback(Callback):
         probe: Whether to run the module once more than training does, so that attention that is written by hand is partitioned by the heads
             that it really has: its ``forward`` on its ``example_input_array`` (Lightning's attribute) if it has one, else its
             ``training_step`` on the first batch. What running showed is saved in checkpoints.
-        force: Whether to replace other optimizers than exactly torch's Adam and AdamW too.
+        force: Whether to convert other optimizers than exactly torch's Adam and AdamW too. They keep their groups' lr, betas, eps and
+            weight decay, which may not suit AdamMini: a message says what was taken over.
         convert_checkpoints: Whether a checkpoint written with other blocks (by AdamW: per parameter) may be resumed; its second moments are
             averaged or spread then. If False, that is an error.
         momentum_dtype: What first moments are kept in: ``float32``, ``bfloat16`` or ``8bit``; None for the parameters' dtype. A checkpoint
@@ -73,8 +89,8 @@ class AdamMiniCallback(Callback):
         heatmap: Whether to log figures of layers x heads at the end of each validation (TensorBoard only; needs matplotlib).
 
     Raises:
-        MisconfigurationException: If the trainer has two of these callbacks; if an optimizer has no faithful translation, no trainable
-            parameter, or parameters that are not the module's.
+        MisconfigurationException: If the trainer has two of these callbacks; if an optimizer has no faithful translation, a ``step`` of
+            its own that would hide AdamMini's, parameters that are not the module's, or is in another callback's fit.
         ValueError: If the partition, an option or an override is not valid for this model.
 
     Example:
@@ -108,21 +124,18 @@ class AdamMiniCallback(Callback):
         self.force = force
         self.convert_checkpoints = convert_checkpoints
         if momentum_dtype is not None and momentum_dtype not in _MOMENTUM_DTYPES:
-            raise MisconfigurationException(
+            raise misconfiguration(
                 f"AdamMiniCallback has no momentum_dtype={momentum_dtype!r}. Give one of {', '.join(map(repr, _MOMENTUM_DTYPES))}, or None"
                 " for the parameters' dtype."
             )
         self.momentum_dtype = momentum_dtype
         self.stochastic_rounding = stochastic_rounding
-        self.report: ModelReport | None = None
-        self._evidence: Evidence | None = None
-        self._one_run: OneRun | None = None
-        self._logger = BlockLearningRateLogger(histograms=histograms, heatmap=heatmap) if monitor else None
+        self._monitor: dict[str, Any] | None = {"histograms": histograms, "heatmap": heatmap} if monitor else None
         self._reset()
 
     def _reset(self) -> None:
-        # LightningCLI returns one and the same optimizer on every fit, so its replacement must be the same too.
-        self._swapped: WeakKeyDictionary[Optimizer, AdamMini] = WeakKeyDictionary()
+        # LightningCLI returns one and the same optimizer on every fit, which is converted once.
+        self._converted: WeakSet[AdamMini] = WeakSet()
         self._undo: list[Callable[[], None]] = []
         self._optimizers: list[AdamMini] = []
         self._called = False
@@ -130,16 +143,20 @@ class AdamMiniCallback(Callback):
         self._last_logged_step = -1
         self._told_bytes = False
         self._resumed: dict[str, Any] | None = None
+        self.report: ModelReport | None = None
+        self._evidence: Evidence | None = None
+        self._one_run: OneRun | None = None
+        self._logger = None if self._monitor is None else BlockLearningRateLogger(**self._monitor)
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = ("_swapped", "_undo", "_optimizers", "_called", "_probe_first_batch", "_last_logged_step", "_told_bytes", "_resumed")
-        return {k: v for k, v in vars(self).items() if k not in ours}
+        # A copy has the settings and nothing of a fit, so that a pickle is small and names no class but this one.
+        return {name: value for name, value in vars(self).items() if name in _SETTINGS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._reset()
 
-    # ---- swap -----------------------------------------------------------------------------------------------------------
+    # ---- convert --------------------------------------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -147,9 +164,9 @@ class AdamMiniCallback(Callback):
             return
         twins = [callback for callback in trainer.callbacks if isinstance(callback, AdamMiniCallback)]  # type: ignore[attr-defined]
         if len(twins) > 1:
-            raise MisconfigurationException(
-                f"The trainer has {len(twins)} AdamMiniCallbacks, and only one can swap the optimizer. Keep one; give it overrides={{...}}"
-                " if parts of the model need different blocks."
+            raise misconfiguration(
+                f"The trainer has {len(twins)} AdamMiniCallbacks, and only one can convert the optimizer. Keep one; give it"
+                " overrides={...} if parts of the model need different blocks."
             )
         check_strategy(trainer.strategy, self.probe)
         self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
@@ -157,7 +174,7 @@ class AdamMiniCallback(Callback):
         self._intercept_configure_optimizers(pl_module)
 
     def _intercept_configure_optimizers(self, pl_module: pl.LightningModule) -> None:
-        # Swapping what the module returns, before Lightning or anything else sees it, works under every strategy; and a closure survives
+        # Converting what the module returns, before Lightning or anything else sees it, works under every strategy; and a closure survives
         # the deep copies that weight averaging makes of the module, where a bound method would copy this callback.
         original = pl_module.configure_optimizers
         instance_attribute = vars(pl_module).get("configure_optimizers")
@@ -171,24 +188,34 @@ class AdamMiniCallback(Callback):
         def configure_optimizers(*args: Any, **kwargs: Any) -> Any:
             restore()
             self._called = True
-            return self._swap(pl_module, original(*args, **kwargs))
+            configured = original(*args, **kwargs)
+            self._convert(pl_module, configured)
+            return configured
 
         vars(pl_module)["configure_optimizers"] = configure_optimizers
         self._undo.append(restore)
 
-    def _swap(self, module: pl.LightningModule, configured: Any) -> Any:
+    def _convert(self, module: pl.LightningModule, configured: Any) -> None:
         optimizers = configured_optimizers(configured)
         if not optimizers:
-            rank_zero_warn("AdamMiniCallback has nothing to swap: configure_optimizers returned no optimizer.", category=AdamMiniWarning)
-            return configured
-        foreign = [o for o in optimizers if not isinstance(o, AdamMini)]
-        # All checks come before the first change: if one fails, the user's optimizers and schedulers are as they were.
-        for optimizer in foreign:
-            check_translatable(optimizer, self.force)
-        if self.stochastic_rounding and foreign:
-            dtypes = {p.dtype for optimizer in foreign for group in optimizer.param_groups for p in group["params"]}
+            rank_zero_warn("AdamMiniCallback has nothing to convert: configure_optimizers returned no optimizer.", category=AdamMiniWarning)
+            return
+        known = [o for o in optimizers if o in self._converted]
+        new = [o for o in optimizers if o not in self._converted and not (isinstance(o, AdamMini) and o._made_as is None)]
+        names = parameter_names(module)
+        # All checks come before the first change: if one fails, the user's optimizers are as they were.
+        for optimizer in new:
+            check_configured(optimizer, names, self.force)
+        for optimizer in (*known, *new):
+            if _IN_TRAINING.get(optimizer, self) is not self:
+                raise misconfiguration(
+                    f"The configured {type(optimizer).__name__} is in the fit of another AdamMiniCallback, and two cannot decide on its"
+                    " blocks. Make an optimizer for each fit, or end the first one."
+                )
+        if self.stochastic_rounding and new:
+            dtypes = {p.dtype for optimizer in new for group in optimizer.param_groups for p in group["params"]}
             if torch.bfloat16 not in dtypes:
-                raise MisconfigurationException(
+                raise misconfiguration(
                     "AdamMiniCallback(stochastic_rounding=True) rounds bfloat16 weights, but the optimizer's are"
                     f" {', '.join(sorted(map(str, dtypes)))}."
                     ' Train with Trainer(precision="bf16-true"), or leave it out.'
@@ -196,36 +223,33 @@ class AdamMiniCallback(Callback):
         flat_shards = sharded_by_fsdp1(module.trainer, module)
         with as_unsharded(module, flat_shards):
             self.report = self._inspect(module)
-        swapped = {o: self._swapped[o] for o in foreign if o in self._swapped}
-        notes: list[str] = []
-        if foreign:
-            self._begin_one_run(module.trainer.strategy, again=bool(swapped))
+        if known or new:
+            self._begin_one_run(module.trainer.strategy, again=bool(known))
             layouts = self._partition(self.report)
-            names = parameter_names(module)
-            for optimizer in foreign:
-                if optimizer not in swapped:
-                    swapped[optimizer], more = translate(optimizer, names, layouts, flat_shards=flat_shards, **self._optimizer_options())
-                    notes += more
-                    if self._one_run is not None:
-                        self._one_run.reduce_learning_rate(swapped[optimizer])
-            rank_zero_info(self.report.table(layouts))
-        replaced = replace_optimizers(configured, swapped)
-        for optimizer, ours in swapped.items():
-            self._swapped[optimizer] = ours
-            self._undo.append(
-                retire(
-                    optimizer,
-                    f"This {type(optimizer).__name__} was replaced by AdamMiniCallback and must not step beside its replacement."
-                    " Take the optimizer from self.optimizers() instead of the attribute that you kept.",
-                )
-            )
-        load_whole_checkpoints(module.trainer.strategy)
-        if swapped:
-            kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in swapped))
-            rank_zero_info("\n  ".join([f"AdamMiniCallback: replaced {kinds} by AdamMini", *dict.fromkeys(notes)]))
+            kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in new))
+            forced = [what_was_forced(o) for o in new if type(o) not in (Adam, AdamW) and not isinstance(o, AdamMini)]
+            with ExitStack() as stack:  # all or none
+                for optimizer in new:
+                    stack.enter_context(unless_it_fails(optimizer))
+                for optimizer in new:
+                    named = [(name, p) for p, name in names.items()]
+                    convert_optimizer_(optimizer, layouts, named, force=True, flat_shards=flat_shards, **self._optimizer_options())
+                    optimizer._blocks.remedy = "Register its module before the fit begins, so that it gets blocks."
+            cycle_beta1(configured, new)
+            self._converted.update(new)
+            for optimizer in (*known, *new):
+                _IN_TRAINING[optimizer] = self
+                self._undo.append(functools.partial(_end_training, optimizer))
+                if self._one_run is not None:
+                    self._undo.append(self._one_run.reduce_learning_rate(optimizer))
+            inform(module.trainer, self.report.table(layouts))
+            for message in forced:
+                rank_zero_warn(message, category=AdamMiniWarning)
+            if new:
+                inform(module.trainer, f"AdamMiniCallback: {kinds} keeps one second moment per block from now on (AdamMini)")
         else:
-            rank_zero_info("AdamMiniCallback: configure_optimizers returned AdamMini itself, which is left as it is")
-        return replaced
+            inform(module.trainer, "AdamMiniCallback: configure_optimizers returned AdamMini itself, which is left as it is")
+        load_whole_checkpoints(module.trainer.strategy)
 
     def _optimizer_options(self) -> dict[str, Any]:
         return {
@@ -267,7 +291,7 @@ class AdamMiniCallback(Callback):
             self._one_run = None
             return
         check_measurable(trained_by, f"AdamMiniCallback(partition={self.partition!r})")
-        if not again:  # an optimizer that was swapped in an earlier fit goes on as it is
+        if not again:  # an optimizer that was converted in an earlier fit goes on as it is
             self._one_run = OneRun(strategy)
         if self._one_run is not None and self._resumed is not None:
             self._one_run.load_state_dict(self._resumed)
@@ -277,7 +301,7 @@ class AdamMiniCallback(Callback):
         if self._probe_first_batch:
             self._probe(trainer, pl_module, batch, batch_idx)
         if self._one_run is not None and self.report is not None:
-            optimizers = [o for o in self._optimizers if o in set(self._swapped.values())]
+            optimizers = [o for o in self._optimizers if o in self._converted]
             self._one_run.advance(trainer, pl_module, optimizers, self.report, self._partition)
 
     def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -286,22 +310,24 @@ class AdamMiniCallback(Callback):
         self._probe_first_batch = False
         before, self.report = self.report, self._inspect(pl_module)
         layouts = self._partition(self.report)
-        for optimizer in set(self._optimizers) & set(self._swapped.values()):
-            optimizer.set_layouts(layouts)
+        for optimizer in self._optimizers:
+            if optimizer in self._converted:
+                optimizer.set_layouts(layouts)
         changed = disagreements(before, self.report)
-        rank_zero_info(
+        inform(
+            trainer,
             f"AdamMiniCallback: the first batch ran through {len(self._evidence.attentions)} softmax attentions and corrected"
-            f" {len(changed)} parameters{': ' * bool(changed)}{', '.join(p.name for p in changed)}"
+            f" {len(changed)} parameters{': ' * bool(changed)}{', '.join(p.name for p in changed)}",
         )
         if changed:
-            rank_zero_info(self.report.table(layouts))
+            inform(trainer, self.report.table(layouts))
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._called:
-            raise MisconfigurationException(
-                "AdamMiniCallback could not swap the optimizer because configure_optimizers was replaced after the callback's setup hook,"
-                " as when LightningModule.setup assigns it. Define configure_optimizers as a method, or assign it in __init__."
+            raise misconfiguration(
+                "AdamMiniCallback could not convert the optimizer because configure_optimizers was replaced after the callback's setup"
+                " hook, as when LightningModule.setup assigns it. Define configure_optimizers as a method, or assign it in __init__."
             )
         self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
 
@@ -331,7 +357,7 @@ class AdamMiniCallback(Callback):
 
     @property
     def optimizer_state_bytes(self) -> tuple[int, int]:
-        """Bytes that the swapped optimizers' state really holds, and bytes that AdamW's would; (0, 0) before the first step.
+        """Bytes that the converted optimizers' state really holds, and bytes that AdamW's would; (0, 0) before the first step.
 
         Where the model is sharded, those of this rank.
         """
@@ -350,8 +376,9 @@ class AdamMiniCallback(Callback):
             self._told_bytes = True
             ours, adamw = self.optimizer_state_bytes
             if adamw:
-                rank_zero_info(
-                    f"AdamMiniCallback: optimizer state {ours / 1e6:.2f} MB, {100 * ours / adamw:.2f} % of AdamW's {adamw / 1e6:.2f} MB"
+                inform(
+                    trainer,
+                    f"AdamMiniCallback: optimizer state {ours / 1e6:.2f} MB, {100 * ours / adamw:.2f} % of AdamW's {adamw / 1e6:.2f} MB",
                 )
         if self._logger is not None and trainer._logger_connector.should_update_logs:
             self._last_logged_step = step
@@ -382,14 +409,14 @@ class AdamMiniCallback(Callback):
         evidence = Evidence.from_plain(checkpoint[_EVIDENCE])
         # Lightning calls it before it asks for optimizers, whose saved states are of the blocks that running showed; but where it shards
         # the model itself, afterwards.
-        if self._called and self.report is not None and self._swapped:
+        if self._called and self.report is not None and self._converted:
             layouts = self._partition(reconcile(self.report, evidence))
-            present = {name: layout for optimizer in self._swapped.values() for name, layout in optimizer.layouts.items()}
+            present = {name: layout for optimizer in self._converted for name, layout in optimizer.layouts.items()}
             other = {name: layouts[name] for name in present if name in layouts and layouts[name] != present[name]}
             if other:
                 name, layout = next(iter(other.items()))
                 value = layout.lines if layout.lines is not None else {"dims": list(layout.dims)}
-                raise MisconfigurationException(
+                raise misconfiguration(
                     f"The checkpoint was written with probe=True, which found other blocks for {len(other)} parameters, {name!r} among"
                     f" them, than {type(trainer.strategy).__name__} can find without running the module. Give them as overrides={{{name!r}:"
                     f" {value!r}, ...}}."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from lightning_adam_mini.callbacks.distribution import is_lightnings
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.loggers import Logger
     from torch.utils.tensorboard import SummaryWriter
 
 _MLFLOW_METRICS = 1000  # a call
@@ -37,13 +38,14 @@ def logging_step(trainer: pl.Trainer) -> int:
 
 def summary_writer(logger: Logger) -> SummaryWriter | None:
     """The TensorBoard writer of a logger; None if it has none of torch's."""
-    if not isinstance(logger, TensorBoardLogger):
+    if not is_lightnings(logger, "TensorBoardLogger"):
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # then Lightning writes through tensorboardX
         return None
-    return logger.experiment if isinstance(logger.experiment, SummaryWriter) else None
+    writer: Any = logger.experiment  # type: ignore[attr-defined]
+    return writer if isinstance(writer, SummaryWriter) else None
 
 
 def tag_prefix(logger: Logger) -> str:
@@ -63,6 +65,6 @@ def add_scalars(writer: SummaryWriter, prefix: str, numbers: Mapping[str, float]
 def log_metrics(logger: Logger, numbers: Mapping[str, float], step: int) -> None:
     """Log through the logger itself, no more at a time than it takes."""
     tags = list(numbers)
-    chunk = _MLFLOW_METRICS if isinstance(logger, MLFlowLogger) else len(tags)
+    chunk = _MLFLOW_METRICS if is_lightnings(logger, "MLFlowLogger") else len(tags)
     for start in range(0, len(tags), chunk):
         logger.log_metrics({tag: numbers[tag] for tag in tags[start : start + chunk]}, step)

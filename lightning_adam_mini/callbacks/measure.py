@@ -11,15 +11,10 @@ from torch.optim import Optimizer
 
 from lightning_adam_mini.analysis.derive_rules import derive_rules
 from lightning_adam_mini.analysis.snr_history import SNRHistory
-from lightning_adam_mini.detection import ModelReport, canonical_name
+from lightning_adam_mini.detection import ModelReport, parameter_names
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini
 from lightning_adam_mini.partition.rules import By, SlimAdamRules
-
-
-def parameter_names(module: nn.Module) -> Mapping[Tensor, str]:
-    """Name of each parameter as in its :class:`~lightning_adam_mini.ModelReport`: without the prefixes of wrappers."""
-    return {p: canonical_name(name) for name, p in module.named_parameters()}
 
 
 def adam_second_moments(optimizers: Iterable[Optimizer], names: Mapping[Tensor, str]) -> dict[str, Tensor]:

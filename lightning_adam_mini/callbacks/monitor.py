@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
+from lightning_adam_mini.callbacks.distribution import is_lightnings
 from lightning_adam_mini.callbacks.heatmap import draw_heads, require_matplotlib
 from lightning_adam_mini.callbacks.loggers import add_scalars, log_metrics, loggers_of, logging_step, summary_writer, tag_prefix
 from lightning_adam_mini.callbacks.summary import PREFIX, ParameterRates, group_tag, parts_of, summarize
@@ -16,6 +16,7 @@ from lightning_adam_mini.layout import BlockLayout
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.loggers import Logger
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -108,7 +109,7 @@ class BlockLearningRateLogger:
         """
         if not self.heatmap:
             return
-        loggers = [logger for logger in loggers_of(trainer) if isinstance(logger, TensorBoardLogger)]
+        loggers = [logger for logger in loggers_of(trainer) if is_lightnings(logger, "TensorBoardLogger")]
         parameters = list(self._parameters(optimizers)) if loggers else []
         if not trainer.is_global_zero:
             return

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
 from lightning_adam_mini.analysis.snr_history import SNRHistory
+from lightning_adam_mini.callbacks.distribution import inform
 from lightning_adam_mini.callbacks.loggers import log_numbers, loggers_of
 from lightning_adam_mini.callbacks.measure import measure, rules_of_run
 from lightning_adam_mini.detection import ModelReport
@@ -20,7 +20,7 @@ from lightning_adam_mini.partition import PartitionStrategy, SlimAdamAutoPartiti
 
 
 class OneRun:
-    """What ``AdamMiniCallback(partition="slim_adam_auto")`` does besides swapping.
+    """What ``AdamMiniCallback(partition="slim_adam_auto")`` does besides converting.
 
     All of it happens at the start of a batch, before its step: a checkpoint written between two steps, by whatever callback, is resumed as
     if nothing had happened.
@@ -39,8 +39,12 @@ class OneRun:
         """The partition of the moment: Adam's, or that of the rules."""
         return self.auto if self.rules is None else SlimAdamPartition(rules=self.rules)
 
-    def reduce_learning_rate(self, optimizer: Optimizer) -> None:
-        """Make an optimizer step with a share of its learning rate until there are rules. Schedulers and loggers see the whole."""
+    def reduce_learning_rate(self, optimizer: Optimizer) -> Callable[[], None]:
+        """Make an optimizer step with a share of its learning rate until there are rules. Schedulers and loggers see the whole.
+
+        Returns:
+            A function that undoes it.
+        """
         whole: list[Any] = []
 
         def before(*_: Any) -> None:
@@ -54,8 +58,13 @@ class OneRun:
                 group["lr"] = lr
             whole.clear()
 
-        optimizer.register_step_pre_hook(before)
-        optimizer.register_step_post_hook(after)
+        handles = optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
+
+        def undo() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return undo
 
     def advance(
         self,
@@ -70,7 +79,7 @@ class OneRun:
         Args:
             trainer: The trainer, before a batch.
             module: Its module.
-            optimizers: The optimizers that were swapped in.
+            optimizers: The optimizers that were converted.
             report: The module's report.
             partition: Gives the layouts by the strategy of the moment.
 
@@ -94,9 +103,10 @@ class OneRun:
         for optimizer in optimizers:
             optimizer.set_layouts(layouts)
         after = sum(map(state_bytes, optimizers))
-        rank_zero_info(
+        inform(
+            trainer,
             f"AdamMiniCallback: after {step} steps of Adam, second moments are averaged by what was measured: optimizer state"
-            f" {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB from now on\n\n{self.rules.table()}\n\n{report.table(layouts)}"
+            f" {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB from now on\n\n{self.rules.table()}\n\n{report.table(layouts)}",
         )
         log_numbers(trainer, {"slim_adam/step": step, "slim_adam/state_bytes_before": before, "slim_adam/state_bytes_after": after})
         folder = trainer.log_dir  # all ranks take part in this

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from lightning_adam_mini.callbacks.distribution import misconfiguration
 from lightning_adam_mini.detection.evidence import Evidence, probe_call
 
 
@@ -22,7 +22,7 @@ def check_training_step(module: pl.LightningModule) -> None:
     iterates = is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True)
     if not module.automatic_optimization or iterates:
         does = "takes its batches from an iterator" if iterates else "steps its optimizers itself (automatic_optimization=False)"
-        raise MisconfigurationException(
+        raise misconfiguration(
             f"AdamMiniCallback(probe=True) cannot run training_step once more because it {does}. Set self.example_input_array in the"
             " LightningModule to something that its forward takes, or drop probe=True."
         )

@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.analysis.derive_rules import group_ratios
 from lightning_adam_mini.analysis.snr_history import SNRHistory, average_snr
+from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
 from lightning_adam_mini.callbacks.loggers import log_numbers
 from lightning_adam_mini.callbacks.measure import averaged_matrix, measure, rules_of_run
 from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
@@ -65,11 +65,11 @@ class SNRMonitor(Callback):
     ) -> None:
         super().__init__()
         if every is not None and every < 1:
-            raise MisconfigurationException(f"SNRMonitor(every={every}) never measures, because every has to be at least 1.")
+            raise misconfiguration(f"SNRMonitor(every={every}) never measures, because every has to be at least 1.")
         if not cutoff >= 0:
-            raise MisconfigurationException(f"SNRMonitor has no cutoff={cutoff}, because no ratio is negative. Give 0 or more.")
+            raise misconfiguration(f"SNRMonitor has no cutoff={cutoff}, because no ratio is negative. Give 0 or more.")
         if by not in ("layer_type", "parameter"):
-            raise MisconfigurationException(f"SNRMonitor has no by={by!r}, because rules are by 'layer_type' or by 'parameter'.")
+            raise misconfiguration(f"SNRMonitor has no by={by!r}, because rules are by 'layer_type' or by 'parameter'.")
         if figures and find_spec("matplotlib") is None:
             raise ModuleNotFoundError("SNRMonitor(figures=True) needs matplotlib, which is not installed: run 'pip install matplotlib'.")
         self.every = every
@@ -81,6 +81,15 @@ class SNRMonitor(Callback):
         self.report: ModelReport | None = None
         self.rules: SlimAdamRules | None = None
         self._seen = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Measurements as plain data, and nothing of a fit: a pickle names no class but this one.
+        state = {name: getattr(self, name) for name in ("every", "cutoff", "by", "dirpath", "figures")}
+        return {**state, "history": self.history.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**{name: value for name, value in state.items() if name != "history"})
+        self.history.load_state_dict(state["history"])
 
     def is_due(self, step: int) -> bool:
         """Whether to measure after ``step`` steps. Override it for a cadence of your own.
@@ -101,7 +110,7 @@ class SNRMonitor(Callback):
         self.report, self.rules = inspect_model(pl_module), None
         averaged = averaged_matrix(trainer.optimizers)
         if averaged is not None and not self.history.steps:  # a run of slim_adam_auto may be resumed after it averaged
-            raise MisconfigurationException(
+            raise misconfiguration(
                 f"SNRMonitor cannot measure the second moment of {averaged!r}, because the optimizer keeps its average only. Train with"
                 ' AdamW or AdamMiniCallback(partition="adam") to measure.'
             )
@@ -147,7 +156,7 @@ class SNRMonitor(Callback):
         if self.figures:
             draw_trajectories(self.history, self.report, self.cutoff).savefig(folder / "snr_trajectories.png")
             draw_depth(self.history, self.report, self.cutoff).savefig(folder / "snr_depth.png")
-        rank_zero_info(f"SNRMonitor: wrote {folder / 'slim_adam_rules.yaml'}\n\n{self.rules.table()}")
+        inform(trainer, f"SNRMonitor: wrote {folder / 'slim_adam_rules.yaml'}\n\n{self.rules.table()}")
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Lightning's strategies do to a model, as far as the swap has to know: refuse what flattens blocks away, see through what shards."""
+"""What Lightning's strategies do to a model, as far as a callback has to know: refuse what flattens blocks, see through what shards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_adam_mini.callbacks.distribution import is_lightnings, misconfiguration
 from lightning_adam_mini.optim.adam_mini import AdamMini
 from lightning_adam_mini.optim.shards.flat import FlatShard, find_flat_shards
 
@@ -29,25 +28,25 @@ def check_strategy(strategy: Any, probe: bool) -> None:
     Raises:
         MisconfigurationException: If it flattens parameters into one without a way back, or does not let the module run once more.
     """
-    if isinstance(strategy, FSDPStrategy) and strategy.kwargs.get("use_orig_params") is False:
-        raise MisconfigurationException(
+    if is_lightnings(strategy, "FSDPStrategy") and strategy.kwargs.get("use_orig_params") is False:
+        raise misconfiguration(
             "AdamMiniCallback cannot tell parameters apart under FSDPStrategy(use_orig_params=False) because FSDP puts many into a flat one"
             " then. Set use_orig_params=True, which is Lightning's default."
         )
-    if isinstance(strategy, DeepSpeedStrategy):
+    if is_lightnings(strategy, "DeepSpeedStrategy"):
         config: Mapping[str, Any] = strategy.config if isinstance(strategy.config, dict) else {}
         stage = (config.get("zero_optimization") or {}).get("stage", 0)
         precision = str(getattr(strategy.precision_plugin, "precision", "32-true"))
         half = any((config.get(kind) or {}).get("enabled") for kind in ("fp16", "bf16")) or not precision.startswith("32")
         if stage or half:
             what = f"ZeRO stage {stage}" if stage else "its 16-bit optimizer"
-            raise MisconfigurationException(
+            raise misconfiguration(
                 f"AdamMiniCallback cannot keep blocks under DeepSpeedStrategy because {what} puts the parameters of a group into one flat"
                 " tensor before the optimizer sees them. Use ModelParallelStrategy (FSDP2) or FSDPStrategy, which shard as much; or"
                 " DeepSpeedStrategy(stage=0) in 32 bits."
             )
-    if probe and isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
-        raise MisconfigurationException(
+    if probe and is_lightnings(strategy, "FSDPStrategy", "ModelParallelStrategy"):
+        raise misconfiguration(
             f"AdamMiniCallback(probe=True) cannot run the module once more under {type(strategy).__name__} because its layers are sharded."
             " Run inspect_model(model, example_input=...) once on one device, and give what it found as overrides={...}."
         )
@@ -63,8 +62,8 @@ def check_measurable(strategy: Any, what: str) -> None:
     Raises:
         MisconfigurationException: If the strategy shards them.
     """
-    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
-        raise MisconfigurationException(
+    if is_lightnings(strategy, "FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
+        raise misconfiguration(
             f"{what} cannot measure signal-to-noise ratios under {type(strategy).__name__} because each rank has only a part of the second"
             " moments. Measure a short run of a smaller model on one device or under DDP, and train with its rules:"
             ' AdamMiniCallback(partition="slim_adam", options={"rules": file}).'
@@ -72,11 +71,9 @@ def check_measurable(strategy: Any, what: str) -> None:
 
 
 def sharded_by_fsdp1(trainer: pl.Trainer, module: pl.LightningModule) -> dict[Tensor, FlatShard]:
-    """Which range of each parameter this rank holds, under FSDPStrategy; nothing under others."""
-    strategy = trainer.strategy
-    if not isinstance(strategy, FSDPStrategy):
-        return {}
-    return find_flat_shards(strategy.model if strategy.model is not None else module)
+    """Which range of each parameter this rank holds, where FSDP1 has sharded the model, under whatever strategy; else nothing."""
+    model = trainer.strategy.model
+    return find_flat_shards(module if model is None else model)
 
 
 @contextmanager
@@ -136,7 +133,7 @@ def number_as_in(module: pl.LightningModule, optimizer: Optimizer, state_dict: d
     if any(p not in place for p in ours):
         return state_dict
     state = state_dict["state"]
-    if not isinstance(module.trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+    if not is_lightnings(module.trainer.strategy, "FSDPStrategy", "ModelParallelStrategy"):
         state = {place[p]: state[i] for i, p in zip(saved, ours, strict=True) if i in state}
     groups = [
         {**saved_group, "params": [place[p] for p in group["params"]]}
@@ -155,7 +152,7 @@ def load_whole_checkpoints(strategy: Any) -> None:
         strategy: The strategy, which loads so for good, because it loads into the optimizers for tests after the fit too; others stay as
             they are.
     """
-    if not isinstance(strategy, ModelParallelStrategy) or "load_checkpoint" in vars(strategy):
+    if not is_lightnings(strategy, "ModelParallelStrategy") or "load_checkpoint" in vars(strategy):
         return
     original = strategy.load_checkpoint
 

@@ -1,59 +1,102 @@
-"""Names of parameters: without the prefixes of wrappers, and cut into words."""
+"""Names of parameters, found by walking the modules past wrappers; and identifiers cut into words."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-# Wrappers put themselves between a module and its parameters: torch.compile, FSDP, activation checkpointing, Fabric.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-_DATA_PARALLEL = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
+# What puts itself between a model and its parameters: a wrapper's package and class, and the attribute in which it holds what it wraps.
+# It is known by its class, for a user's own attribute may have any name; and by the name of the class, so that nothing is imported.
+_WRAPPERS = {
+    ("torch", "OptimizedModule"): "_orig_mod",
+    ("torch", "DataParallel"): "module",
+    ("torch", "DistributedDataParallel"): "module",
+    ("torch", "FullyShardedDataParallel"): "_fsdp_wrapped_module",
+    ("torch", "ActivationWrapper"): "_checkpoint_wrapped_module",
+    ("lightning", "_FabricModule"): "_forward_module",
+    ("lightning_fabric", "_FabricModule"): "_forward_module",
+    ("deepspeed", "DeepSpeedEngine"): "module",
+    ("apex", "DistributedDataParallel"): "module",
+}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
-def canonical_name(name: str, root: nn.Module | None = None) -> str:
-    """A parameter's name without the prefixes that wrappers add.
+class Place(NamedTuple):
+    """A place in a model where a module is.
 
-    Args:
-        name: Name as ``named_parameters()`` gives it.
-        root: The module that ``named_parameters()`` was called on. A leading ``module.`` is taken for a wrapper's, unless ``root`` shows
-            that it is not (a user's own attribute may be called ``module``).
+    Attributes:
+        path: Its canonical path: without the attributes of wrappers.
+        module: The module, which is no wrapper.
+        holder: The module that holds it, which is none either; None for the root.
+        attr: Its name on ``holder``.
+    """
+
+    path: str
+    module: nn.Module
+    holder: nn.Module | None
+    attr: str
+
+
+def parameter_names(module: nn.Module) -> dict[Tensor, str]:
+    """Name of each parameter as in its :class:`~lightning_adam_mini.ModelReport`: the one that it had before anything was wrapped.
 
     Example:
-        >>> canonical_name("module._orig_mod.layer1.0.conv1.weight")
-        'layer1.0.conv1.weight'
+        >>> model = nn.DataParallel(nn.ModuleDict({"module": nn.Linear(2, 2), "last": nn.DataParallel(nn.Linear(2, 2, bias=False))}))
+        >>> [name for name, _ in model.named_parameters()]
+        ['module.module.weight', 'module.module.bias', 'module.last.module.weight']
+        >>> list(parameter_names(model).values())
+        ['module.weight', 'module.bias', 'last.weight']
     """
-    name = strip_wrappers(name)
-    for _ in range(1 if root is None else unwrap_root(root)[1]):
-        name = name.removeprefix("module.")
-    return name
+    names: dict[Tensor, str] = {}
+    for place in places(module):
+        for attr, p in place.module._parameters.items():
+            if p is not None:
+                names.setdefault(p, join(place.path, attr))
+    return names
 
 
-def strip_wrappers(name: str) -> str:
-    """A parameter's name without the prefixes of wrappers whose names no user chooses; a leading ``module.`` stays."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+def places(root: nn.Module) -> Iterator[Place]:
+    """All places in ``root``, itself first, in the order of ``named_modules()``. A module that is held several times has several."""
+    return _places(Place("", unwrap(root), None, ""), ())
+
+
+def _places(place: Place, around: tuple[nn.Module, ...]) -> Iterator[Place]:
+    yield place
+    around = (*around, place.module)
+    for attr, child in place.module._modules.items():
+        if child is not None and (child := unwrap(child)) not in around:  # a module may hold one that it is in itself
+            yield from _places(Place(join(place.path, attr), child, place.module, attr), around)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside wrappers (torch.compile, checkpointing, FSDP)."""
-    while True:
-        inner = next((module._modules[name] for name in _WRAPPERS if module._modules.get(name) is not None), None)
-        if inner is None:
-            return module
+    """The module inside wrappers: torch.compile, data parallelism, FSDP, activation checkpointing, Fabric."""
+    while (inner := _wrapped(module)) is not None:
         module = inner
+    return module
 
 
-def unwrap_root(root: nn.Module) -> tuple[nn.Module, int]:
-    """The module inside all wrappers around a whole model, and how many of them are data parallelism, which adds ``module.``."""
-    layers = 0
-    while True:
-        root = unwrap(root)
-        inner = root._modules.get("module") if type(root).__name__ in _DATA_PARALLEL else None
-        if inner is None:
-            return root, layers
-        root, layers = inner, layers + 1
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """What a wrapper holds; None for other modules, and for wrappers with parameters beside, whose names may be those of the inner ones."""
+    classes = ((str(kind.__module__).partition(".")[0], kind.__name__) for kind in type(module).__mro__)
+    attr = next((_WRAPPERS[kind] for kind in classes if kind in _WRAPPERS), None)
+    inner = None if attr is None else module._modules.get(attr)
+    if inner is None or any(p is not None for p in module._parameters.values()):
+        return None
+    beside = [child for child in module._modules.values() if child is not None and child is not inner]
+    if beside:  # Fabric holds the model a second time, as it was given
+        within = set(inner.parameters())
+        if any(p not in within for child in beside for p in child.parameters()):
+            return None
+    return inner
+
+
+def join(path: str, attr: str) -> str:
+    """The path of what is called ``attr`` at ``path``."""
+    return f"{path}.{attr}" if path else attr
 
 
 @lru_cache(maxsize=16384)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from lightning_adam_mini.detection.names import canonical_name, strip_wrappers
 from lightning_adam_mini.detection.roles import Architecture, Role
 from lightning_adam_mini.detection.table import draw_table
 from lightning_adam_mini.layout import BlockLayout
@@ -17,7 +16,7 @@ class ParameterReport:
     """What detection knows of one parameter.
 
     Attributes:
-        name: Name in ``module.named_parameters()``, without the prefixes of wrappers (``_orig_mod.``, ``module.`` of DDP, ...).
+        name: Name in ``module.named_parameters()``, without what wrappers add (``_orig_mod.`` of torch.compile, ``module.`` of DDP, ...).
         shape: Shape of the whole parameter.
         role: What it is for. :attr:`Role.BIAS` for every bias, those of norms too.
         owner: Role of the weight it belongs to: for a bias that of its layer's weight, else ``role`` itself.
@@ -93,11 +92,6 @@ class ModelReport:
         """
         part = self.part_of(parameter)
         return self.architecture if part is None else part.architecture
-
-    def find(self, name: str) -> ParameterReport | None:
-        """The parameter of that name, with or without the prefixes of wrappers."""
-        keys = (name, strip_wrappers(name), canonical_name(name))
-        return next((self.by_name[key] for key in keys if key in self.by_name), None)
 
     def table(self, layouts: Mapping[str, BlockLayout] | None = None) -> str:
         """The report as plain text of at most 120 columns.

@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_adam_mini.detection.names import strip_wrappers, unwrap, unwrap_root
+from lightning_adam_mini.detection.names import join, places, unwrap
 
 
 @dataclass(eq=False)
@@ -64,27 +64,20 @@ class Tree:
         Raises:
             ValueError: If a parameter has no shape yet.
         """
-        tree = cls(unwrap_root(root)[0])
-        tree._walk(tree.root, "", ())
+        tree = cls(unwrap(root))
+        for path, module, holder, name in places(root):
+            if holder is not None:
+                tree.parents.setdefault(module, (holder, name))
+            if module not in tree._own:
+                tree.modules[path] = module
+                tree._own[module] = {}
+            for attr, param in module._parameters.items():
+                if param is not None:
+                    tree._add(module, path, attr, param)
         return tree
 
-    def _walk(self, module: nn.Module, path: str, around: tuple[nn.Module, ...]) -> None:
-        if module not in self._own:
-            self.modules[path] = module
-            self._own[module] = {}
-        for attr, param in module._parameters.items():
-            if param is not None:
-                self._add(module, path, attr, param)
-        for name, child in module._modules.items():
-            if child is None:
-                continue
-            child = unwrap(child)
-            if child is not module and child not in around:  # a module may hold one that it is in itself
-                self.parents.setdefault(child, (module, name))
-                self._walk(child, f"{path}.{name}" if path else name, (*around, module))
-
     def _add(self, module: nn.Module, path: str, attr: str, param: nn.Parameter) -> None:
-        name = strip_wrappers(f"{path}.{attr}" if path else attr)
+        name = join(path, attr)
         if is_lazy(param):
             raise ValueError(
                 f"Cannot inspect the parameter {name!r} because it is lazy and has no shape yet. Run one batch through the model first"

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
-from lightning_adam_mini.optim.conversion import Moments, convert_state_dict, how_to_regroup, regroup
-from lightning_adam_mini.optim.group_layouts import check_gradient, check_some_is_ours, find_layouts, from_plain, some
+from lightning_adam_mini.optim.checks import StepChecks, check_gradient
+from lightning_adam_mini.optim.conversion import Moments, check_nested, convert_state_dict, moments_of, regroup
+from lightning_adam_mini.optim.group_layouts import GroupLayouts, named_in, some, with_list
 from lightning_adam_mini.optim.options import check_options
 from lightning_adam_mini.optim.quantized import MomentumDtype, convert_momentum, momentum_dtype_for, zero_momentum
+from lightning_adam_mini.optim.rows import check_rows, move_rows
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.shards.sharded import Shards
-from lightning_adam_mini.optim.stepper import Member, Stepper
+from lightning_adam_mini.optim.stepper import Member, Stepper, Work, turns
 
 
 class AdamMini(Optimizer):
@@ -40,7 +45,7 @@ class AdamMini(Optimizer):
         params: Parameters, ``(name, parameter)`` pairs or groups of either, as for every torch optimizer. Groups may have their own
             values of the options below, and extra keys, which are kept.
         lr: Learning rate; a number, or a tensor with one element.
-        betas: Decay of the first and second moments.
+        betas: Decay of the first and second moments: numbers, or tensors with one element, which are read at each step.
         eps: Added to the square root of the second moment.
         weight_decay: Weight decay.
         decoupled_weight_decay: Whether weight decay shrinks the parameters (AdamW) or is added to the gradients (Adam).
@@ -113,17 +118,43 @@ class AdamMini(Optimizer):
             "capturable": capturable,
         }
         check_options(defaults)
+        given: Any = params if isinstance(params, Tensor) else [with_list(item) if isinstance(item, dict) else item for item in params]
+        self._set_up(layouts, (*named_parameters, *named_in(given)), momentum_dtype, stochastic_rounding, convert_state, flat_shards)
+        super().__init__(given, defaults)
+        self._blocks.check_some_are_for_ours(self._blocks.known)
+        if layouts is None and not self._shared:
+            warnings.warn(
+                "AdamMini was made without layouts, so that each element keeps its own second moment: it is plain"
+                f" {'AdamW' if decoupled_weight_decay else 'Adam'}, at its memory. Pass layouts=partition_model(model) with"
+                " model.named_parameters() to share them, or layouts={} if that is what you want.",
+                AdamMiniWarning,
+                stacklevel=2,
+            )
+
+    def _set_up(
+        self,
+        layouts: Mapping[str, BlockLayout] | None,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        momentum_dtype: MomentumDtype | None,
+        stochastic_rounding: bool,
+        convert_state: bool,
+        flat_shards: Mapping[Tensor, FlatShard] | None,
+    ) -> None:
+        """Set all that is not in the groups; an optimizer that was made as another's class is set up by this alone."""
         if not (momentum_dtype in (None, "8bit") or (isinstance(momentum_dtype, torch.dtype) and momentum_dtype.is_floating_point)):
             raise ValueError(f"Invalid momentum_dtype value: {momentum_dtype!r}, because it must be a floating-point torch.dtype or '8bit'")
-        self._layouts = dict(layouts or {})
-        self._names = {parameter: name for name, parameter in named_parameters}
+        self._blocks = GroupLayouts(layouts or {}, named_parameters)
         self._convert_state = convert_state
         self._momentum_dtype: MomentumDtype | None = momentum_dtype
         self._stochastic_rounding = stochastic_rounding
+        self._made_as: str | None = getattr(self, "_made_as", None)
         self._shards = Shards(flat_shards)
-        self._stepper = self._make_stepper()
-        super().__init__(params, defaults)
-        check_some_is_ours(self._layouts, self._names.values())
+        self._begin()
+
+    def _begin(self) -> None:
+        self._stepper = Stepper(self._momentum_dtype, self._stochastic_rounding, self._name_of)
+        self._checks = StepChecks(self._momentum_dtype, self._shards.kept_shape, self._name_of, self._stepper.forget)
+        self._shared = self._repeats = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters.
@@ -135,53 +166,64 @@ class AdamMini(Optimizer):
         Raises:
             ValueError: If an option is out of range or a layout does not fit its parameter. Nothing is added then.
         """
-        group = dict(param_group)
-        if not isinstance(group["params"], (Tensor, set)):
-            group["params"] = self._like_present_groups(list(group["params"]))
+        group = with_list(param_group)
+        if isinstance(group["params"], list):
+            group["params"] = self._like_present_groups(group["params"])
         explicit = group.pop("layouts", None)
-        check_options({**self.defaults, **group})
-        if group.get("capturable", self.defaults["capturable"]) and (self._momentum_dtype == "8bit" or self._stochastic_rounding):
-            raise ValueError(
-                "AdamMini(capturable=True) takes neither momentum_dtype='8bit' nor stochastic_rounding=True because their steps read"
-                " numbers off the device. Leave one of them out."
-            )
+        self._check_options({**self.defaults, **group})
         super().add_param_group(group)
         try:
-            names = dict(zip(group["params"], group.get("param_names", ()), strict=False))
-            self._names.update(names)
-            fallback = {p: f"param_groups.{len(self.param_groups) - 1}.params.{i}" for i, p in enumerate(group["params"])}
-            names = {p: self._names.get(p, fallback[p]) for p in group["params"]}
-            group["layouts"] = [layout.to_plain() for layout in find_layouts(names, explicit, self._layouts, self._shards.shape_of)]
-            self._layouts_changed()
+            self._blocks.learn_names(zip(group.get("param_names", ()), group["params"], strict=False))
+            self._follow(explicit)
         except Exception:
             self.param_groups.pop()
             raise
 
-    def _layouts_changed(self) -> None:
-        names = self.parameter_names()
-        self._shards.update(
-            (names[p], p, from_plain(plain))
-            for group in self.param_groups
-            for p, plain in zip(group["params"], group["layouts"], strict=True)
-        )
-        if self._shards.parts and (self._momentum_dtype == "8bit" or self._stochastic_rounding):
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        check_options(options)
+        if options["capturable"] and (self._momentum_dtype == "8bit" or self._stochastic_rounding):
             raise ValueError(
-                f"Parameter {names[next(iter(self._shards.parts))]!r} is sharded, and AdamMini takes neither momentum_dtype='8bit' nor"
-                " stochastic_rounding=True there, because what they round would depend on the number of ranks. Use"
-                " momentum_dtype=torch.bfloat16, or leave them out."
+                "AdamMini(capturable=True) takes neither momentum_dtype='8bit' nor stochastic_rounding=True because their steps read"
+                " numbers off the device. Leave one of them out."
             )
-        # Read once, until they change: what reads layouts is too slow for each step, and opaque to torch.compile.
-        self._read = {plain: from_plain(plain) for group in self.param_groups for plain in group["layouts"]}
-        self._shared = any(not layout.is_per_parameter for layout in self._read.values())
 
-    def _make_stepper(self) -> Stepper:
-        return Stepper(self._momentum_dtype, self._stochastic_rounding, lambda p: self.parameter_names()[p])
+    def _follow(self, explicit: Iterable | None = None) -> None:
+        """Find the blocks of what the groups hold now, if that has changed: users filter, extend, reorder and replace ``params``.
+
+        Args:
+            explicit: The layouts of the last group.
+
+        Raises:
+            ValueError: If a parameter has no blocks that fit. Nothing has changed then.
+        """
+        if not self._blocks.is_current(self.param_groups):
+            self._settle(self._blocks.find(self.param_groups, self.state, self._shards.shape_of, explicit))
+
+    def _settle(self, layouts: list[list[BlockLayout]]) -> None:
+        """Take these as the blocks of the groups.
+
+        Raises:
+            ValueError: If a parameter is sharded in a way that its blocks cannot follow. Nothing has changed then.
+        """
+        names = self._blocks.names(self.param_groups)
+        ours = [
+            (names[p], p, layout)
+            for group, some_layouts in zip(self.param_groups, layouts, strict=True)
+            for p, layout in zip(group["params"], some_layouts, strict=True)
+        ]
+        self._shards.update(ours, rounds=self._momentum_dtype == "8bit" or self._stochastic_rounding)
+        self._blocks.settle(self.param_groups, layouts)
+        self._shared = any(not layout.is_per_parameter for _, _, layout in ours)
+        self._repeats = len({id(p) for _, p, _ in ours}) < len(ours)
+        self._checks.forget()
+        self._stepper.forget()
 
     def _like_present_groups(self, params: list) -> list:
         """Name parameters where the present groups' have names: torch wants all groups named or none."""
         if not self.param_groups or "param_names" not in self.param_groups[0] or any(isinstance(p, tuple) for p in params):
             return params
-        return [(self._names[p], p) for p in params] if all(p in self._names for p in params) else params
+        names = [self._blocks.name(p) for p in params]
+        return params if None in names else list(zip(names, params, strict=True))
 
     # ---- the step -----------------------------------------------------------------------------------------------------
 
@@ -208,31 +250,67 @@ class AdamMini(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = []
-        for group in self.param_groups:
-            members = []
-            for p, plain in zip(group["params"], group["layouts"], strict=True):
-                if p.grad is not None:
-                    check_gradient(p, self.parameter_names)
-                    members.append(Member(p, p, p.grad, self._read[plain], plain))
-            work.append((group, members))
-        if self._shards.parts:
-            self._step_parts(work)  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            self._stepper.step(work, self._state_of, self._shared, self._places)
+        self._take_step()
         return loss
 
+    def _take_step(self) -> None:
+        self._opt_called = True  # torch's schedulers wrap the steps of other optimizers to know of a first one
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._follow()
+        work = []
+        states, none = self.state, {}
+        for group, layouts in zip(self.param_groups, self._blocks.layouts, strict=True):
+            members = []
+            for p, layout in zip(group["params"], layouts, strict=True):
+                grad = p.grad
+                if grad is not None:
+                    members.append(Member(p, p, grad, layout, layout, states.get(p, none)))
+            if any(isinstance(beta, Tensor) for beta in group["betas"]):  # read at each step, because they may change in place
+                group = {**group, "betas": tuple(map(float, group["betas"]))}
+            work.append((group, members))
+        if compiling:
+            for _, members in work:
+                for member in members:
+                    check_gradient(member.p, member.grad, self._name_of)
+        else:
+            for _, members in work:
+                self._checks.check(members)
+        for turn in turns(work) if self._repeats else (work,):
+            if self._shards.parts:
+                self._step_parts(turn)  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                self._stepper.step(turn, self._state_of, self._shared, self._places)
+
+    def _init_group(self, group: dict[str, Any], *lists: Any, **named_lists: Any) -> bool:
+        """Take the step where torch's own steps collect tensors for theirs: this one was kept or patched before it became an AdamMini.
+
+        ``torch.optim.Adam.step`` and its kin call this once per group and then step what was put into ``lists``, which is nothing here.
+        That is no public contract of torch. Without it Adam's arithmetic would meet second moments of other shapes, which it refuses.
+        """
+        if TracingContext.try_get() is not None:  # torch.compile would run this once, now, and never again
+            raise RuntimeError(
+                f"This step was compiled when the optimizer was no AdamMini yet, so it would train nothing. Call torch.compile on the step"
+                f" of this {type(self).__name__} again, after it was converted."
+            )
+        if group is self.param_groups[0]:
+            self._take_step()
+        return False
+
     @torch.compiler.disable  # which mixes parameters up that are keys of dicts
-    def _step_parts(self, work: list[tuple[dict[str, Any], list[Member]]]) -> None:
+    def _step_parts(self, work: Work) -> None:
         self._stepper.step(self._shards.localize(work), self._state_of, self._shared, self._places)
 
     def _places(self) -> dict[Tensor, int]:
         return {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
 
+    def _name_of(self, p: Tensor) -> str:
+        return self.parameter_names()[p]
+
     def _state_of(self, member: Member, step_there: bool = False) -> dict[str, Tensor]:
         """The state of what is stepped of a parameter, with its step on the same device if that is asked for."""
         p = member.param
-        state = self.state[p]
+        state = member.state or self.state[p]
         sharded = bool(self._shards.parts) and p in self._shards.parts
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=member.p.device if step_there else "cpu")
@@ -242,8 +320,7 @@ class AdamMini(Optimizer):
             elif member.layout.is_per_parameter:
                 state["exp_avg_sq"] = torch.zeros_like(p, dtype=second_moment_dtype(p.dtype), memory_format=torch.preserve_format)
             else:
-                shape = self._read[member.plain].block_shape
-                state["exp_avg_sq"] = torch.zeros(shape, dtype=second_moment_dtype(p.dtype), device=p.device)
+                state["exp_avg_sq"] = torch.zeros(member.whole.block_shape, dtype=second_moment_dtype(p.dtype), device=p.device)
         elif step_there and state["step"].device != member.p.device:
             state["step"] = state["step"].to(member.p.device)
         return self._shards.local_state(p, state) if sharded else state
@@ -251,20 +328,26 @@ class AdamMini(Optimizer):
     # ---- what it has learned ------------------------------------------------------------------------------------------
 
     def parameter_names(self) -> dict[Tensor, str]:
-        """Name of each parameter: the user's, or its place (``param_groups.0.params.3``) where none was given."""
-        return {
-            p: self._names.get(p, f"param_groups.{i}.params.{j}")
-            for i, group in enumerate(self.param_groups)
-            for j, p in enumerate(group["params"])
-        }
+        """Name of each parameter: the user's, or its place (``param_groups.0.params.3``) where none was given.
+
+        Names are without what wrappers added (``_orig_mod.``, ``module.``) where the layouts' are.
+        """
+        return self._blocks.names(self.param_groups)
 
     @property
     def layouts(self) -> dict[str, BlockLayout]:
         """Blocks of each parameter, by name."""
+        return {name: layout for name, _, layout in self._present()}
+
+    def _present(self) -> list[tuple[str, Tensor, BlockLayout]]:
+        """Name, parameter and blocks of each parameter, in the order of the groups."""
+        self._follow()
         names = self.parameter_names()
-        return {
-            names[p]: from_plain(plain) for group in self.param_groups for p, plain in zip(group["params"], group["layouts"], strict=True)
-        }
+        return [
+            (names[p], p, layout)
+            for group, layouts in zip(self.param_groups, self._blocks.layouts, strict=True)
+            for p, layout in zip(group["params"], layouts, strict=True)
+        ]
 
     @torch.no_grad()
     def set_layouts(self, layouts: Mapping[str, BlockLayout]) -> None:
@@ -277,42 +360,75 @@ class AdamMini(Optimizer):
             ValueError: If none is for a parameter of this optimizer, one does not fit its parameter, or has blocks that are neither finer
                 nor coarser than those of a second moment that exists. Names the parameter; nothing has changed then.
         """
-        check_some_is_ours(layouts, self._names.values())
-        names = self.parameter_names()
-        work: list[tuple[dict[str, Any], int, BlockLayout, Tensor | None]] = []
-        for group in self.param_groups:
-            changed = {p: names[p] for p in group["params"] if names[p] in layouts}
-            new = dict(
-                zip(
-                    changed,
-                    find_layouts(changed, [layouts[name] for name in changed.values()], layouts, self._shards.shape_of),
-                    strict=True,
+        self._blocks.check_some_are_for_ours(layouts)
+        changed = {p: (name, layout) for name, p, layout in self._present() if name in layouts and layouts[name] != layout}
+        names = [name for name, _ in changed.values()]
+        found = self._blocks.find_for(list(changed), names, [layouts[name] for name in names], self._shards.shape_of)
+        new = dict(zip(changed, found, strict=True))
+        second_moments = {}
+        for p, (name, old) in changed.items():
+            if not self.state.get(p):
+                continue
+            if p in self._shards.parts:
+                raise ValueError(
+                    f"Parameter {name!r} is sharded, so its blocks cannot change once it has a second moment. Change them before the first"
+                    " step."
                 )
-            )
-            for i, (p, plain) in enumerate(zip(group["params"], group["layouts"], strict=True)):
-                if p not in new or new[p] == (old := from_plain(plain)):
-                    continue
-                second_moment = None
-                if self.state.get(p):
-                    if p in self._shards.parts:
-                        raise ValueError(
-                            f"Parameter {names[p]!r} is sharded, so its blocks cannot change once it has a second moment. Change them"
-                            " before the first step."
-                        )
-                    if how_to_regroup(old, new[p]) == "mixed":
-                        raise ValueError(
-                            f"The second moment of parameter {names[p]!r} has blocks ({old}) that are neither finer nor coarser than the"
-                            f" new ones ({new[p]}). Change its blocks before the first step, or to blocks that nest."
-                        )
-                    second_moment = regroup(self.state[p]["exp_avg_sq"], old, new[p])
-                work.append((group, i, new[p], second_moment))
-        self._layouts.update(layouts)
-        for group, i, layout, second_moment in work:
-            group["layouts"][i] = layout.to_plain()
-            if second_moment is not None:
-                # A copy of its own, so that the memory of larger blocks is free at once.
-                self.state[group["params"][i]]["exp_avg_sq"] = second_moment.clone(memory_format=torch.contiguous_format)
-        self._layouts_changed()
+            check_nested(name, old, new[p])
+            # A copy of its own, so that the memory of larger blocks is free at once.
+            second_moments[p] = regroup(self.state[p]["exp_avg_sq"], old, new[p]).clone(memory_format=torch.contiguous_format)
+        self._settle(
+            [
+                [new.get(p, layout) for p, layout in zip(group["params"], present, strict=True)]
+                for group, present in zip(self.param_groups, self._blocks.layouts, strict=True)
+            ]
+        )
+        self._blocks.known.update(layouts)
+        for p, second_moment in second_moments.items():
+            self.state[p]["exp_avg_sq"] = second_moment
+
+    @torch.no_grad()
+    def replace_parameter(self, old: Tensor, new: Tensor, rows: Tensor | None = None) -> None:
+        """Put a parameter in the place of one that has other rows, and take its state along: rows are pruned, added or reordered.
+
+        For models that grow and shrink while they train, such as Gaussian splatting. First and second moments of a row go with it;
+        those of a new row begin at zero; the second moment of a block that spans rows stays as it is.
+
+        Args:
+            old: A parameter of this optimizer.
+            new: What takes its place, of the same shape but for the first dimension.
+            rows: int64 of shape (rows of ``new``,): the row of ``old`` that each row was, or -1 for a new one. [default: the rows of
+                ``old`` in their order, and new ones after them]
+
+        Raises:
+            ValueError: If ``old`` is not a parameter of this optimizer or is sharded, shapes or rows do not fit, or its blocks are groups
+                of rows (heads). Nothing has changed then.
+
+        Example:
+            >>> points = torch.nn.Parameter(torch.randn(5, 3))
+            >>> points.grad = torch.ones(5, 3)
+            >>> optimizer = AdamMini([("points", points)], layouts={"points": BlockLayout.each_line((5, 3))})
+            >>> optimizer.step()
+            >>> keep = torch.tensor([0, 2, 4])
+            >>> pruned = torch.nn.Parameter(points.detach()[keep])
+            >>> optimizer.replace_parameter(points, pruned, rows=keep)
+            >>> optimizer.second_moments()["points"].shape
+            torch.Size([3, 1])
+        """
+        found = next(((name, layout) for name, p, layout in self._present() if p is old), None)
+        if found is None:
+            raise ValueError(f"The parameter to replace, of shape {tuple(old.shape)}, is none of this optimizer's.")
+        name, layout = found
+        if old in self._shards.parts:
+            raise ValueError(f"Parameter {name!r} is sharded, so its rows cannot be replaced. Make a new optimizer.")
+        rows = check_rows(name, old, new, layout, rows)
+        state = self.state.pop(old, None)
+        if state:
+            self.state[new] = move_rows(state, new, layout, rows, momentum_dtype_for(new, self._momentum_dtype))
+        self._blocks.rename(old, new, name, BlockLayout(tuple(new.shape), layout.dims, layout.axis, layout.lines))
+        for group in self.param_groups:
+            group["params"][:] = [new if p is old else p for p in group["params"]]
+        self._follow()
 
     @torch.no_grad()
     def second_moments(self) -> dict[str, Tensor]:
@@ -339,22 +455,22 @@ class AdamMini(Optimizer):
         ]
         rates = {}
         for (name, group, _, layout, blocks), step in zip(stepped, steps, strict=True):
-            denom = blocks.div(1 - group["betas"][1] ** step).sqrt_().add_(group["eps"])
+            denom = blocks.div(1 - float(group["betas"][1]) ** step).sqrt_().add_(group["eps"])
             lr = group["lr"]
             rates[name] = layout.spread((lr.reshape(()) if isinstance(lr, Tensor) else lr) / denom)
         return rates
 
     def _stepped(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout, Tensor]]:
         """Name, group, state, blocks and their second moments of each parameter that has been stepped: of all its blocks, on every rank."""
-        names = self.parameter_names()
+        present = self._present()
         kept = {p: self.state[p]["exp_avg_sq"] for p in self._shards.parts if self.state.get(p)}
         gathered = self._shards.gather(kept) if self._shards.parts else {}
         steps = self._shards.share_steps({p: self.state[p]["step"] for p in kept}) if self._shards.flat else {}
-        for group in self.param_groups:
-            for p, plain in zip(group["params"], group["layouts"], strict=True):
-                state = self.state.get(p) or ({"step": steps[p]} if p in steps else {})
-                if state:
-                    yield names[p], group, state, from_plain(plain), gathered[p] if p in gathered else state["exp_avg_sq"]
+        groups = (group for group in self.param_groups for _ in group["params"])
+        for group, (name, p, layout) in zip(groups, present, strict=True):
+            state = self.state.get(p) or ({"step": steps[p]} if p in steps else {})
+            if state:
+                yield name, group, state, layout, gathered[p] if p in gathered else state["exp_avg_sq"]
 
     # ---- state --------------------------------------------------------------------------------------------------------
 
@@ -364,20 +480,35 @@ class AdamMini(Optimizer):
         Of a DTensor the moments are DTensors. Of a parameter that FSDP1 has flattened, second moments have one value an element, because
         FSDP's ``optim_state_dict`` takes nothing else.
         """
-        state_dict = super().state_dict()
-        if not (self._shards.parts or self._shards.flattened_whole):
-            return state_dict
-        places = {p: place for p, place in self._places().items() if place in state_dict["state"]}
-        portable = {p: state_dict["state"][place] for p, place in places.items()}
-        self._shards.to_portable(portable)
-        return {**state_dict, "state": {place: portable[p] for p, place in places.items()}}
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        names = {id(p): name for name, p, _ in self._present()}
+        gone = [self._blocks.name(p) or f"of shape {tuple(p.shape)}" for p in self.state if isinstance(p, Tensor) and id(p) not in names]
+        if gone:
+            raise ValueError(
+                f"AdamMini has moments of {some(gone)} that is in no group any more, so it cannot say whose they are. Put it back into a"
+                " group, or drop its moments: optimizer.state.pop(parameter)."
+            )
+        with _without_hooks(self):
+            state_dict = super().state_dict()
+        # By these keys, which what was made as Adam has too, a saved group is known as Adam's.
+        groups = [{k: v for k, v in group.items() if k not in ("amsgrad", "differentiable")} for group in state_dict["param_groups"]]
+        state_dict = {**state_dict, "param_groups": groups}
+        if self._shards.parts or self._shards.flattened_whole:
+            places = {p: place for p, place in self._places().items() if place in state_dict["state"]}
+            portable = {p: state_dict["state"][place] for p, place in places.items()}
+            self._shards.to_portable(portable)
+            state_dict = {**state_dict, "state": {place: portable[p] for p, place in places.items()}}
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state written by this optimizer, with these or other layouts, or by torch's Adam or AdamW.
 
         Second moments written with finer blocks (AdamW's are the finest) are averaged, which is what training with the present
         blocks would have given. Those written with coarser blocks are spread. Either is told in a warning. First moments come in any
-        ``momentum_dtype`` and are kept in the present one.
+        ``momentum_dtype`` and are kept in the present one. Options that the state lacks are the optimizer's defaults.
 
         Args:
             state_dict: What ``state_dict()`` returned.
@@ -386,25 +517,23 @@ class AdamMini(Optimizer):
             ValueError: If the state is not for these parameters, was written with blocks that are neither finer nor coarser, uses amsgrad,
                 or needs a conversion that ``convert_state=False`` forbids. Names the parameter; nothing has changed then.
         """
-        names = self.parameter_names()
-        present = [{"layouts": list(g["layouts"]), "fused": g["fused"], "capturable": g["capturable"]} for g in self.param_groups]
-        flat = [
-            (names[p], p, from_plain(plain))
-            for group in self.param_groups
-            for p, plain in zip(group["params"], group["layouts"], strict=True)
-        ]
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        present = self._present()
         problem, loaded = None, None
         try:
-            loaded = convert_state_dict(state_dict, flat, self._convert_state)
+            loaded = convert_state_dict(state_dict, present, self._convert_state)
         except ValueError as error:
             problem = str(error)
         problem = self._shards.agree(problem)
         if problem is not None or loaded is None:
             raise ValueError(problem)
-        super().load_state_dict(loaded.state_dict)
-        for group, kept in zip(self.param_groups, present, strict=True):
-            group.update(kept)
-        self._adopt(flat, loaded.moments)
+        with _without_hooks(self):  # which would see a state without moments
+            super().load_state_dict(loaded.state_dict)
+        self._adopt(present, loaded.moments)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
         converted = loaded.converted
         if converted:
             warnings.warn(
@@ -432,22 +561,55 @@ class AdamMini(Optimizer):
             state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32, copy=True)
             state["exp_avg_sq"] = values.to(device=device, dtype=second_moment_dtype(p.dtype), copy=True)
 
+    def __repr__(self) -> str:
+        lines = ["AdamMini (" if self._made_as is None else f"AdamMini, made as {self._made_as} ("]
+        for i, (group, layouts) in enumerate(zip(self.param_groups, self._blocks.layouts, strict=False)):
+            kept = f"{sum(layout.num_blocks for layout in layouts):,} for {sum(p.numel() for p in group['params']):,} parameters"
+            options = {**group, "second moments": kept}
+            lines += [f"Parameter Group {i}", *(f"    {k}: {v}" for k, v in sorted(options.items()) if k not in ("params", "layouts"))]
+        return "\n".join([*lines, ")"])
+
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            "_layouts": self._layouts,
-            "_names": self._names,
-            "_convert_state": self._convert_state,
-            "_momentum_dtype": self._momentum_dtype,
-            "_stochastic_rounding": self._stochastic_rounding,
-        }
+        self._follow()
+        kept = ("_blocks", "_convert_state", "_made_as", "_momentum_dtype", "_stochastic_rounding")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy; or what torch's ``load_state_dict`` has loaded, which comes here too."""
+        own = [{key: group[key] for key in _OWN if key in group} for group in vars(self).get("param_groups", ())]
+        saved = [(group.get("layouts"), len(group["params"])) for group in state["param_groups"]]
         super().__setstate__(state)
         for group in self.param_groups:
-            group.setdefault("capturable", False)
-            group.setdefault("fused", None)
-        if "_layouts" in state:  # a copy; loading a state dict comes here too
-            self._stepper = self._make_stepper()
+            for key, default in self.defaults.items():  # older versions of torch write fewer
+                group.setdefault(key, default)
+        if "_blocks" in state:
             self._shards = Shards()
-            self._layouts_changed()
+            self._begin()
+            self._settle(self._blocks.layouts)
+            return
+        for group, kept in zip(self.param_groups, own, strict=True):
+            group.update(kept)
+        # Torch's own load_state_dict, kept from before this became an AdamMini, brings the moments of other blocks.
+        foreign = moments_of(self.state, saved, self._present())
+        if foreign is not None:
+            self._adopt(self._present(), foreign)
+
+
+_OWN = ("layouts", "fused", "capturable")
+"""What a group keeps when a state is loaded."""
+
+
+@contextmanager
+def _without_hooks(optimizer: Optimizer) -> Iterator[None]:
+    """Within it torch calls none of the hooks of an optimizer's state dicts."""
+    names = [f"_optimizer_{what}state_dict_{when}_hooks" for what in ("", "load_") for when in ("pre", "post")]
+    hooks = {name: vars(optimizer)[name] for name in names}
+    try:
+        vars(optimizer).update({name: OrderedDict() for name in names})
+        yield
+    finally:
+        vars(optimizer).update(hooks)
+
+
+# Torch's schedulers need not wrap this step: it tells them itself that it was called.
+AdamMini.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]

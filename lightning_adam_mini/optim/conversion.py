@@ -63,8 +63,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     moments: list[Moments] = []
     done: dict[str, str] = {}
     for (saved_id, group, place), (name, p, layout) in zip(saved_ids, present, strict=True):
-        entry = state.get(saved_id)
-        saved = _saved_layout(group, place, layout)
+        entry = state_dict["state"].get(saved_id)  # of a parameter that stands in a group twice, both times
+        saved = _saved_layout(group, place, layout, (entry or {}).get("exp_avg_sq"))
         if saved.shape != layout.shape:
             raise ValueError(
                 f"The loaded blocks of parameter {name!r} are for shape {saved.shape}, but the parameter has shape {layout.shape}."
@@ -137,11 +137,59 @@ def regroup(second_moment: Tensor, saved: BlockLayout, present: BlockLayout) -> 
     return second_moment if second_moment.shape == present.block_shape else present.average(second_moment)
 
 
-def _saved_layout(group: Mapping[str, Any], place: int, present: BlockLayout) -> BlockLayout:
-    # torch's AdamW keeps unknown keys of the groups that it loads, but its second moments are per parameter again from its first step.
-    if "layouts" not in group or "amsgrad" in group:
+def _saved_layout(group: Mapping[str, Any], place: int, present: BlockLayout, second_moment: Tensor | None) -> BlockLayout:
+    """The blocks that a parameter's second moment was written with."""
+    if "layouts" not in group:
         return BlockLayout.per_parameter(present.shape)
-    return BlockLayout.from_plain(group["layouts"][place])
+    saved = BlockLayout.from_plain(group["layouts"][place])
+    # torch's AdamW keeps unknown keys of the groups that it loads, but its second moments are per parameter again from its first step.
+    if "amsgrad" in group and (second_moment is None or second_moment.shape != saved.block_shape):
+        return BlockLayout.per_parameter(present.shape)
+    return saved
+
+
+def moments_of(
+    state: Mapping[Tensor, Mapping[str, Any]],
+    saved: Sequence[tuple[Sequence | None, int]],
+    present: Sequence[tuple[str, Tensor, BlockLayout]],
+) -> list[Moments] | None:
+    """The moments that a state holds, with the blocks that they have; None if it holds none.
+
+    Args:
+        state: The state of each parameter.
+        saved: For each group the plain layouts that came with the state (None where none did, as from Adam and AdamW), and how many
+            parameters it has.
+        present: Name, parameter and layout of each parameter of the optimizer, in the order of its groups.
+
+    Raises:
+        ValueError: If blocks are neither finer nor coarser than the present ones. Names the parameter.
+    """
+    plains = [None if layouts is None else layouts[j] for layouts, n in saved for j in range(n)]
+    moments = []
+    for plain, (name, p, layout) in zip(plains, present, strict=True):
+        entry = state.get(p) or {}
+        second_moment = entry.get("exp_avg_sq")
+        group = {} if plain is None else {"layouts": [plain], "amsgrad": None}
+        blocks = _saved_layout(group, 0, layout, second_moment)
+        if second_moment is None or "exp_avg" not in entry:
+            moments.append(Moments(blocks, None, torch.empty(0)))
+            continue
+        check_nested(name, blocks, layout)
+        moments.append(Moments(blocks, {k: v for k, v in entry.items() if k in ("exp_avg", SCALE)}, second_moment))
+    return moments if any(one.momentum is not None for one in moments) else None
+
+
+def check_nested(name: str, old: BlockLayout, new: BlockLayout) -> None:
+    """Refuse to change blocks of a second moment for others that are neither finer nor coarser.
+
+    Raises:
+        ValueError: If they are neither. Names the parameter.
+    """
+    if how_to_regroup(old, new) == "mixed":
+        raise ValueError(
+            f"The second moment of parameter {name!r} has blocks ({old}) that are neither finer nor coarser than the new ones ({new})."
+            " Keep those that it was trained with, choose others that nest with them, or make a new optimizer."
+        )
 
 
 def how_to_regroup(saved: BlockLayout, present: BlockLayout) -> str | None:

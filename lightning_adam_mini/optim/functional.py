@@ -139,11 +139,11 @@ def _single_tensor_adam_mini(
         else:
             exp_avg_sq.mul_(beta2).add_(layout.mean_square(grad), alpha=1 - beta2)
         denom = (exp_avg_sq.sqrt() / bias_correction2_sqrt).add_(eps)
-        if isinstance(lr, Tensor) or isinstance(step, Tensor):
+        if isinstance(step, Tensor) or (isinstance(lr, Tensor) and lr.device.type != "cpu"):
             # addcdiv takes numbers only, and reading the number off a GPU would wait for it.
             param.addcdiv_(momentum, layout.spread(denom.mul_(bias_correction1 / -lr)))
         else:
-            param.addcdiv_(momentum, layout.spread(denom), value=-(lr / cast(float, bias_correction1)))
+            param.addcdiv_(momentum, layout.spread(denom), value=-(lr / cast(float, bias_correction1)))  # pyright: ignore[reportArgumentType]
 
 
 def _multi_tensor_adam_mini(

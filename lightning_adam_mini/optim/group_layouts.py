@@ -1,100 +1,214 @@
-"""The layouts of a group's parameters, and what is wrong with them."""
+"""The blocks of what an optimizer's groups hold: found by name once, and then kept by identity."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from operator import is_
+from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.optim.naming import match_names
 
 # Groups hold layouts as plain tuples, which copies, pickles and checkpoints of them survive; checking one again at each step would cost.
 from_plain = lru_cache(maxsize=65536)(BlockLayout.from_plain)
 
+ShapeOf = Callable[[Tensor, str, "BlockLayout | None"], "tuple[int, ...]"]
+"""Shape of a whole parameter, from the parameter, its name and its layout."""
 
-def find_layouts(
-    names: Mapping[Tensor, str],
-    explicit: Iterable | None,
-    known: Mapping[str, BlockLayout],
-    shape_of: Callable[[Tensor, str, BlockLayout | None], tuple[int, ...]],
-) -> list[BlockLayout]:
-    """The layouts of some parameters.
+
+class GroupLayouts:
+    """Names of parameters, and the blocks of those in the groups, in step with the groups.
+
+    Users filter, extend, reorder and replace ``group["params"]`` between steps, and functions of torch that were kept from before an
+    optimizer became an AdamMini add groups past it. :meth:`is_current` tells, cheaply.
 
     Args:
-        names: Name of each parameter.
-        explicit: A layout for each, plain or not; None to look them up.
-        known: Layouts by name. What is not among them keeps a second moment an element, with a warning.
-        shape_of: Shape of a whole parameter, from the parameter, its name and its layout.
-
-    Raises:
-        ValueError: If there is not one for each, or one does not fit its parameter.
+        known: Blocks by name.
+        named: Names of parameters.
     """
-    if explicit is not None:
-        layouts = [layout if isinstance(layout, BlockLayout) else from_plain(layout) for layout in explicit]
-        if len(layouts) != len(names):
-            raise ValueError(f"A group of {len(names)} parameters has {len(layouts)} layouts: give one for each parameter.")
-    else:
-        layouts = [known.get(name) or BlockLayout.per_parameter(shape_of(p, name, None)) for p, name in names.items()]
-        missing = [name for name in names.values() if name not in known]
-        if missing and known:
-            warnings.warn(
-                f"No layout for {some(missing)}: each of their elements keeps its own second moment, as in Adam."
-                " Add them to layouts= to share second moments.",
-                AdamMiniWarning,
-                stacklevel=4,
-            )
-    for layout, (p, name) in zip(layouts, names.items(), strict=True):
-        shape = shape_of(p, name, layout)
-        if layout.shape != shape:
+
+    def __init__(self, known: Mapping[str, BlockLayout], named: Iterable[tuple[str, Tensor]]) -> None:
+        self.known = dict(known)
+        self.layouts: list[list[BlockLayout]] = []
+        """For each group, the blocks of its parameters."""
+        self.remedy = "Add them to layouts= to share second moments."
+        """What to do about a parameter without a layout."""
+        self._params: list[list[Tensor]] = []
+        self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weak: a parameter that a user replaces must be freed
+        self._matched: dict[str, str] = {}
+        self.learn_names(named)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_names": dict(self._names.items())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _names=WeakTensorKeyDictionary(state["_names"]))
+
+    # ---- names --------------------------------------------------------------------------------------------------------
+
+    def learn_names(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Take names of parameters: without what wrappers added, where there is a layout of that name."""
+        named = list(named)
+        self._matched |= match_names([name for name, _ in named if name not in self._matched], self.known, self._matched)
+        for name, p in named:
+            key = self._matched.get(name) or (None if name in self.known else name)  # which is then the key of another name
+            if key is not None and (p not in self._names or (key in self.known and self._names[p] not in self.known)):
+                self._names[p] = key
+
+    def rename(self, old: Tensor, new: Tensor, name: str, layout: BlockLayout) -> None:
+        """Give a parameter the name of the one that it replaces, and other blocks."""
+        self._names.pop(old, None)
+        self._names[new] = name
+        self.known[name] = layout
+
+    def name(self, p: Tensor) -> str | None:
+        """The name of a parameter, if it was given one."""
+        return self._names.get(p)
+
+    def names(self, groups: Sequence[Mapping[str, Any]]) -> dict[Tensor, str]:
+        """Name of each parameter: the one that it was given, or its place (``param_groups.0.params.3``)."""
+        return {
+            p: self._names.get(p) or f"param_groups.{i}.params.{j}" for i, group in enumerate(groups) for j, p in enumerate(group["params"])
+        }
+
+    def check_some_are_for_ours(self, layouts: Mapping[str, BlockLayout]) -> None:
+        """Refuse layouts of which none is for a parameter that has a name.
+
+        Raises:
+            ValueError: If none is.
+        """
+        names = list(self._names.values())
+        if layouts and not layouts.keys() & set(names):
+            given = ", ".join(names[:3])
             raise ValueError(
-                f"The layout of parameter {name!r} is for a tensor of shape {layout.shape}, but the parameter has shape"
-                f" {shape}. Make the layouts from the model that is trained."
+                f"None of the {len(layouts)} layouts (such as {next(iter(layouts))!r}) is for a parameter of this optimizer"
+                + (f" (such as {given})" if given else ", because its parameters have no names")
+                + ". Pass model.named_parameters() of the model that the layouts were made for, as params or as named_parameters=."
             )
-    return layouts
 
+    # ---- blocks -------------------------------------------------------------------------------------------------------
 
-def check_some_is_ours(layouts: Mapping[str, BlockLayout], names: Collection[str]) -> None:
-    """Refuse layouts of which none is for a parameter of the optimizer.
+    def is_current(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the groups hold the very parameters that they held when their blocks were settled, in the same order."""
+        return len(groups) == len(self._params) and all(
+            len(group["params"]) == len(params) and all(map(is_, group["params"], params))
+            for group, params in zip(groups, self._params, strict=True)
+        )
 
-    Args:
-        layouts: The layouts, by name.
-        names: Names of the parameters.
+    def settle(self, groups: Sequence[dict[str, Any]], layouts: list[list[BlockLayout]]) -> None:
+        """Take these as the blocks of what the groups hold, and write them into the groups."""
+        for group, some_layouts in zip(groups, layouts, strict=True):
+            group["layouts"] = [layout.to_plain() for layout in some_layouts]
+        self._params = [list(group["params"]) for group in groups]
+        self.layouts = layouts
 
-    Raises:
-        ValueError: If none is.
-    """
-    if layouts and not layouts.keys() & set(names):
-        given = ", ".join(list(names)[:3])
+    def find(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        state: Mapping[Tensor, Mapping[str, Any]],
+        shape_of: ShapeOf,
+        explicit: Iterable | None = None,
+    ) -> list[list[BlockLayout]]:
+        """The blocks of what the groups hold now: those that a parameter has, or that are known by its name or its state.
+
+        Args:
+            groups: The groups.
+            state: The state of each parameter.
+            shape_of: Shape of a whole parameter.
+            explicit: The layouts of the last group.
+
+        Raises:
+            ValueError: If a parameter has no blocks that fit, or cannot have any. Nothing has changed then.
+        """
+        found = {p: layout for pair in zip(self._params, self.layouts, strict=True) for p, layout in zip(*pair, strict=True)}
+        names = self.names(groups)
+        for group in groups:
+            given = explicit if group is groups[-1] else None
+            new = list(dict.fromkeys(p for p in group["params"] if p not in found))
+            if given is None:
+                # Some come with their state, as a parameter whose rows a user has pruned.
+                found.update((p, self._by_state(p, names[p], state[p], shape_of)) for p in new if state.get(p))
+                new = [p for p in new if p not in found]
+            layouts = self.find_for(new, [names[p] for p in new], given, shape_of)
+            found.update(zip(new, layouts, strict=True))
+        return [[found[p] for p in group["params"]] for group in groups]
+
+    def find_for(self, params: Sequence[Tensor], names: Sequence[str], explicit: Iterable | None, shape_of: ShapeOf) -> list[BlockLayout]:
+        """The blocks of some parameters.
+
+        Args:
+            params: The parameters.
+            names: Name of each.
+            explicit: A layout for each, plain or not; None to look them up. What is not known keeps a second moment per element, with a
+                warning if others share theirs.
+            shape_of: Shape of a whole parameter.
+
+        Raises:
+            ValueError: If there is not one for each, one does not fit its parameter, or a parameter is complex.
+        """
+        for p, name in zip(params, names, strict=True):
+            if p.is_complex():
+                raise ValueError(
+                    f"AdamMini cannot step parameter {name!r} of shape {tuple(p.shape)} because it is complex. Keep it as a real tensor"
+                    " (torch.view_as_real), or give it to another optimizer."
+                )
+        if explicit is not None:
+            layouts = [layout if isinstance(layout, BlockLayout) else from_plain(layout) for layout in explicit]
+            if len(layouts) != len(params):
+                raise ValueError(f"A group of {len(params)} parameters has {len(layouts)} layouts: give one for each parameter.")
+        else:
+            layouts = [
+                self.known.get(name) or BlockLayout.per_parameter(shape_of(p, name, None)) for p, name in zip(params, names, strict=True)
+            ]
+            missing = [name for name in names if name not in self.known]
+            if missing and any(not layout.is_per_parameter for layout in self.known.values()):
+                warnings.warn(
+                    f"No layout for {some(missing)}: each of their elements keeps its own second moment, as in Adam. {self.remedy}",
+                    AdamMiniWarning,
+                    stacklevel=5,
+                )
+        for layout, p, name in zip(layouts, params, names, strict=True):
+            shape = shape_of(p, name, layout)
+            if layout.shape != shape:
+                raise ValueError(
+                    f"The layout of parameter {name!r} is for a tensor of shape {layout.shape}, but the parameter has shape"
+                    f" {shape}. Make the layouts from the model that is trained."
+                )
+        return layouts
+
+    def _by_state(self, p: Tensor, name: str, state: Mapping[str, Any], shape_of: ShapeOf) -> BlockLayout:
+        second, shape, layout = state.get("exp_avg_sq"), shape_of(p, name, None), self.known.get(name)
+        held = tuple(second.shape) if isinstance(second, Tensor) else None
+        if layout is not None and layout.shape == shape and held == layout.block_shape:
+            return layout
+        if held == tuple(p.shape):
+            return BlockLayout.per_parameter(shape)
         raise ValueError(
-            f"None of the {len(layouts)} layouts (such as {next(iter(layouts))!r}) is for a parameter of this optimizer"
-            + (f" (such as {given})" if given else ", because its parameters have no names")
-            + ". Pass model.named_parameters() of the model that the layouts were made for, as params or as named_parameters=."
+            f"Parameter {name!r} of shape {tuple(p.shape)} was put into a group with a second moment of shape {held}, which is neither"
+            " one value per element nor that of blocks that are known. Replace a parameter by optimizer.replace_parameter(old, new,"
+            f" rows=...), which takes its state along; or let it keep a second moment per element (overrides={{{name!r}: 'parameter'}})."
         )
 
 
-def check_gradient(p: Tensor, names: Callable[[], Mapping[Tensor, str]]) -> None:
-    """Refuse a gradient that has no squares to average.
+def with_list(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a group whose parameters can be read more than once."""
+    params = group["params"]
+    return {**group, "params": params if isinstance(params, (Tensor, set)) else list(params)}
 
-    Args:
-        p: A parameter that has a gradient.
-        names: Gives the name of each parameter.
 
-    Raises:
-        RuntimeError: If it is sparse or complex.
-    """
-    grad = p.grad
-    assert grad is not None
-    kind = "sparse" if grad.layout != torch.strided else "complex" if grad.is_complex() else None
-    if kind:
-        remedy = "make its layer with sparse=False" if kind == "sparse" else "keep it as a real tensor (torch.view_as_real)"
-        raise RuntimeError(
-            f"AdamMini cannot step parameter {names()[p]!r} of shape {tuple(p.shape)} because its gradient is {kind}:"
-            f" {remedy}, or give it to another optimizer."
-        )
+def named_in(params: Any) -> Iterator[tuple[str, Tensor]]:
+    """The names among what an optimizer is given: pairs, or groups of pairs."""
+    for item in params if isinstance(params, list) else ():
+        if isinstance(item, dict):
+            yield from named_in(item["params"])
+        elif isinstance(item, tuple):
+            yield item
 
 
 def some(names: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     if options["fused"] and options["foreach"]:
         raise ValueError("`fused` and `foreach` cannot be `True` together.")
     for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor):
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta}, because tensor betas are not supported: pass numbers")
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ValueError(f"Tensor betas[{i}] must be 1-element, but has shape {tuple(beta.shape)}")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,14 +28,32 @@ class Member(NamedTuple):
         p: What is stepped: the parameter itself or, where it is sharded, what this rank holds of it.
         grad: The gradient of that.
         layout: The blocks of that.
-        plain: The blocks of the parameter as its group keeps them.
+        whole: The blocks of the parameter.
+        state: The state of the parameter; empty before its first step.
     """
 
     param: Tensor
     p: Tensor
     grad: Tensor
     layout: Blocks
-    plain: tuple
+    whole: BlockLayout
+    state: dict[str, Any]
+
+
+Work: TypeAlias = "Sequence[tuple[dict[str, Any], list[Member]]]"
+"""For each group its options, and its members that have gradients."""
+
+
+def turns(work: Work) -> Iterator[Work]:
+    """The work cut up so that a parameter which stands in a group more than once is stepped as often, one time after the other."""
+    while any(members for _, members in work):
+        now, later = [], []
+        for group, members in work:
+            first = {id(member.param): member for member in reversed(members)}
+            now.append((group, [member for member in members if first[id(member.param)] is member]))
+            later.append((group, [member for member in members if first[id(member.param)] is not member]))
+        yield now
+        work = later
 
 
 class Stepper:
@@ -53,6 +71,14 @@ class Stepper:
         self.name_of = name_of
         self.tables: dict[Any, Any] = {}
         self._rows: dict[int, _Row] = {}
+
+    def forget(self, p: Tensor | None = None) -> None:
+        """Keep nothing of a parameter that has changed; or of any, so that those that are gone are free."""
+        if p is not None:
+            self._rows.pop(id(p), None)
+            return
+        self.tables.clear()
+        self._rows.clear()
 
     def step(
         self,
@@ -115,13 +141,7 @@ class Stepper:
         """What the compiled loop needs to know of a parameter; None if it does not step it."""
         param, p = member.param, member.p
         row = self._rows.get(id(param))
-        if (
-            row is None
-            or row.param is not param
-            or row.plain is not member.plain
-            or row.strides != p.stride()
-            or row.kind != (p.dtype, p.device)
-        ):
+        if row is None or row.param is not param or row.whole is not member.whole or row.strides != p.stride():
             row = self._rows[id(param)] = self._make_row(member)
         if row.problem and fused:
             raise RuntimeError(
@@ -147,16 +167,15 @@ class Stepper:
             if problem is None and p.is_cuda and isinstance(momentum_dtype, torch.dtype) and not torch.cuda.is_current_stream_capturing():
                 problem = disagreement(p.device, p.dtype, momentum_dtype)
             fields = None if problem else loop.fixed_fields(p, momentum_dtype, layout)
-        return _Row(member.param, member.plain, p.stride(), (p.dtype, p.device), loop, fields, problem)
+        return _Row(member.param, member.whole, p.stride(), loop, fields, problem)
 
 
 class _Row(NamedTuple):
     """What the compiled loop needs to know of a parameter, and what it was made from."""
 
     param: Tensor
-    plain: tuple
+    whole: BlockLayout
     strides: tuple[int, ...]
-    kind: tuple[torch.dtype, torch.device]
     loop: Any
     fields: Any
     problem: str | None

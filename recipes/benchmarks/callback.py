@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m recipes benchmark callback",
-        description="Compare steps/s of plain AdamW, of AdamMini swapped in without monitoring, and with monitoring at its defaults.",
+        description="Compare steps/s of plain AdamW, of AdamMini by the callback without monitoring, and with monitoring at its defaults.",
         epilog="Further arguments are those of `python -m recipes fit`: --data.batch_size 32.",
         allow_abbrev=False,
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_adam_mini.detection import Architecture, Role, canonical_name, inspect_model
+from lightning_adam_mini.detection import Architecture, Role, inspect_model
 
 
 def test_heads_of_multihead_attention_are_the_rows_that_move_its_attention_maps():
@@ -60,20 +60,6 @@ def test_an_untied_output_layer_with_a_row_a_token_is_an_lm_head():
     assert inspect_model(model).by_name["output.weight"].role is Role.LM_HEAD
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("_orig_mod.fc.weight", "fc.weight"),
-        ("module.fc.weight", "fc.weight"),
-        ("module._orig_mod.layers.0._checkpoint_wrapped_module.fc.weight", "layers.0.fc.weight"),
-        ("_fsdp_wrapped_module.fc._fsdp_wrapped_module.weight", "fc.weight"),
-        ("model.module.weight", "model.module.weight"),
-    ],
-)
-def test_canonical_name(name, expected):
-    assert canonical_name(name) == expected
-
-
 def test_wrapped_models_report_as_bare_ones():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -83,15 +69,6 @@ def test_wrapped_models_report_as_bare_ones():
     wrapped.self_attn = checkpoint_wrapper(wrapped.self_attn)
     for model in (torch.compile(copy.deepcopy(bare)), nn.DataParallel(copy.deepcopy(bare)), wrapped):
         assert inspect_model(model).parameters == expected
-
-
-def test_names_are_the_canonical_ones_of_named_parameters():
-    inner = nn.Sequential(nn.DataParallel(nn.Linear(2, 2)), torch.compile(nn.Linear(2, 2)))
-    own = nn.Module()
-    own.module = inner
-    for root in (inner, own, nn.DataParallel(own), torch.compile(nn.DataParallel(inner)), nn.DataParallel(torch.compile(own))):
-        names = [canonical_name(name, root) for name, _ in root.named_parameters(remove_duplicate=False)]
-        assert [p.name for p in inspect_model(root).parameters] == names
 
 
 def test_a_module_that_holds_the_module_it_is_in():
@@ -106,7 +83,6 @@ def test_a_users_own_attribute_called_module_keeps_its_name():
     model.module = nn.Linear(2, 2)
     report = inspect_model(model)
     assert [p.name for p in report.parameters] == ["module.weight", "module.bias"]
-    assert report.find("_orig_mod.module.weight") is report.parameters[0]
 
 
 def test_a_lazy_parameter_is_refused_by_name():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -342,11 +343,24 @@ def test_sparse_gradient_names_the_parameter_before_anything_changed():
     assert not optimizer.state
 
 
-def test_complex_gradient_names_the_parameter():
-    p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
-    p.grad = torch.ones_like(p)
-    with pytest.raises(RuntimeError, match="'param_groups.0.params.0' of shape .2,. because its gradient is complex"):
-        AdamMini([p]).step()
+def test_complex_parameters_are_refused_by_name_when_they_come():
+    p, q = nn.Parameter(torch.ones(2, dtype=torch.complex64)), nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=r"'p' of shape \(2,\) because it is complex.*view_as_real"):
+        AdamMini([("q", q), ("p", p)], layouts={})
+    optimizer = AdamMini([("q", q)], layouts={})
+    with pytest.raises(ValueError, match="'p'.*complex"):
+        optimizer.add_param_group({"params": [("p", p)]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_without_layouts_it_says_that_it_is_plain_adam():
+    p = nn.Parameter(torch.ones(2, 3))
+    with pytest.warns(AdamMiniWarning, match=r"plain AdamW.*layouts=partition_model\(model\).*layouts=\{\}"):
+        AdamMini([p])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AdamMiniWarning)
+        AdamMini([p], layouts={})
+        AdamMini([{"params": [p], "layouts": [BlockLayout.whole((2, 3))]}])
 
 
 def test_set_layouts_goes_on_as_if_blocks_had_been_so_from_the_start():

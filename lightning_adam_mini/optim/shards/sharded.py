@@ -65,23 +65,36 @@ class Shards:
             )
         return shape
 
-    def update(self, parameters: Iterable[tuple[str, Tensor, BlockLayout]]) -> None:
+    def update(self, parameters: Iterable[tuple[str, Tensor, BlockLayout]], rounds: bool) -> None:
         """Find out what this rank holds of which parameter. Does not communicate.
 
         Args:
             parameters: Name, parameter and blocks of all parameters, in the order of their groups.
+            rounds: Whether first moments are kept in 8 bits or weights rounded at random.
 
         Raises:
-            ValueError: If a parameter is sharded in a way that its blocks cannot follow.
+            ValueError: If a parameter is sharded in a way that its blocks or the rounding cannot follow. Nothing has changed then.
         """
-        self.parts, self.flattened_whole, self._sums = {}, {}, None
+        parts: dict[Tensor, Part] = {}
+        flattened_whole: dict[Tensor, BlockLayout] = {}
         for name, p, layout in parameters:
             if p in self.flat:
-                self.parts[p] = flat_part(self.flat[p], layout)
+                parts[p] = flat_part(self.flat[p], layout)
             elif is_dtensor(p):
-                self.parts[p] = dtensor_part(p, layout, name)
+                parts[p] = dtensor_part(p, layout, name)
             elif is_flattened(p):
-                self.flattened_whole[p] = layout
+                flattened_whole[p] = layout
+            if p in parts and rounds:
+                raise ValueError(
+                    f"Parameter {name!r} is sharded, and AdamMini takes neither momentum_dtype='8bit' nor stochastic_rounding=True there,"
+                    " because what they round would depend on the number of ranks. Use momentum_dtype=torch.bfloat16, or leave them out."
+                )
+        self.parts, self.flattened_whole, self._sums = parts, flattened_whole, None
+
+    def kept_shape(self, p: Tensor) -> tuple[int, ...] | None:
+        """Shape of what this rank keeps of a sharded parameter's second moment; None if the parameter is whole here."""
+        part = self.parts.get(p) if self.parts else None
+        return None if part is None else part.window.block_shape
 
     @property
     def groups(self) -> list[Any]:

@@ -1,0 +1,74 @@
+"""The state of a parameter whose rows are pruned, added or reordered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.optim.quantized import SCALE, MomentumDtype, convert_momentum
+
+
+def check_rows(name: str, old: Tensor, new: Tensor, layout: BlockLayout, rows: Tensor | None) -> Tensor:
+    """Which row of the old parameter each row of the new one was.
+
+    Args:
+        name: The parameter's name.
+        old: The parameter.
+        new: What takes its place.
+        layout: The blocks of the old one.
+        rows: For each row of the new one a row of the old one, or -1; None for the same order, with new rows after the old ones.
+
+    Raises:
+        ValueError: If shapes, dtypes or rows do not fit, or rows are grouped into blocks.
+    """
+    if new.ndim == 0 or new.shape[1:] != old.shape[1:] or new.dtype != old.dtype:
+        raise ValueError(
+            f"Parameter {name!r} of shape {tuple(old.shape)} and {old.dtype} cannot be replaced by one of shape {tuple(new.shape)} and"
+            f" {new.dtype}, because only the first dimension may differ. Make a new optimizer."
+        )
+    if rows is None:
+        numbers = torch.arange(len(new))
+        rows = numbers.masked_fill(numbers >= len(old), -1)
+    if rows.shape != (len(new),) or rows.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"rows has shape {tuple(rows.shape)} and {rows.dtype}, but for each of the {len(new)} rows of the new {name!r} it needs the"
+            " number of the row that it was, or -1. Of a mask, mask.nonzero().flatten() gives the numbers."
+        )
+    if rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < len(old):
+        raise ValueError(f"rows has a number that is not from -1 to {len(old) - 1}: parameter {name!r} has {len(old)} rows.")
+    if layout.axis == 0:
+        raise ValueError(
+            f"The rows of parameter {name!r} are grouped into blocks ({layout}), so that none can be added or removed. Change its blocks"
+            f" first: optimizer.set_layouts({{{name!r}: BlockLayout.each_line({tuple(old.shape)})}})."
+        )
+    return rows
+
+
+def move_rows(
+    state: Mapping[str, Tensor], new: Tensor, layout: BlockLayout, rows: Tensor, momentum_dtype: MomentumDtype
+) -> dict[str, Tensor]:
+    """The state of the new parameter.
+
+    Args:
+        state: The state of the old one.
+        new: The new one.
+        layout: The blocks of the old one.
+        rows: What :func:`check_rows` gave.
+        momentum_dtype: What the first moment of the new one is kept in.
+    """
+    rows = rows.to(new.device)
+    wide = convert_momentum(state, new.device, torch.float32 if SCALE in state else state["exp_avg"].dtype)["exp_avg"]
+    moved = {key: value for key, value in state.items() if key != SCALE}
+    moved.update(convert_momentum({"exp_avg": _take(wide, rows)}, new.device, momentum_dtype))
+    if 0 not in layout.dims:
+        moved["exp_avg_sq"] = _take(state["exp_avg_sq"], rows)
+    return moved
+
+
+def _take(values: Tensor, rows: Tensor) -> Tensor:
+    """Rows by number; zeros for -1."""
+    taken = values[rows.clamp_min(0)] if len(values) else values.new_zeros(len(rows), *values.shape[1:])
+    return taken.masked_fill_((rows < 0).view(-1, *([1] * (values.ndim - 1))), 0)
