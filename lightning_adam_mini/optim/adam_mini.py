@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, overload
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -152,8 +153,14 @@ class AdamMini(Optimizer):
         self._begin()
 
     def _begin(self) -> None:
-        self._stepper = Stepper(self._momentum_dtype, self._stochastic_rounding, self._name_of)
-        self._checks = StepChecks(self._momentum_dtype, self._shards.kept_shape, self._name_of, self._stepper.forget)
+        weak = ref(self)  # no cycle, so that an optimizer is freed at once
+
+        def name_of(p: Tensor) -> str:
+            optimizer = weak()
+            return "" if optimizer is None else optimizer._name_of(p)
+
+        self._stepper = Stepper(self._momentum_dtype, self._stochastic_rounding, name_of)
+        self._checks = StepChecks(self._momentum_dtype, self._shards.kept_shape, name_of, self._stepper.forget)
         self._shared = self._repeats = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -254,10 +261,32 @@ class AdamMini(Optimizer):
         return loss
 
     def _take_step(self) -> None:
-        self._opt_called = True  # torch's schedulers wrap the steps of other optimizers to know of a first one
         compiling = torch.compiler.is_compiling()
-        if not compiling:
-            self._follow()
+        if not compiling or _COMPILES_ATTRIBUTES:
+            self._opt_called = True  # torch's schedulers wrap the steps of other optimizers to know of a first one
+        if compiling:
+            work = self._work()
+            for _, members in work:
+                for member in members:
+                    check_gradient(member.p, member.grad, self._name_of)
+            self._stepper.step(work, self._state_of, self._shared, self._places)
+            return
+        self._follow()
+        if self._stepper.step_again(self.param_groups, self.state):
+            return
+        work = self._work()
+        for _, members in work:
+            self._checks.check(members)
+        for turn in turns(work) if self._repeats else (work,):
+            if self._shards.parts:
+                self._step_parts(turn)  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                self._stepper.step(turn, self._state_of, self._shared, self._places)
+        if not (self._repeats or self._shards.parts):
+            self._stepper.prepare(self.param_groups, self.state, work)
+
+    def _work(self) -> list[tuple[dict[str, Any], list[Member]]]:
+        """What is to be stepped: the parameters that have gradients."""
         work = []
         states, none = self.state, {}
         for group, layouts in zip(self.param_groups, self._blocks.layouts, strict=True):
@@ -269,18 +298,7 @@ class AdamMini(Optimizer):
             if any(isinstance(beta, Tensor) for beta in group["betas"]):  # read at each step, because they may change in place
                 group = {**group, "betas": tuple(map(float, group["betas"]))}
             work.append((group, members))
-        if compiling:
-            for _, members in work:
-                for member in members:
-                    check_gradient(member.p, member.grad, self._name_of)
-        else:
-            for _, members in work:
-                self._checks.check(members)
-        for turn in turns(work) if self._repeats else (work,):
-            if self._shards.parts:
-                self._step_parts(turn)  # pyright: ignore[reportAttributeAccessIssue]
-            else:
-                self._stepper.step(turn, self._state_of, self._shared, self._places)
+        return work
 
     def _init_group(self, group: dict[str, Any], *lists: Any, **named_lists: Any) -> bool:
         """Take the step where torch's own steps collect tensors for theirs: this one was kept or patched before it became an AdamMini.
@@ -595,6 +613,8 @@ class AdamMini(Optimizer):
             self._adopt(self._present(), foreign)
 
 
+# Torch 2.6 cannot compile a step that sets an attribute of its optimizer. There a scheduler may warn of a wrong order, once.
+_COMPILES_ATTRIBUTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 _OWN = ("layouts", "fused", "capturable")
 """What a group keeps when a state is loaded."""
 

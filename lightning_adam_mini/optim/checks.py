@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
 from lightning_adam_mini.optim.quantized import SCALE, MomentumDtype, momentum_dtype_for, num_scales
+from lightning_adam_mini.optim.segments import is_held
 from lightning_adam_mini.optim.stepper import Member
 
 
@@ -98,6 +99,7 @@ class StepChecks:
                 or state.get("step") is not seen.step
                 or seen.first.shape != shape
                 or seen.second.shape != seen.kept
+                or (p.is_cpu and not all(map(is_held, (p, grad, seen.first, seen.second))))
             ):
                 self._check_wholly(member)
 
@@ -131,6 +133,10 @@ class StepChecks:
         step = state["step"]
         if not isinstance(step, Tensor) or step.numel() != 1:
             raise RuntimeError(_damaged(p, name(p), f"counts its steps in {step!r}, which is no tensor of one element"))
+        tensors = {"parameter": p, "gradient": grad, "first moment": first, "second moment": second, "step count": step}
+        for what, tensor in tensors.items():
+            if type(tensor) in (Tensor, torch.nn.Parameter) and not is_held(tensor):
+                raise RuntimeError(_damaged(p, name(p), f"or gradient has lost memory: the storage of its {what} was freed or cut"))
         if step.dtype != torch.float32:
             step = state["step"] = step.to(torch.float32)
         if SCALE not in state:

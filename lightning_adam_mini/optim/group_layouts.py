@@ -130,11 +130,11 @@ class GroupLayouts:
         names = self.names(groups)
         for group in groups:
             given = explicit if group is groups[-1] else None
-            new = list(dict.fromkeys(p for p in group["params"] if p not in found))
+            new = [p for p in group["params"] if p not in found]
             if given is None:
                 # Some come with their state, as a parameter whose rows a user has pruned.
                 found.update((p, self._by_state(p, names[p], state[p], shape_of)) for p in new if state.get(p))
-                new = [p for p in new if p not in found]
+                new = list(dict.fromkeys(p for p in new if p not in found))
             layouts = self.find_for(new, [names[p] for p in new], given, shape_of)
             found.update(zip(new, layouts, strict=True))
         return [[found[p] for p in group["params"]] for group in groups]

@@ -113,3 +113,11 @@ def block_numbers(layout: BlockLayout, dims: tuple[int, ...]) -> Tensor:
             numbers = numbers.narrow(d, 0, 1)
     numbers = numbers.permute(*dims, *(d for d in range(numbers.ndim) if d not in dims))
     return numbers.reshape(numbers.shape[: len(dims)]).expand([layout.shape[d] for d in dims]).reshape(-1).contiguous()
+
+
+def is_held(t: Tensor) -> bool:
+    """Whether the memory of a tensor on a device that has any is all there: storages can be freed and cut under tensors."""
+    if t.is_meta or t.numel() == 0:
+        return True
+    last = t.storage_offset() + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return bool((last + 1) * t.element_size() <= t.untyped_storage().nbytes())

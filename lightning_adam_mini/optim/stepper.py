@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.cpu import step as cpu
+from lightning_adam_mini.optim.cpu.prepared import Prepared
 from lightning_adam_mini.optim.functional import Blocks, adam_mini
 from lightning_adam_mini.optim.quantized import MomentumDtype, momentum_dtype_for
 from lightning_adam_mini.optim.sliced import step_in_slices
@@ -71,14 +72,50 @@ class Stepper:
         self.name_of = name_of
         self.tables: dict[Any, Any] = {}
         self._rows: dict[int, _Row] = {}
+        self._prepared: Prepared | None = None
+        self._wait = self._waited = 0  # steps until one is prepared, more of them each time in vain
 
     def forget(self, p: Tensor | None = None) -> None:
         """Keep nothing of a parameter that has changed; or of any, so that those that are gone are free."""
+        self._prepared = None
         if p is not None:
             self._rows.pop(id(p), None)
             return
         self.tables.clear()
         self._rows.clear()
+
+    def step_again(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]) -> bool:
+        """Take the step of the tensors of the step before, if all of them are as they were; else do nothing.
+
+        Args:
+            groups: The optimizer's groups, with the parameters that they had.
+            state: The state of each parameter.
+
+        Returns:
+            Whether it was taken.
+        """
+        if self._prepared is None:
+            return False
+        if self._prepared.step(groups, state):
+            self._wait = self._waited = 0
+            return True
+        self._prepared = None
+        self._wait = self._waited = min(2 * self._waited + 1, 64)
+        return False
+
+    def prepare(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]], work: Work) -> None:
+        """Make ready to take the step that was just taken again, if the compiled loop on the CPU took all of it.
+
+        Args:
+            groups: The optimizer's groups.
+            state: The state of each parameter.
+            work: What was stepped.
+        """
+        rows = [self._rows.get(id(member.param)) for _, members in work for member in members]
+        if self._wait:
+            self._wait -= 1
+        elif rows and all(row is not None and row.loop is cpu and row.fields is not None for row in rows):
+            self._prepared = Prepared(groups, state, [row.fields for row in rows if row is not None])
 
     def step(
         self,

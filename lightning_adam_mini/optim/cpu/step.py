@@ -19,6 +19,8 @@ _CODES: dict[MomentumDtype, int] = {torch.float32: 0, torch.float64: 1, torch.bf
 # (parameter, momentum) dtypes that the kernel has.
 _PAIRS = {(0, 0), (0, 2), (0, 4), (1, 1), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0), (3, 2), (3, 3), (3, 4)}
 Row = tuple[int, ...]
+FIELDS = 16
+"""Numbers of a task: the addresses of parameter, gradient, moments, step and scales, the nine of :func:`fixed_fields`, and the group."""
 
 
 def why_not(p: Tensor, momentum_dtype: MomentumDtype) -> str | None:
@@ -49,6 +51,13 @@ def fixed_fields(p: Tensor, momentum_dtype: MomentumDtype, layout: BlockLayout) 
     return (*tables, kind, p.numel(), segments.length, layout.num_blocks, _CODES[p.dtype], _CODES[momentum_dtype])
 
 
+def options_of(group: Mapping[str, Any]) -> tuple[float, ...]:
+    """The options of a group as the kernel takes them."""
+    beta1, beta2 = group["betas"]
+    values = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["decoupled_weight_decay"], group["maximize"])
+    return tuple(map(float, values))
+
+
 def step(
     work: Sequence[tuple[Mapping[str, Any], Sequence[tuple[Tensor, Tensor, dict[str, Tensor], Row]]]],
     tables: MutableMapping[Any, Any] | None = None,
@@ -66,13 +75,7 @@ def step(
     assert not isinstance(kernel, str)
     tasks, groups, held = array("q"), array("d"), []
     for g, (options, members) in enumerate(work):
-        beta1, beta2 = options["betas"]
-        groups.extend(
-            float(value)
-            for value in (
-                options["lr"], beta1, beta2, options["eps"], options["weight_decay"], options["decoupled_weight_decay"], options["maximize"]
-            )
-        )  # fmt: skip
+        groups.extend(options_of(options))
         for p, grad, state, fixed in members:
             strides = p.stride()
             if grad.dtype != p.dtype or (grad.stride() != strides and not same_memory(grad, p)):
@@ -95,4 +98,4 @@ def step(
                 )
             )
     with torch.profiler.record_function("lightning_adam_mini::step"):  # the profiler does not see what is past torch's dispatcher
-        kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // 16, groups.buffer_info()[0], torch.get_num_threads())
+        kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // FIELDS, groups.buffer_info()[0], torch.get_num_threads())
