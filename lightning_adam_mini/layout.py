@@ -18,12 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 
 import torch
 from torch import Tensor
 
 from lightning_adam_mini._sums import group_index, group_names, sum_groups, sum_square
-from lightning_adam_mini.lines import parse_lines
+from lightning_adam_mini.lines import parse_lines, shorten
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ class BlockLayout:
     """Shape of the tensor of blocks: as many dimensions as ``shape``, and broadcastable to it unless lines are grouped."""
 
     def __post_init__(self) -> None:
-        shape = tuple(int(size) for size in self.shape)
-        dims = sorted({self._dimension(d, shape) for d in self.dims})
+        try:
+            shape = tuple(index(size) for size in self.shape)
+            dims = sorted({self._dimension(index(d), shape) for d in self.dims})
+        except TypeError:
+            raise ValueError(f"A BlockLayout has whole numbers for shape and dims, not {self.shape!r} and {self.dims!r}.") from None
         axis, lines = self.axis, self.lines
         if (axis is None) != (lines is None):
             raise ValueError(
@@ -70,7 +74,8 @@ class BlockLayout:
                 raise ValueError(f"A BlockLayout cannot group lines along dimension {axis} because it also averages over it: {dims=}")
             if order.size != shape[axis]:
                 raise ValueError(
-                    f"The line order {lines!r} has {order.size} lines, but dimension {axis} of a tensor of shape {shape} has {shape[axis]}."
+                    f"The line order {shorten(lines)} has {order.size} lines, but dimension {axis} of a tensor of shape {shape} has"
+                    f" {shape[axis]}."
                 )
             lines = str(order)
             groups = len(set(order.expand()))

@@ -22,9 +22,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-_SEGMENT = re.compile(r"([a-z_]+):(?:(\d+)x)?(\d+)(t?)")
-_ALTERNATING = re.compile(r"(\d+)\*\[([a-z_]+[*+]?(?:,[a-z_]+[*+]?)*)\]x(\d+)")
-_REPEAT = re.compile(r"(\d+)\*\(")
+# Numbers are of ASCII digits, and neither zero nor longer than any tensor could be.
+_SEGMENT = re.compile(r"([a-z_]+):(?:([1-9][0-9]{0,9})x)?([1-9][0-9]{0,9})(t?)(?![0-9])")
+_ALTERNATING = re.compile(r"([1-9][0-9]{0,9})\*\[([a-z_]+[*+]?(?:,[a-z_]+[*+]?)*)\]x([1-9][0-9]{0,9})(?![0-9])")
+_REPEAT = re.compile(r"([1-9][0-9]{0,9})\*\(")
+_MOST_LINES = 2**22
+_DEEPEST = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class _Segment:
     heads: int | None
     size: int
     head_fastest: bool = False
+
+    @property
+    def lines(self) -> int:
+        return self.size * (1 if self.heads is None else self.heads)
 
     def __str__(self) -> str:
         heads = "" if self.heads is None else f"{self.heads}x"
@@ -49,6 +56,10 @@ class _Alternating:
     roles: tuple[str, ...]
     size: int
 
+    @property
+    def lines(self) -> int:
+        return self.heads * len(self.roles) * self.size
+
     def __str__(self) -> str:
         return f"{self.heads}*[{','.join(self.roles)}]x{self.size}"
 
@@ -59,6 +70,10 @@ class _Repeat:
 
     count: int
     items: tuple[_Item, ...]
+
+    @property
+    def lines(self) -> int:
+        return self.count * sum(item.lines for item in self.items)
 
     def __str__(self) -> str:
         return f"{self.count}*({'|'.join(map(str, self.items))})"
@@ -87,7 +102,7 @@ class LineOrder:
     @property
     def size(self) -> int:
         """Number of lines."""
-        return len(self.expand())
+        return sum(item.lines for item in self.items)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -116,24 +131,44 @@ def parse_lines(text: str) -> LineOrder:
     Raises:
         ValueError: If ``text`` is not a line order; the message says where reading stopped.
     """
-    items, end = _parse(text, 0, nested=False)
+    items, end = _parse(text, 0, depth=0)
     if end != len(text) or not items:
         raise _unreadable(text, end)
-    return LineOrder(items)
+    order = LineOrder(items)
+    if order.size > _MOST_LINES:  # before anything is made of each
+        raise ValueError(
+            f"The line order {shorten(text)} has {order.size:,} lines, and more than {_MOST_LINES:,} are not supported. Give such a"
+            " tensor blocks without heads: 'tensor' or 'line'."
+        )
+    return order
+
+
+def shorten(value: object) -> str:
+    """How a value that a user gave is shown in a message: cut if it is long.
+
+    Example:
+        >>> shorten("q:12x64"), shorten("q:1|" * 1000)
+        ("'q:12x64'", "'q:1|q:1|q:1|q:1|q:1|q:1|q:1|q:1|q:1|q:1|q:1|q:1|q:1|q:1|q:1|...' (4002 characters)")
+    """
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:61]}...{text[0]} ({len(text)} characters)"
 
 
 def _unreadable(text: str, at: int) -> ValueError:
     return ValueError(
-        f"Cannot read the line order {text!r} at {text[at:]!r} because it is neither 'role:HEADSxSIZE', 'role:SIZE', 'N*(...)' nor"
-        " 'N*[role,role]xSIZE'. Write for example 'q:12x64|k:12x64|v:12x64'."
+        f"Cannot read the line order {shorten(text)} at {shorten(text[at : at + 40])} because it is neither 'role:HEADSxSIZE',"
+        f" 'role:SIZE', 'N*(...)', {_DEEPEST} brackets deep at most, nor 'N*[role,role]xSIZE', with numbers from 1 on. Write for example"
+        " 'q:12x64|k:12x64|v:12x64'."
     )
 
 
-def _parse(text: str, i: int, nested: bool) -> tuple[tuple[_Item, ...], int]:
+def _parse(text: str, i: int, depth: int) -> tuple[tuple[_Item, ...], int]:
     items: list[_Item] = []
     while True:
         if m := _REPEAT.match(text, i):
-            inner, i = _parse(text, m.end(), nested=True)
+            if depth == _DEEPEST:
+                raise _unreadable(text, i)
+            inner, i = _parse(text, m.end(), depth + 1)
             if not text.startswith(")", i):
                 raise _unreadable(text, i)
             items.append(_Repeat(int(m[1]), inner))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_adam_mini import BlockLayout
 from lightning_adam_mini.lines import parse_lines
 
 ROLES = ("q", "k", "v", "gate", "mlp_up")
@@ -162,3 +163,31 @@ def test_by_hand(lines, labels):
 def test_unreadable(lines, stopped):
     with pytest.raises(ValueError, match=re.escape(f"Cannot read the line order {lines!r} at {stopped!r} because")):
         parse_lines(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "q:999999999x999999999", "v:99999999999", "q:1000000x64", "1000*(1000*(1000*(q:1)))", "9999999999*(q:0)", "q:0x5",
+        "0*(q:1)", "0*[q]x2",
+        "4*[q,k]x999999999", "q:" + "9" * 5000, "q:\u0662x\u0664", "q:\u00b2", "1*(" * 5000 + "q:1" + ")" * 5000, "q:-1", "q:1.5", "q:01",
+    ],
+)  # fmt: skip
+def test_an_order_that_would_take_the_machine_is_refused_at_once_and_briefly(text):
+    with pytest.raises(ValueError, match="line order") as error:
+        parse_lines(text)
+    assert len(str(error.value)) < 600
+    with pytest.raises(ValueError, match="line order"):  # as a checkpoint may have it
+        BlockLayout.from_plain(((8, 5), (1,), 0, text))
+
+
+def test_the_size_is_known_without_making_the_lines():
+    for text in ("q:12x64|k:4x64|v:256", "12*(q:1x64|k:1x64)|4*[q,k*,v+]x16", "2*(3*(v:5)|q:2x2t)"):
+        order = parse_lines(text)
+        assert order.size == len(order.expand())
+
+
+@pytest.mark.parametrize("dims", [(1.5,), ("1",), (None,)])
+def test_dimensions_are_whole_numbers(dims):
+    with pytest.raises(ValueError, match="whole numbers"):
+        BlockLayout((8, 5), dims=dims)

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, cast
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.lines import parse_lines
+from lightning_adam_mini.lines import parse_lines, shorten
 from lightning_adam_mini.partition.strategy import Granularity, did_you_mean
 
 Override: TypeAlias = "str | Mapping[str, Any] | BlockLayout"
@@ -81,7 +81,7 @@ def resolve_overrides(report: ModelReport, overrides: Mapping[str, Override]) ->
             resolved[name] = _resolve(parameter, spec)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"The override {glob!r}: {spec!r} does not suit parameter {name!r} of shape {parameter.shape}: {error}"
+                f"The override {glob!r}: {shorten(spec)} does not suit parameter {name!r} of shape {parameter.shape}: {error}"
             ) from error
     return resolved
 
@@ -111,7 +111,9 @@ def _from_string(parameter: ParameterReport, spec: str) -> Resolved:
     if spec in _GRANULARITIES:
         return Resolved(parameter, granularity=cast("Granularity", spec))
     if ":" not in spec and "[" not in spec:
-        raise ValueError(f"{spec!r}{did_you_mean(spec, _GRANULARITIES)} is neither one of {', '.join(_GRANULARITIES)} nor a line order.")
+        raise ValueError(
+            f"{shorten(spec)}{did_you_mean(spec, _GRANULARITIES)} is neither one of {', '.join(_GRANULARITIES)} nor a line order."
+        )
     return Resolved(_with_lines(parameter, spec), granularity="head")
 
 
@@ -173,7 +175,7 @@ def _with_lines(parameter: ParameterReport, lines: str) -> ParameterReport:
     order = parse_lines(lines)
     size = parameter.shape[parameter.axis] if parameter.axis < len(parameter.shape) else None
     if order.size != size:
-        raise ValueError(f"the line order {lines!r} has {order.size} lines, but there are {size} along dimension {parameter.axis}.")
+        raise ValueError(f"the line order {shorten(lines)} has {order.size} lines, but there are {size} along dimension {parameter.axis}.")
     known = {letter: role for role, letter in _LETTERS.items()}
     role = known.get(order.roles[0], parameter.role) if len(order.roles) == 1 else Role.QKV
     return replace(parameter, lines=str(order), role=role, owner=role, reason="the user says so", guess=False)
