@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -328,7 +329,10 @@ void in_parallel(int64_t items, int64_t threads, const Work& work) {
         for (int64_t i; (i = next.fetch_add(1)) < items;) work(i);
     };
     std::vector<std::thread> others;
-    for (int64_t t = 1; t < std::min(threads, items); ++t) others.emplace_back(run);
+    try {
+        for (int64_t t = 1; t < std::min(threads, items); ++t) others.emplace_back(run);
+    } catch (const std::exception&) {  // no thread to be had: those that there are do the work
+    }
     run();
     for (auto& other : others) other.join();
 }
@@ -354,6 +358,10 @@ void with_types(const Task& task, const Group& group, const Use& use) {  // code
 }
 
 }  // namespace
+
+extern "C" int64_t fields() { return sizeof(Task) / sizeof(int64_t); }
+
+extern "C" int64_t options() { return sizeof(Group) / sizeof(double); }
 
 extern "C" int has_half() {
 #ifdef __FLT16_MAX__

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.optim.cpu.build import load_kernel
-from lightning_adam_mini.optim.cpu.step import FIELDS, Row, options_of
+from lightning_adam_mini.optim.cpu.build import FIELDS, load_kernel
+from lightning_adam_mini.optim.cpu.step import Row, options_of
 from lightning_adam_mini.optim.quantized import SCALE
 from lightning_adam_mini.optim.segments import is_held
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim.cpu.build import load_kernel
+from lightning_adam_mini.optim.cpu.build import FIELDS, load_kernel
 from lightning_adam_mini.optim.quantized import SCALE, MomentumDtype
 from lightning_adam_mini.optim.segments import EACH, ROWS, SEGMENTS, find_segments, memory_order, put_in_order, same_memory
 
@@ -19,8 +19,6 @@ _CODES: dict[MomentumDtype, int] = {torch.float32: 0, torch.float64: 1, torch.bf
 # (parameter, momentum) dtypes that the kernel has.
 _PAIRS = {(0, 0), (0, 2), (0, 4), (1, 1), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0), (3, 2), (3, 3), (3, 4)}
 Row = tuple[int, ...]
-FIELDS = 16
-"""Numbers of a task: the addresses of parameter, gradient, moments, step and scales, the nine of :func:`fixed_fields`, and the group."""
 
 
 def why_not(p: Tensor, momentum_dtype: MomentumDtype) -> str | None:

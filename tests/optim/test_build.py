@@ -1,0 +1,178 @@
+"""The compiled loop's border to the machine: what is run was compiled by this user and is whole, and nothing there stops a step."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_adam_mini import AdamMini, AdamMiniWarning, BlockLayout
+from lightning_adam_mini.optim.cpu import build
+
+pytestmark = pytest.mark.skipif(isinstance(build.load_kernel(), str), reason=f"no compiled loop here: {build.load_kernel()}")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A cache folder that holds the compiled loop."""
+    folder = tmp_path_factory.mktemp("compiled")
+    folder.chmod(0o700)
+    old = os.environ.get(build.CACHE)
+    os.environ[build.CACHE] = str(folder)
+    build.load_kernel.cache_clear()
+    build.load_kernel()
+    if old is None:
+        del os.environ[build.CACHE]
+    else:
+        os.environ[build.CACHE] = old
+    build.load_kernel.cache_clear()
+    return folder
+
+
+@pytest.fixture
+def cache(compiled, tmp_path, monkeypatch):
+    """A copy of it, in which loading looks."""
+    tmp_path.chmod(0o700)
+    for file in compiled.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / file.name).chmod(0o700)
+    monkeypatch.setenv(build.CACHE, str(tmp_path))
+    build.load_kernel.cache_clear()
+    yield tmp_path
+    build.load_kernel.cache_clear()
+
+
+def the_library(folder):
+    (file,) = folder.glob("*.so")
+    return file
+
+
+def compiler(monkeypatch, folder, text):
+    """Put a compiler of our own in the way."""
+    script = Path(folder) / "compiler"
+    script.write_text(f"#!/bin/sh\n{text}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
+def steps():
+    """Whether a step works, and trains."""
+    p = nn.Parameter(torch.ones(8, 4))
+    optimizer = AdamMini([("p", p)], layouts={"p": BlockLayout.each_line((8, 4))})
+    p.grad = torch.ones(8, 4)
+    optimizer.step()
+    return bool((p < 1).all())
+
+
+def test_what_was_compiled_is_found_again_in_silence(cache, monkeypatch):
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not isinstance(build.load_kernel(), str)
+    assert steps()
+    assert stat.S_IMODE(the_library(cache).stat().st_mode) == 0o700
+
+
+def truncated(file):
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def other_bytes(file):
+    file.write_bytes(b"\x7fELF and then nothing")
+
+
+def without_hash(file):
+    file.with_suffix(".sha256").unlink()
+
+
+def writable_by_others(file):
+    file.chmod(0o777)
+
+
+def a_link(file):
+    file.rename(file.with_suffix(".elsewhere"))
+    file.symlink_to(file.with_suffix(".elsewhere"))
+
+
+def not_a_library_though_its_hash_is_right(file):
+    file.write_bytes(b"not a library")
+    file.with_suffix(".sha256").write_text(build._digest(file))
+
+
+DAMAGES = [truncated, other_bytes, without_hash, writable_by_others, a_link, not_a_library_though_its_hash_is_right]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_a_file_that_cannot_be_trusted_is_made_anew_and_that_is_told(cache, compiled, monkeypatch, damage):
+    damage(the_library(cache))
+    good = the_library(compiled)
+
+    def copy(compiler, library):  # in place of six seconds
+        library.unlink()
+        library.write_bytes(good.read_bytes())
+        library.chmod(0o700)
+        library.with_suffix(".sha256").write_text(build._digest(library))
+
+    monkeypatch.setattr(build, "_compile", copy)
+    with pytest.warns(AdamMiniWarning, match="made anew, because"):
+        assert not isinstance(build.load_kernel(), str)
+    build.load_kernel.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not isinstance(build.load_kernel(), str)
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(cache):
+    cache.chmod(0o777)
+    with pytest.warns(AdamMiniWarning, match="chmod go-w"):
+        folder = build._cache_folder()
+    assert folder != cache
+    assert build._is_ours(folder)
+
+
+def no_home(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(build.CACHE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+
+
+def test_without_a_home_a_folder_of_this_process_serves(cache, monkeypatch):
+    no_home(monkeypatch)
+    assert build._is_ours(build._cache_folder())
+
+
+TROUBLE = {
+    "it hangs": ("sleep 60", "timed out after"),
+    "it prints what is no text, and fails": ("printf '\\377\\376 garbage' >&2; exit 1", "garbage"),
+    "it says that all is well, and makes nothing": ("exit 0", "No such file"),
+    "it makes something else": ('for a; do last=$a; done; echo hello > "$last"', "invalid ELF|file too short"),
+    "it prints without end": ("head -c 3000000 /dev/zero | tr '\\0' x >&2; exit 1", "xxx"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_a_compiler_in_trouble_stops_no_step(trouble, cache, monkeypatch, tmp_path_factory):
+    text, message = TROUBLE[trouble]
+    compiler(monkeypatch, tmp_path_factory.mktemp("bin"), text)
+    monkeypatch.setattr(build, "_SECONDS", 1)
+    with pytest.warns(AdamMiniWarning, match=rf"(?s)five times as long, because its compiled loop cannot be used.*({message})") as told:
+        assert all((steps(), steps()))
+    ours = [str(w.message) for w in told if "five times" in str(w.message)]
+    assert len(ours) == 1, "told once"
+    assert len(ours[0]) < 4000
+
+
+def test_the_first_compilation_is_announced(cache, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv(build.CACHE, str(tmp_path / "new"))
+    monkeypatch.setenv("CXX", "/bin/false")
+    with pytest.warns(AdamMiniWarning), caplog.at_level("WARNING"):
+        build.load_kernel()
+    assert "takes some seconds" in caplog.text
