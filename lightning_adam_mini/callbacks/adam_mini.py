@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakSet
@@ -17,7 +17,14 @@ from torch.optim import Adam, AdamW, Optimizer
 from typing_extensions import override
 
 from lightning_adam_mini._warnings import AdamMiniWarning
-from lightning_adam_mini.callbacks.configured import check_configured, configured_optimizers, cycle_beta1, what_was_forced
+from lightning_adam_mini.callbacks.configured import (
+    Intercepted,
+    check_configured,
+    configured_optimizers,
+    cycle_beta1,
+    what_differs,
+    what_was_forced,
+)
 from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
 from lightning_adam_mini.callbacks.measure import parameter_names
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
@@ -116,6 +123,12 @@ class AdamMiniCallback(Callback):
         heatmap: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(partition, (str, PartitionStrategy)):
+            raise misconfiguration(f"AdamMiniCallback has no partition={partition!r}. Give a name, such as 'auto', or a PartitionStrategy.")
+        if overrides is not None and not isinstance(overrides, Mapping):
+            raise misconfiguration(
+                f"AdamMiniCallback takes overrides as a dict of blocks by glob, such as {{'*': 'tensor'}}, not {overrides!r}."
+            )
         self.partition = partition
         self.overrides = overrides
         self.options = options
@@ -162,6 +175,10 @@ class AdamMiniCallback(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if self._undo:
+            raise misconfiguration(
+                "This AdamMiniCallback is in a fit already, whose optimizers it would lose. Give the inner trainer a callback of its own."
+            )
         twins = [callback for callback in trainer.callbacks if isinstance(callback, AdamMiniCallback)]  # type: ignore[attr-defined]
         if len(twins) > 1:
             raise misconfiguration(
@@ -171,42 +188,22 @@ class AdamMiniCallback(Callback):
         check_strategy(trainer.strategy, self.probe)
         self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
         self._evidence, self._probe_first_batch, self._resumed = None, False, None
-        self._intercept_configure_optimizers(pl_module)
-
-    def _intercept_configure_optimizers(self, pl_module: pl.LightningModule) -> None:
-        # Converting what the module returns, before Lightning or anything else sees it, works under every strategy; and a closure survives
-        # the deep copies that weight averaging makes of the module, where a bound method would copy this callback.
-        original = pl_module.configure_optimizers
-        instance_attribute = vars(pl_module).get("configure_optimizers")
-
-        def restore() -> None:
-            vars(pl_module).pop("configure_optimizers", None)
-            if instance_attribute is not None:  # LightningCLI sets one
-                vars(pl_module)["configure_optimizers"] = instance_attribute
-
-        @functools.wraps(original)
-        def configure_optimizers(*args: Any, **kwargs: Any) -> Any:
-            restore()
-            self._called = True
-            configured = original(*args, **kwargs)
-            self._convert(pl_module, configured)
-            return configured
-
-        vars(pl_module)["configure_optimizers"] = configure_optimizers
-        self._undo.append(restore)
+        # Converting what the module returns, before Lightning or anything else sees it, works under every strategy.
+        self._undo.append(Intercepted(pl_module, lambda configured: self._convert(pl_module, configured)).undo)
 
     def _convert(self, module: pl.LightningModule, configured: Any) -> None:
+        self._called = True
         optimizers = configured_optimizers(configured)
         if not optimizers:
             rank_zero_warn("AdamMiniCallback has nothing to convert: configure_optimizers returned no optimizer.", category=AdamMiniWarning)
             return
         known = [o for o in optimizers if o in self._converted]
-        new = [o for o in optimizers if o not in self._converted and not (isinstance(o, AdamMini) and o._made_as is None)]
+        new = [o for o in optimizers if not (isinstance(o, AdamMini) and o._made_as is None)]  # else it is the user's own
         names = parameter_names(module)
         # All checks come before the first change: if one fails, the user's optimizers are as they were.
         for optimizer in new:
             check_configured(optimizer, names, self.force)
-        for optimizer in (*known, *new):
+        for optimizer in new:
             if _IN_TRAINING.get(optimizer, self) is not self:
                 raise misconfiguration(
                     f"The configured {type(optimizer).__name__} is in the fit of another AdamMiniCallback, and two cannot decide on its"
@@ -223,10 +220,11 @@ class AdamMiniCallback(Callback):
         flat_shards = sharded_by_fsdp1(module.trainer, module)
         with as_unsharded(module, flat_shards):
             self.report = self._inspect(module)
-        if known or new:
+        if new:
             self._begin_one_run(module.trainer.strategy, again=bool(known))
             layouts = self._partition(self.report)
-            kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in new))
+            kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in new if not isinstance(o, AdamMini)))
+            different = what_differs(new, layouts)
             forced = [what_was_forced(o) for o in new if type(o) not in (Adam, AdamW) and not isinstance(o, AdamMini)]
             with ExitStack() as stack:  # all or none
                 for optimizer in new:
@@ -234,18 +232,21 @@ class AdamMiniCallback(Callback):
                 for optimizer in new:
                     named = [(name, p) for p, name in names.items()]
                     convert_optimizer_(optimizer, layouts, named, force=True, flat_shards=flat_shards, **self._optimizer_options())
-                    optimizer._blocks.remedy = "Register its module before the fit begins, so that it gets blocks."
+                    optimizer._blocks.remedy = (
+                        "Make its layer before the fit begins if it is to get blocks; where it takes the place of another, call"
+                        " optimizer.replace_parameter(old, new, rows=...)."
+                    )
             cycle_beta1(configured, new)
             self._converted.update(new)
-            for optimizer in (*known, *new):
+            for optimizer in new:
                 _IN_TRAINING[optimizer] = self
                 self._undo.append(functools.partial(_end_training, optimizer))
                 if self._one_run is not None:
                     self._undo.append(self._one_run.reduce_learning_rate(optimizer))
             inform(module.trainer, self.report.table(layouts))
-            for message in forced:
+            for message in (*forced, *different):
                 rank_zero_warn(message, category=AdamMiniWarning)
-            if new:
+            if kinds:
                 inform(module.trainer, f"AdamMiniCallback: {kinds} keeps one second moment per block from now on (AdamMini)")
         else:
             inform(module.trainer, "AdamMiniCallback: configure_optimizers returned AdamMini itself, which is left as it is")
@@ -298,6 +299,7 @@ class AdamMiniCallback(Callback):
 
     @override
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]  # may be configured anew in the middle
         if self._probe_first_batch:
             self._probe(trainer, pl_module, batch, batch_idx)
         if self._one_run is not None and self.report is not None:
@@ -329,6 +331,12 @@ class AdamMiniCallback(Callback):
                 "AdamMiniCallback could not convert the optimizer because configure_optimizers was replaced after the callback's setup"
                 " hook, as when LightningModule.setup assigns it. Define configure_optimizers as a method, or assign it in __init__."
             )
+        for optimizer in trainer.optimizers:
+            if type(optimizer) in (Adam, AdamW):
+                raise misconfiguration(
+                    f"AdamMiniCallback did not see the {type(optimizer).__name__} that Lightning trains with, so it is not converted: it"
+                    " does not come from the module's configure_optimizers. Return it from there."
+                )
         self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
 
     @override

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import copy
+import functools
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam_mini.callbacks.distribution import misconfiguration
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.adam_mini import AdamMini
 from lightning_adam_mini.optim.convert import check_convertible
+
+
+class Intercepted:
+    """A module's ``configure_optimizers`` that hands on what it returns, until it is undone.
+
+    Args:
+        module: The module. Its attribute ``configure_optimizers`` becomes this object.
+        use: What to do with what it returned, each time.
+    """
+
+    def __init__(self, module: Any, use: Callable[[Any], None]) -> None:
+        self._module = module
+        self._use: Callable[[Any], None] | None = use
+        self._original = module.configure_optimizers
+        self._own = vars(module).get("configure_optimizers")  # LightningCLI sets one
+        functools.update_wrapper(self, self._original, updated=())  # by which Lightning sees that the module defines it
+        vars(module)["configure_optimizers"] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's own returns, once it was used."""
+        configured = self._original(*args, **kwargs)
+        if self._use is not None:
+            self._use(configured)
+        return configured
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """What a copy of the module has, as weight averaging and teachers make them: its own, which nobody uses."""
+        twin = memo.get(id(self._module))
+        if twin is None or self._own is not None:
+            return copy.deepcopy(self._own, memo)
+        return types.MethodType(type(twin).configure_optimizers, twin)
+
+    def undo(self) -> None:
+        """Be what it was; and where another has wrapped this, do nothing any more but call that."""
+        self._use = None
+        if vars(self._module).get("configure_optimizers") is self:
+            del vars(self._module)["configure_optimizers"]
+            if self._own is not None:
+                vars(self._module)["configure_optimizers"] = self._own
 
 
 def configured_optimizers(configured: Any) -> list[Any]:
@@ -43,6 +87,11 @@ def check_configured(optimizer: Any, names: Mapping[Tensor, str], force: bool) -
     kind = type(optimizer)
     name = f"{kind.__module__}.{kind.__qualname__}"
     known = kind in (Adam, AdamW) or isinstance(optimizer, AdamMini) or not isinstance(optimizer, Optimizer)
+    if isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        raise misconfiguration(
+            f"AdamMiniCallback: configure_optimizers returned {name}, which only wraps a {type(inner).__name__}. Return that one, and wrap"
+            " it afterwards (in on_fit_start)."
+        )
     if not (known or force):
         raise misconfiguration(
             f"AdamMiniCallback has no faithful translation of {name}: only torch.optim.Adam and torch.optim.AdamW (and not their"
@@ -77,6 +126,28 @@ def what_was_forced(optimizer: Optimizer) -> str:
         f"AdamMiniCallback(force=True): {kind} becomes AdamMini with {'; '.join(dict.fromkeys(groups))}. A learning rate that suits {kind}"
         " may be far from one that suits Adam: AdamMini wants AdamW's."
     )
+
+
+def what_differs(optimizers: Sequence[Optimizer], layouts: Mapping[str, BlockLayout]) -> list[str]:
+    """Why an AdamMini with a second moment per element is not the configured optimizer to the bit, where it is not.
+
+    Args:
+        optimizers: The optimizers, before they are converted.
+        layouts: The blocks that they will have.
+    """
+    if not all(layout.is_per_parameter for layout in layouts.values()):
+        return []
+    groups = [group for optimizer in optimizers if not isinstance(optimizer, AdamMini) for group in optimizer.param_groups]
+    out = []
+    if any(group.get("fused") for group in groups):
+        out.append("AdamMiniCallback: fused=True is dropped, so that this equals the optimizer with fused=False to the bit.")
+    narrow = {str(p.dtype) for group in groups for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)}
+    if narrow:
+        out.append(
+            f"AdamMiniCallback: second moments of {' and '.join(sorted(narrow))} weights are kept in float32, in which they go on moving."
+            " With one per element this takes more memory than the configured optimizer, and is not the same to the bit."
+        )
+    return out
 
 
 def _parts(configured: Any) -> Iterator[Any]:

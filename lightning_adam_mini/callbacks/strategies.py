@@ -88,13 +88,14 @@ def as_unsharded(module: nn.Module, flat: Mapping[Tensor, FlatShard]) -> Iterato
     undo: list[tuple[nn.Module, type, dict[str, Any]]] = []
     try:
         for part in module.modules():
-            undo.append((part, type(part), dict(part._parameters)))
-            written = _written_class(type(part))
-            if written is not type(part):
+            kind, written = type(part), _written_class(type(part))
+            held = {name: p for name, p in part._parameters.items() if p is not None and p in whole} if whole else {}
+            if written is kind and not held:
+                continue  # TorchScript's modules let nothing be written to them
+            undo.append((part, kind, held))
+            if written is not kind:
                 part.__class__ = written
-            for name, p in part._parameters.items():
-                if p is not None and p in whole:
-                    part._parameters[name] = whole[p]
+            part._parameters.update({name: whole[p] for name, p in held.items()})
         yield
     finally:
         for part, kind, parameters in undo:

@@ -93,7 +93,7 @@ def _argument(modules: Iterable[nn.Module], names: frozenset[str]) -> str | None
     for module in modules:
         try:
             parameters = inspect.signature(type(module).forward).parameters
-        except (TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError):  # TorchScript has none
             continue
         for name in parameters:
             if name in names:

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
-from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.names import own_parameter, words
 from lightning_adam_mini.detection.registry import qualified_names
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot, Tree
@@ -51,7 +51,7 @@ def is_linear(layer: nn.Module) -> bool:
     """Whether ``layer`` is a linear map of the last dimension, torch's own or one with ``Linear`` in its name and a matrix ``weight``."""
     if isinstance(layer, nn.Linear) or is_transposed(layer):
         return True
-    weight = layer._parameters.get("weight")
+    weight = own_parameter(layer, "weight")
     return weight is not None and weight.ndim == 2 and "linear" in words(type(layer).__name__)
 
 
@@ -64,7 +64,7 @@ def is_embedding(layer: nn.Module) -> bool:
     """Whether ``layer`` is a table of vectors, torch's own or one with ``Embedding`` in its name and a matrix ``weight``."""
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return True
-    weight = layer._parameters.get("weight")
+    weight = own_parameter(layer, "weight")
     return weight is not None and weight.ndim == 2 and "embedding" in words(type(layer).__name__)
 
 
@@ -72,7 +72,7 @@ def is_conv(layer: nn.Module) -> bool:
     """Whether ``layer`` is a convolution, torch's own or one with ``Conv`` in its name and a ``weight``."""
     if isinstance(layer, _ConvNd):
         return True
-    weight = layer._parameters.get("weight")
+    weight = own_parameter(layer, "weight")
     return weight is not None and weight.ndim >= 2 and not is_linear(layer) and "conv" in words(type(layer).__name__)
 
 
@@ -108,7 +108,7 @@ def _claim(slot: Slot) -> Claim:
         if is_bias or slot.attr in ("beta", "b"):
             return claim(Role.BIAS, f"bias of {kind}", owner=Role.NORM)
         return claim(Role.NORM, f"weight of {kind}")
-    beside = layer._parameters.get(slot.attr.removesuffix("_bias"))
+    beside = own_parameter(layer, slot.attr.removesuffix("_bias"))
     if is_bias and not is_relative(slot) and (len(slot.shape) <= 1 or (beside is not None and beside.ndim > len(slot.shape))):
         return claim(Role.BIAS, f"bias of {kind}")
     if is_embedding(layer) and slot.attr == "weight":

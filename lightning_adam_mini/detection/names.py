@@ -68,8 +68,12 @@ def _places(place: Place, around: tuple[nn.Module, ...]) -> Iterator[Place]:
     yield place
     around = (*around, place.module)
     for attr, child in place.module._modules.items():
-        if child is not None and (child := unwrap(child)) not in around:  # a module may hold one that it is in itself
-            yield from _places(Place(join(place.path, attr), child, place.module, attr), around)
+        # A module may hold one that it is in itself. Modules may define what equals them.
+        if child is None:
+            continue
+        inner = unwrap(child)
+        if all(inner is not outer for outer in around):
+            yield from _places(Place(join(place.path, attr), inner, place.module, attr), around)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -108,3 +112,8 @@ def words(name: str) -> tuple[str, ...]:
         (('k', 'proj'), ('to', 'query', '2'), ('self', 'attention'), ('network',))
     """
     return tuple(word.lower() for word in _WORD.findall(name))
+
+
+def own_parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    """A parameter that a module itself holds; None if it has none of that name. TorchScript's modules know no ``_parameters.get``."""
+    return next((p for attr, p in module._parameters.items() if attr == name), None)

@@ -219,7 +219,10 @@ class AdamMini(Optimizer):
             for p, layout in zip(group["params"], some_layouts, strict=True)
         ]
         self._shards.update(ours, rounds=self._momentum_dtype == "8bit" or self._stochastic_rounding)
-        self._blocks.settle(self.param_groups, layouts)
+        for group in self.param_groups:
+            for key, default in self.defaults.items():  # a group from before the conversion may be put back
+                group.setdefault(key, default)
+        self._blocks.settle(self.param_groups, layouts, self.state)
         self._shared = any(not layout.is_per_parameter for _, _, layout in ours)
         self._repeats = len({id(p) for _, p, _ in ours}) < len(ours)
         self._checks.forget()
@@ -269,7 +272,7 @@ class AdamMini(Optimizer):
             for _, members in work:
                 for member in members:
                     check_gradient(member.p, member.grad, self._name_of)
-            self._stepper.step(work, self._state_of, self._shared, self._places)
+            self._step_work(work)
             return
         self._follow()
         if self._stepper.step_again(self.param_groups, self.state):
@@ -278,10 +281,7 @@ class AdamMini(Optimizer):
         for _, members in work:
             self._checks.check(members)
         for turn in turns(work) if self._repeats else (work,):
-            if self._shards.parts:
-                self._step_parts(turn)  # pyright: ignore[reportAttributeAccessIssue]
-            else:
-                self._stepper.step(turn, self._state_of, self._shared, self._places)
+            self._step_work(turn)
         if not (self._repeats or self._shards.parts):
             self._stepper.prepare(self.param_groups, self.state, work)
 
@@ -314,6 +314,12 @@ class AdamMini(Optimizer):
         if group is self.param_groups[0]:
             self._take_step()
         return False
+
+    def _step_work(self, work: Work) -> None:
+        if self._shards.parts:
+            self._step_parts(work)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self._stepper.step(work, self._state_of, self._shared, self._places)
 
     @torch.compiler.disable  # which mixes parameters up that are keys of dicts
     def _step_parts(self, work: Work) -> None:

@@ -120,13 +120,13 @@ def check_convertible(optimizer: Any, force: bool = False) -> None:
     """
     kind = type(optimizer)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"{name} cannot become an AdamMini because it is not a torch.optim.Optimizer. Use torch.optim.AdamW.")
     if isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         raise ValueError(
             f"{name} cannot become an AdamMini because it only wraps an optimizer. Convert that one, before it is wrapped (by fabric.setup"
             " or accelerator.prepare)."
         )
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"{name} cannot become an AdamMini because it is not a torch.optim.Optimizer. Use torch.optim.AdamW.")
     if not (kind in _BOTH or isinstance(optimizer, AdamMini) or force):
         raise ValueError(
             f"{name} cannot become an AdamMini because only torch.optim.Adam and AdamW, and not their subclasses, do what it does. Make"
@@ -150,7 +150,7 @@ def check_convertible(optimizer: Any, force: bool = False) -> None:
 def unless_it_fails(optimizer: Optimizer) -> Iterator[None]:
     """Restore class, attributes, options and state of an optimizer if what is within raises."""
     kind, attributes, state = type(optimizer), dict(vars(optimizer)), dict(optimizer.state)
-    dicts = [optimizer.defaults, *optimizer.param_groups, *state.values()]
+    dicts = [optimizer.defaults, *optimizer.param_groups, *(entry for entry in state.values() if isinstance(entry, dict))]
     before = [dict(d) for d in dicts]
     try:
         yield

@@ -9,7 +9,6 @@ from operator import is_
 from typing import Any
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
@@ -40,15 +39,14 @@ class GroupLayouts:
         self.remedy = "Add them to layouts= to share second moments."
         """What to do about a parameter without a layout."""
         self._params: list[list[Tensor]] = []
-        self._names: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weak: a parameter that a user replaces must be freed
+        self._names: dict[Tensor, str] = {}  # not weak: torch does not swap tensors that anything refers to weakly
+        self._plains: list[list[tuple]] = []
         self._matched: dict[str, str] = {}
         self.learn_names(named)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_names": dict(self._names.items())}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _names=WeakTensorKeyDictionary(state["_names"]))
+        # Only of what the groups hold: a pickle of the optimizer would carry all other parameters that have names.
+        return {**vars(self), "_names": {p: self._names[p] for params in self._params for p in params if p in self._names}}
 
     # ---- names --------------------------------------------------------------------------------------------------------
 
@@ -97,15 +95,26 @@ class GroupLayouts:
     def is_current(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the groups hold the very parameters that they held when their blocks were settled, in the same order."""
         return len(groups) == len(self._params) and all(
-            len(group["params"]) == len(params) and all(map(is_, group["params"], params))
-            for group, params in zip(groups, self._params, strict=True)
+            group.get("layouts") is plains and len(group["params"]) == len(params) and all(map(is_, group["params"], params))
+            for group, params, plains in zip(groups, self._params, self._plains, strict=True)
         )
 
-    def settle(self, groups: Sequence[dict[str, Any]], layouts: list[list[BlockLayout]]) -> None:
-        """Take these as the blocks of what the groups hold, and write them into the groups."""
-        for group, some_layouts in zip(groups, layouts, strict=True):
-            group["layouts"] = [layout.to_plain() for layout in some_layouts]
+    def settle(self, groups: Sequence[dict[str, Any]], layouts: list[list[BlockLayout]], state: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Take these as the blocks of what the groups hold, and write them into the groups.
+
+        Args:
+            groups: The groups.
+            layouts: For each group, the blocks of its parameters.
+            state: The state of each parameter.
+        """
+        present = {p for group in groups for p in group["params"]}
+        for p in {p for params in self._params for p in params} - present:
+            if state and not state.get(p):  # it was replaced, and must be freed; one whose state is there may come back
+                self._names.pop(p, None)
         self._params = [list(group["params"]) for group in groups]
+        self._plains = [[layout.to_plain() for layout in some_layouts] for some_layouts in layouts]
+        for group, plains in zip(groups, self._plains, strict=True):
+            group["layouts"] = plains
         self.layouts = layouts
 
     def find(
@@ -127,6 +136,7 @@ class GroupLayouts:
             ValueError: If a parameter has no blocks that fit, or cannot have any. Nothing has changed then.
         """
         found = {p: layout for pair in zip(self._params, self.layouts, strict=True) for p, layout in zip(*pair, strict=True)}
+        self._take_over_names(groups)
         names = self.names(groups)
         for group in groups:
             given = explicit if group is groups[-1] else None
@@ -181,6 +191,15 @@ class GroupLayouts:
                     f" {shape}. Make the layouts from the model that is trained."
                 )
         return layouts
+
+    def _take_over_names(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Give a parameter without a name that of the one which stood in its place and is gone, as after pruning by hand."""
+        present = {p for group in groups for p in group["params"]}
+        for group, before in zip(groups, self._params, strict=False):
+            if len(group["params"]) == len(before):
+                for p, old in zip(group["params"], before, strict=True):
+                    if p not in self._names and old not in present and old in self._names:
+                        self._names[p] = self._names[old]
 
     def _by_state(self, p: Tensor, name: str, state: Mapping[str, Any], shape_of: ShapeOf) -> BlockLayout:
         second, shape, layout = state.get("exp_avg_sq"), shape_of(p, name, None), self.known.get(name)

@@ -20,7 +20,8 @@ def state_bytes(optimizer: Optimizer) -> int:
         >>> state_bytes(optimizer)
         84
     """
-    tensors = [local(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]  # users keep other things there too
+    tensors = [local(value) for state in states for value in state.values() if isinstance(value, Tensor)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
@@ -37,4 +38,4 @@ def adamw_bytes(optimizer: Optimizer) -> int:
         >>> adamw_bytes(optimizer)
         84
     """
-    return sum(2 * local(p).numel() * p.element_size() + 4 for p, state in optimizer.state.items() if state)
+    return sum(2 * local(p).numel() * p.element_size() + 4 for p, state in optimizer.state.items() if isinstance(p, Tensor) and state)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
+
+_NUMBERS: Any = (Real, Tensor)  # NumPy's too
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -20,11 +23,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     lr, betas = options["lr"], options["betas"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element, but has shape {tuple(lr.shape)}")
-    if not isinstance(lr, (int, float, Tensor)) or not lr >= 0.0:
+    if not isinstance(lr, _NUMBERS) or not lr >= 0.0:
         raise ValueError(f"Invalid learning rate: {lr}")
-    if not isinstance(options["eps"], (int, float)) or not options["eps"] >= 0.0:
+    if not isinstance(options["eps"], _NUMBERS) or not options["eps"] >= 0.0:
         raise ValueError(f"Invalid epsilon value: {options['eps']}")
-    if not isinstance(options["weight_decay"], (int, float)) or not options["weight_decay"] >= 0.0:
+    if not isinstance(options["weight_decay"], _NUMBERS) or not options["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {options['weight_decay']}")
     if options["fused"] and options["foreach"]:
         raise ValueError("`fused` and `foreach` cannot be `True` together.")

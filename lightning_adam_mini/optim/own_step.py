@@ -38,26 +38,28 @@ def check_step(optimizer: Optimizer, may_be_patched: bool) -> None:
     """
     kind, step = type(optimizer), vars(optimizer).get("step")
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if hasattr(step, "_torchdynamo_orig_callable"):
+    if "_torchdynamo_orig_callable" in getattr(step, "__dict__", ()):
         raise ValueError(
             f"{name} cannot become an AdamMini because its step was compiled already, and the compiled one would go on as it is. Call"
             " torch.compile on it afterwards (in Lightning: in on_fit_start)."
         )
-    if step is None:
-        if may_be_patched and not all(code.co_filename.startswith(_TRUSTED) for code in _codes(kind.step)):
-            raise ValueError(_hides(name, kind.step, "of the class"))
-    elif not is_of_a_scheduler(optimizer) and not (may_be_patched and _reaches(step, optimizer)):
-        raise ValueError(_hides(name, step, "of this object"))
+    if may_be_patched and not all(code.co_filename.startswith(_TRUSTED) for code in _codes(kind.step)):
+        raise ValueError(
+            f"{name} cannot become an AdamMini because {name}.step itself was replaced{_where(kind.step)}, which AdamMini's would hide."
+            " Undo it, and use torch.optim.optimizer.register_optimizer_step_pre_hook or _post_hook, which are for all optimizers."
+        )
+    if step is not None and not is_of_a_scheduler(optimizer) and not (may_be_patched and _reaches(step, optimizer)):
+        raise ValueError(
+            f"{name} cannot become an AdamMini because the step of this object was replaced{_where(step)}, which would hide AdamMini's. Use"
+            " register_step_pre_hook or register_step_post_hook, or replace the step afterwards (in Lightning: in on_fit_start)."
+        )
 
 
-def _hides(name: str, step: Any, whose: str) -> str:
+def _where(step: Any) -> str:
+    """By whom a step was replaced."""
     codes = list(_codes(step))
     code = next((code for code in codes if not code.co_filename.startswith(_TRUSTED)), codes[0] if codes else None)
-    where = "" if code is None else f" by {code.co_name} ({code.co_filename}:{code.co_firstlineno})"
-    return (
-        f"{name} cannot become an AdamMini because the step {whose} was replaced{where}, which would hide AdamMini's. Use"
-        " register_step_pre_hook or register_step_post_hook, or replace the step afterwards (in Lightning: in on_fit_start)."
-    )
+    return "" if code is None else f" by {code.co_name} ({code.co_filename}:{code.co_firstlineno})"
 
 
 def _codes(step: Any) -> Iterator[CodeType]:

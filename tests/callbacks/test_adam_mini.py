@@ -518,6 +518,14 @@ def test_bad_partition_is_told_before_anything_changed(kwargs, message):
     made[0].step()
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({"overrides": "tensor"}, "a dict of blocks by glob"), ({"partition": None}, "no partition=None")]
+)
+def test_settings_of_the_wrong_kind_are_told_when_the_callback_is_made(kwargs, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        AdamMiniCallback(**kwargs)
+
+
 class SetsItsOwn(ConvModel):
     def setup(self, stage):
         self.configure_optimizers = lambda: torch.optim.AdamW(self.parameters())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import types
 import weakref
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -15,7 +17,7 @@ from torch.optim import AdamW
 from torch.optim import lr_scheduler as ls
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lightning_adam_mini import AdamMini, AdamMiniCallback
+from lightning_adam_mini import AdamMini, AdamMiniCallback, AdamMiniWarning
 from tests.callbacks.models import TokenModel, assert_differ, assert_equal, fit, weights
 
 
@@ -576,6 +578,145 @@ def test_all_optimizers_are_as_they_were_if_one_fails():
     assert "layouts" not in first.param_groups[0]
     assert schedule.optimizer is first
     assert "step" in vars(first), "the scheduler's wrapper is there again"
+
+
+# ---- whoever else calls, wraps or copies configure_optimizers
+
+
+class CallsItItself(Steered):
+    """Configures its optimizer before Lightning does, as to build something around it."""
+
+    def setup(self, stage):
+        self.early = self.configure_optimizers()
+
+
+class CopiesItself(Steered):
+    """Keeps a copy of itself as a teacher."""
+
+    def setup(self, stage):
+        vars(self)["teacher"] = copy.deepcopy(self)
+
+
+class Wraps(pl.Callback):
+    """Wraps configure_optimizers, and puts back what it found."""
+
+    def setup(self, trainer, pl_module, stage):
+        self.found = pl_module.configure_optimizers
+        pl_module.configure_optimizers = lambda: self.found()
+
+    def teardown(self, trainer, pl_module, stage):
+        pl_module.configure_optimizers = self.found
+
+
+class ConfiguresAnew(pl.Callback):
+    """Has Lightning make new optimizers in the middle, as for a new task."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.strategy.setup_optimizers(trainer)
+
+
+@pytest.mark.parametrize(("kind", "callbacks"), [(CallsItItself, []), (CopiesItself, []), (Steered, [Wraps]), (Steered, [ConfiguresAnew])])
+def test_what_lightning_trains_with_is_converted_whoever_configures(kind, callbacks):
+    plain, converted, blocks = kind(), kind(), kind()
+    fit(plain, *(callback() for callback in callbacks))
+    fit(converted, AdamMiniCallback("adam"), *(callback() for callback in callbacks))
+    trainer = fit(blocks, AdamMiniCallback("tensor"), *(callback() for callback in callbacks))
+    assert_equal(weights(plain), weights(converted))
+    assert {layout.num_blocks for layout in trainer.optimizers[0].layouts.values()} == {1}
+    assert type(fit(blocks).optimizers[0]) is AdamW, "a fit without the callback is one"
+    assert isinstance(fit(blocks, AdamMiniCallback()).optimizers[0], AdamMini), "and one with it"
+
+
+def test_a_copy_made_during_a_fit_is_a_module_of_its_own():
+    model = CopiesItself()
+    fit(model, AdamMiniCallback())
+    before = weights(model.teacher)
+    trainer = fit(model.teacher)
+    assert type(trainer.optimizers[0]) is AdamW
+    assert_differ(before, weights(model.teacher))
+
+
+def test_an_optimizer_that_does_not_come_from_configure_optimizers_is_told():
+    class Sneaks(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            own = type(trainer.strategy).setup_optimizers
+
+            def setup_optimizers(trainer):
+                own(trainer.strategy, trainer)
+                trainer.strategy.optimizers = [AdamW(pl_module.parameters())]
+
+            trainer.strategy.setup_optimizers = setup_optimizers
+
+    with pytest.raises(MisconfigurationException, match="did not see the AdamW that Lightning trains with"):
+        fit(Steered(), AdamMiniCallback(), Sneaks())
+
+
+def test_a_callback_in_a_fit_takes_no_other():
+    class Inner(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            fit(Steered(), next(c for c in trainer.callbacks if isinstance(c, AdamMiniCallback)))
+
+    with pytest.raises(MisconfigurationException, match="in a fit already"):
+        fit(Steered(), AdamMiniCallback(), Inner())
+
+
+def test_parameters_can_be_swapped_as_torch_does():
+    """Which it refuses where anything refers to them weakly."""
+    model = Steered()
+    fit(model, AdamMiniCallback())
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.to(torch.float64).to(torch.float32)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_a_part_in_torchscript_trains_beside_the_rest():
+    def scripted():
+        model = TokenModel()
+        model.head = torch.jit.trace(model.head, torch.ones(1, 16))
+        return model
+
+    plain, converted = scripted(), scripted()
+    fit(plain)
+    fit(converted, AdamMiniCallback("adam"))
+    assert_equal(weights(plain), weights(converted))
+
+
+@pytest.mark.parametrize(
+    ("configure", "precision", "message"),
+    [
+        (lambda m: AdamW(m.parameters(), fused=True), "32-true", "fused=True is dropped"),
+        (lambda m: AdamW(m.parameters()), "bf16-true", "torch.bfloat16 weights are kept in float32"),
+    ],
+)
+def test_where_adam_is_not_the_same_to_the_bit_it_says_so_before_training(configure, precision, message):
+    with pytest.warns(AdamMiniWarning, match=message):
+        fit(TokenModel(configure), AdamMiniCallback("adam"), precision=precision, max_steps=1)
+
+
+def test_a_layer_added_between_two_fits_gets_blocks_too():
+    model, callback = MadeOnce(), AdamMiniCallback("tensor")
+    fit(model, callback)
+    model.extra = torch.nn.Linear(3, 3)
+    model.opt.add_param_group({"params": list(model.extra.parameters())})
+    fit(model, callback)
+    assert model.opt.layouts["extra.weight"].num_blocks == 1
+
+
+def test_numbers_may_be_numpys_and_the_state_may_hold_other_things():
+    def configure(model):
+        optimizer = AdamW(model.parameters(), lr=np.float32(1e-2), weight_decay=np.float64(0.1))
+        optimizer.state["note"] = "mine"
+        optimizer.state["numbers"] = {"a": 1}
+        return optimizer
+
+    plain, converted = TokenModel(configure), TokenModel(configure)
+    fit(plain)
+    trainer = fit(converted, AdamMiniCallback("adam"))
+    assert_equal(weights(plain), weights(converted))
+    assert trainer.optimizers[0].state["note"] == "mine"
 
 
 def test_nothing_of_the_callback_outlives_it():
