@@ -1,20 +1,12 @@
 import csv
 
 import pytest
-import torch
 
 from recipes.__main__ import main
 
 from .conftest import CONFIGS, NARROW
 
 BENCHMARK = ["benchmark", "callback", "--config", str(CONFIGS / "resnet18_digits.yaml"), "--out", "out"]
-
-
-@pytest.fixture(autouse=True)
-def without_onednn():
-    """Its convolutions, run by trainers in several threads, corrupt memory on some processors: with plain AdamW alone, too."""
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield
 
 
 def test_callback_benchmark_writes_its_table(tmp_path, capsys):
