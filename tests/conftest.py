@@ -7,8 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-# On processors that have AVX2 and no AVX-512, oneDNN 3.12 (in torch 2.14) corrupts memory in convolutions of very narrow networks, with plain
-# AdamW and without this package, too. Known before its first use, and to the processes that tests start.
+# On processors that have AVX2 and no AVX-512, oneDNN 3.12 (in torch 2.14) corrupts memory in convolutions of very narrow networks, without
+# this package too. It has to be known before oneDNN's first use, and to the processes that tests start.
 if torch.backends.cpu.get_cpu_capability() == "AVX2":
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
 
