@@ -79,19 +79,15 @@ class Bench:
         """
         return self.outcomes(job)[0].weights
 
-    def saved(self, row: str, ranks: int, sharded: bool = False, plain: bool = False, groups: int = 2) -> str:
+    def saved(self, job: Job) -> str:
         """Return a checkpoint written after half of the run.
 
         Args:
-            row: The strategy; empty for a single device.
-            ranks: How many ranks.
-            sharded: Whether it is a sharded one.
-            plain: Whether AdamW writes it.
-            groups: Parameter groups.
+            job: What is run.
         """
-        name = re.sub(r"\W+", "_", f"{row or 'single'}_{ranks}{'_sharded' * sharded}{'_adamw' * plain}_{groups}")
-        path = str(self.folder / f"{name}.ckpt")
-        self.outcomes(Job(row, ranks, HALF, save=path, sharded=sharded, plain=plain, groups=groups))
+        name = f"{job.row or 'single'} {job.ranks}{' sharded' * job.sharded}{' adamw' * job.plain} {job.momentum} {job.groups}"
+        path = str(self.folder / f"{re.sub(r'[^a-zA-Z0-9]+', '_', name)}.ckpt")
+        self.outcomes(job._replace(epochs=HALF, save=path))
         return path
 
     def measure(self, row: Row) -> dict[str, object]:
@@ -101,35 +97,37 @@ class Bench:
             row: The strategy.
         """
         name, n = row.name, row.ranks
-        single, here = Job("", 1, WHOLE), Job(name, n, WHOLE)
+        single = Job("", 1, WHOLE, momentum=row.momentum, wide=bool(row.momentum))
+        here = single._replace(row=name, ranks=n)
 
         def moved(source: int, target: int) -> float:
             if n != 2:
                 raise NotImplementedError
-            ckpt = self.saved(name, source, sharded=row.shards)
-            return difference(self.weights(Job(name, target, WHOLE, load=ckpt, sharded=row.shards)), self.weights(single))
+            job = here._replace(sharded=row.shards)
+            ckpt = self.saved(job._replace(ranks=source))
+            return difference(self.weights(job._replace(ranks=target, load=ckpt)), self.weights(single))
 
         def resumed(sharded: bool) -> float:
             if sharded and not row.shards:
                 raise NotImplementedError
-            job = Job(name, n, WHOLE, load=self.saved(name, n, sharded), sharded=sharded)
-            return difference(self.weights(job), self.weights(here))
+            job = here._replace(sharded=sharded)
+            return difference(self.weights(job._replace(load=self.saved(job))), self.weights(here))
 
         def from_adamw() -> float:
-            ckpt = self.saved("", 1, plain=True, groups=1)
-            there = Job("", 1, WHOLE, load=ckpt, groups=1)
-            return difference(self.weights(Job(name, n, WHOLE, load=ckpt, groups=1)), self.weights(there))
+            ckpt = self.saved(single._replace(plain=True, groups=1))
+            there = single._replace(load=ckpt, groups=1)
+            return difference(self.weights(there._replace(row=name, ranks=n)), self.weights(there))
 
         def to_adamw() -> float:
-            there = Job("", 1, WHOLE, load=self.saved(name, n), plain=True)
-            return difference(self.weights(there), self.weights(Job("", 1, WHOLE, load=self.saved("", 1), plain=True)))
+            there = single._replace(plain=True)
+            return difference(self.weights(there._replace(load=self.saved(here))), self.weights(there._replace(load=self.saved(single))))
 
         measures = {
             "steps": lambda: difference(self.weights(here), self.weights(single)),
             "resume": lambda: resumed(False),
             "resume_sharded": lambda: resumed(True),
-            "to_single": lambda: difference(self.weights(Job("", 1, WHOLE, load=self.saved(name, n))), self.weights(single)),
-            "from_single": lambda: difference(self.weights(Job(name, n, WHOLE, load=self.saved("", 1))), self.weights(single)),
+            "to_single": lambda: difference(self.weights(single._replace(load=self.saved(here))), self.weights(single)),
+            "from_single": lambda: difference(self.weights(here._replace(load=self.saved(single))), self.weights(single)),
             "2 -> 1": lambda: moved(2, 1),
             "1 -> 2": lambda: moved(1, 2),
             "2 -> 4": lambda: moved(2, 4),

@@ -12,14 +12,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-TOKENS, WIDTH, CLASSES, BATCH = 37, 12, 5, 8
+TOKENS, CLASSES, BATCH = 37, 5, 8
 
 # What is shared over what: by token, by head (which ranks cut), a fused projection, columns, rows, whole tensors, single elements.
-BLOCKS: dict[str, Any] = {
+_BLOCKS: dict[str, Any] = {
     "embed.weight": "line",
-    "query.weight": "q:4x3",
     "query.bias": "parameter",
-    "qkv.weight": "q:2x5|k:2x5|v:10x1",
     "qkv.bias": "tensor",
     "up.weight": "line",
     "up.bias": "parameter",
@@ -32,6 +30,19 @@ BLOCKS: dict[str, Any] = {
 }
 
 
+def blocks(wide: bool) -> dict[str, Any]:
+    """What is shared over what in a network.
+
+    Args:
+        wide: Whether it is ten times as wide.
+    """
+    head, projected, values = (30, 50, 100) if wide else (3, 5, 10)
+    return {**_BLOCKS, "query.weight": f"q:4x{head}", "qkv.weight": f"q:2x{projected}|k:2x{projected}|v:{values}x1"}
+
+
+BLOCKS = blocks(wide=False)
+
+
 class Network(pl.LightningModule):
     """Tokens to classes.
 
@@ -39,20 +50,22 @@ class Network(pl.LightningModule):
         sharding: ``fsdp2`` and ``tensor`` say that this module shards itself in ``configure_model``, over data and tensors; ``offload``
             that its shards are offloaded.
         groups: 2, of which one does not decay, or 1: Lightning confuses those of AdamW when they go from one device to FSDP.
+        wide: Whether it is ten times as wide, so that its matrices are large enough for momentum in 8 bits.
     """
 
-    def __init__(self, sharding: tuple[str, ...] = (), groups: int = 2) -> None:
+    def __init__(self, sharding: tuple[str, ...] = (), groups: int = 2, wide: bool = False) -> None:
         super().__init__()
         self.groups = groups
         self.sharding = sharding
         torch.manual_seed(0)
-        self.embed = nn.Embedding(TOKENS, WIDTH)
-        self.query = nn.Linear(WIDTH, WIDTH)
-        self.qkv = nn.Linear(WIDTH, 30)
-        self.up = nn.Linear(30, 24)
-        self.down = nn.Linear(24, 9)
-        self.norm = nn.LayerNorm(9)
-        self.head = nn.Linear(9, CLASSES)
+        width, projected, hidden, out = (120, 300, 240, 90) if wide else (12, 30, 24, 9)
+        self.embed = nn.Embedding(TOKENS, width)
+        self.query = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, projected)
+        self.up = nn.Linear(projected, hidden)
+        self.down = nn.Linear(hidden, out)
+        self.norm = nn.LayerNorm(out)
+        self.head = nn.Linear(out, CLASSES)
 
     @override
     def configure_model(self) -> None:

@@ -20,6 +20,7 @@ class Row(NamedTuple):
         sharding: What the network does in ``configure_model``.
         ranks: Ranks that it is compared on.
         shards: Whether it shards parameters, and so has sharded checkpoints.
+        momentum: What first moments are kept in; empty for the parameters' dtype. If given, the network is ten times as wide.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Row(NamedTuple):
     sharding: tuple[str, ...] = ()
     ranks: int = 2
     shards: bool = True
+    momentum: str = ""
 
 
 def _model_parallel(data: bool, tensor: int | None) -> Callable[[int, bool], Any]:
@@ -59,6 +61,12 @@ ROWS = {
         Row("FSDP1, 4 ranks", _fsdp1, ranks=4),
         Row("FSDP1, one unit", lambda ranks, sharded: CPUFSDPStrategy(state_dict_type="sharded" if sharded else "full")),
         Row("FSDP1, checkpointing", lambda ranks, sharded: _fsdp1(ranks, sharded, activation_checkpointing_policy={nn.Linear})),
+        Row("FSDP2, bfloat16 momentum", _model_parallel(True, 0), ("fsdp2",), momentum="bfloat16"),
+        Row("FSDP1, bfloat16 momentum", _fsdp1, momentum="bfloat16"),
+        Row("DDP, 8-bit momentum", lambda ranks, sharded: DDPStrategy(process_group_backend="gloo"), shards=False, momentum="8bit"),
+        Row("FSDP2, 8-bit momentum", _model_parallel(True, 0), ("fsdp2",), momentum="8bit"),
+        Row("tensor parallel, 8-bit momentum", _model_parallel(False, None), ("tensor",), momentum="8bit"),
+        Row("FSDP1, 8-bit momentum", _fsdp1, momentum="8bit"),
     )
 }
 """By name."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.strategies.model import BLOCKS, Network
+from benchmarks.strategies.model import Network, blocks
 from benchmarks.strategies.rows import ROWS
 from lightning_adam_mini import AdamMini, AdamMiniCallback
 
@@ -29,6 +29,8 @@ class Job(NamedTuple):
         sharded: Whether that is a sharded one.
         plain: Whether to train with AdamW, without the callback.
         groups: Parameter groups.
+        momentum: What AdamMini's first moments are kept in; empty for the parameters' dtype.
+        wide: Whether the network is ten times as wide.
     """
 
     row: str
@@ -39,6 +41,8 @@ class Job(NamedTuple):
     sharded: bool = False
     plain: bool = False
     groups: int = 2
+    momentum: str = ""
+    wide: bool = False
 
 
 class Outcome(NamedTuple):
@@ -80,8 +84,9 @@ def run(job: Job) -> Outcome:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     row = ROWS.get(job.row)
-    model = Network(row.sharding if row else (), job.groups)
-    callback = AdamMiniCallback(overrides=BLOCKS)
+    model = Network(row.sharding if row else (), job.groups, job.wide)
+    momentum: Any = job.momentum or None
+    callback = AdamMiniCallback(overrides=blocks(job.wide), momentum_dtype=momentum)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=job.ranks,

@@ -4,9 +4,9 @@ What each optimizer keeps for a parameter of ``n`` elements, once every trainabl
 
 - SGD with momentum: a momentum, in the parameter's dtype.
 - torch's AdamW: two moments in the parameter's dtype, and a step counter (float32, 4 bytes).
-- ``AdamMini``: a momentum, one second moment a block (float32, or float64 for float64 parameters), and a step counter (4 bytes). The
-  momentum has the parameter's dtype unless told otherwise; in 8 bits it is 1 byte an element and a float32 scale for each 256 of them, but
-  a tensor of fewer than 4,096 elements keeps its dtype.
+- ``AdamMini``: a momentum, one second moment per block (float32, or float64 for float64 parameters), and a step counter (4 bytes). The
+  momentum has the parameter's dtype unless told otherwise; in 8 bits it is 1 byte per element and a float32 scale for each 256 elements of
+  a row, but a tensor of fewer than 4,096 elements keeps its dtype.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.detection import ModelReport, inspect_model, parameter_names
-from lightning_adam_mini.layout import second_moment_dtype
-from lightning_adam_mini.optim.quantized import SMALLEST, MomentumDtype, num_scales
+from lightning_adam_mini.optim.codecs import MomentumDtype
+from lightning_adam_mini.optim.state import FIRST, SECOND, STEP, fields_by_slot
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
 
 PARTITIONS = ("auto", "adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
 """The partitions that are counted unless others are asked for."""
 
 _STEP = 4
-_SCALE = 4
 
 
 @dataclass(frozen=True)
@@ -132,13 +131,12 @@ def count_memory(
     elements = sum(p.numel() for p in trained.values())
     steps = _STEP * len(trained)
     states = [StateMemory("SGD", "", same_dtype, 0, 0, 0), StateMemory("AdamW", "", same_dtype, elements, same_dtype, steps)]
-    momentum = sum(momentum_bytes(p.numel(), dtypes[name], momentum_dtype) for name, p in trained.items())
     for partition in partitions:
         decided = partition_model(report, partition, strict=strict)
-        layouts = {name: decided[name] for name in trained}
-        second = sum(layout.num_blocks * second_moment_dtype(dtypes[name]).itemsize for name, layout in layouts.items())
-        blocks = sum(layout.num_blocks for layout in layouts.values())
-        states.append(StateMemory("AdamMini", str(partition), momentum, blocks, second, steps))
+        kept = [fields_by_slot(decided[name], dtypes[name], momentum_dtype) for name in trained]
+        sizes = {slot.name: sum(field.bytes for fields in kept for field in fields[slot.name]) for slot in (FIRST, SECOND, STEP)}
+        blocks = sum(decided[name].num_blocks for name in trained)
+        states.append(StateMemory("AdamMini", str(partition), sizes[FIRST.name], blocks, sizes[SECOND.name], sizes[STEP.name]))
     return ModelMemory(
         report=report,
         dtypes=_elements_by_dtype(parameters, dtypes),
@@ -148,26 +146,6 @@ def count_memory(
         gradients=same_dtype,
         states=tuple(states),
     )
-
-
-def momentum_bytes(elements: int, dtype: torch.dtype, momentum_dtype: MomentumDtype | None = None) -> int:
-    """Bytes of AdamMini's momentum for one parameter.
-
-    Args:
-        elements: Number of elements of the parameter.
-        dtype: Its dtype.
-        momentum_dtype: What the momentum is kept in. [default: ``dtype``]
-
-    Example:
-        >>> momentum_bytes(1000, torch.float32), momentum_bytes(1000, torch.float32, torch.bfloat16)
-        (4000, 2000)
-        >>> momentum_bytes(10000, torch.float32, "8bit")  # and 40 scales
-        10160
-    """
-    if momentum_dtype == "8bit" and elements >= SMALLEST:
-        return elements + _SCALE * num_scales(elements)
-    kept = dtype if momentum_dtype is None or momentum_dtype == "8bit" else momentum_dtype
-    return elements * kept.itemsize
 
 
 def _elements_by_dtype(parameters: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:

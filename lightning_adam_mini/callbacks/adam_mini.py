@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import lightning.pytorch as pl
@@ -43,11 +43,10 @@ from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.detection.evidence import Evidence, disagreements, example_call, probe_attention, reconcile
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini, adamw_bytes, state_bytes, to_adamw_state_dict
+from lightning_adam_mini.optim.codecs import NAMES, MomentumName
 from lightning_adam_mini.optim.convert import convert_optimizer_, unless_it_fails
-from lightning_adam_mini.optim.quantized import MomentumDtype
 from lightning_adam_mini.partition import PartitionStrategy, SlimAdamAutoPartition, make_strategy, partition_model
 
-_MOMENTUM_DTYPES: dict[str, MomentumDtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
 _EVIDENCE = "adam_mini_evidence"
 _ONE_RUN = "slim_adam"
 _SETTINGS = frozenset(
@@ -116,7 +115,7 @@ class AdamMiniCallback(Callback):
         probe: bool = False,
         force: bool = False,
         convert_checkpoints: bool = True,
-        momentum_dtype: Literal["float32", "bfloat16", "8bit"] | None = None,
+        momentum_dtype: MomentumName | None = None,
         stochastic_rounding: bool = False,
         monitor: bool = True,
         histograms: bool = False,
@@ -136,9 +135,9 @@ class AdamMiniCallback(Callback):
         self.probe = probe
         self.force = force
         self.convert_checkpoints = convert_checkpoints
-        if momentum_dtype is not None and momentum_dtype not in _MOMENTUM_DTYPES:
+        if momentum_dtype is not None and momentum_dtype not in NAMES:
             raise misconfiguration(
-                f"AdamMiniCallback has no momentum_dtype={momentum_dtype!r}. Give one of {', '.join(map(repr, _MOMENTUM_DTYPES))}, or None"
+                f"AdamMiniCallback has no momentum_dtype={momentum_dtype!r}. Give one of {', '.join(map(repr, NAMES))}, or None"
                 " for the parameters' dtype."
             )
         self.momentum_dtype = momentum_dtype
@@ -255,7 +254,7 @@ class AdamMiniCallback(Callback):
     def _optimizer_options(self) -> dict[str, Any]:
         return {
             "convert_state": self.convert_checkpoints,
-            "momentum_dtype": None if self.momentum_dtype is None else _MOMENTUM_DTYPES[self.momentum_dtype],
+            "momentum_dtype": None if self.momentum_dtype is None else NAMES[self.momentum_dtype],
             "stochastic_rounding": self.stochastic_rounding,
         }
 

@@ -14,6 +14,7 @@ from lightning_adam_mini.analysis.snr_history import SNRHistory
 from lightning_adam_mini.detection import ModelReport, parameter_names
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini
+from lightning_adam_mini.optim.state import SECOND
 from lightning_adam_mini.partition.rules import By, SlimAdamRules
 
 
@@ -23,10 +24,10 @@ def adam_second_moments(optimizers: Iterable[Optimizer], names: Mapping[Tensor, 
     Nothing is copied. Parameters that have not been stepped, or whose second moments are averaged already, are left out.
     """
     return {
-        names[p]: state["exp_avg_sq"]
+        names[p]: state[SECOND.name]
         for optimizer in optimizers
         for p, state in optimizer.state.items()
-        if p in names and isinstance(v := state.get("exp_avg_sq"), Tensor) and v.shape == p.shape
+        if p in names and isinstance(v := state.get(SECOND.name), Tensor) and v.shape == p.shape
     }
 
 

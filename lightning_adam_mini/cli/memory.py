@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from lightning_adam_mini.analysis.memory import PARTITIONS, ModelMemory, MomentumDtype, StateMemory, count_memory
+from lightning_adam_mini.analysis.memory import PARTITIONS, ModelMemory, StateMemory, count_memory
 from lightning_adam_mini.analysis.paper_memory import PAPER_MODELS, PaperComparison, compare_with_paper
 from lightning_adam_mini.cli.models import HELP, build_model
+from lightning_adam_mini.optim.codecs import NAMES
 from lightning_adam_mini.partition import make_strategy
 
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_MOMENTUM_DTYPES: dict[str, MomentumDtype] = {**_DTYPES, "8bit": "8bit"}
 _OPTIMIZERS = {"SGD": "SGD, momentum", "AdamW": "AdamW (torch)", "AdamMini": "AdamMini"}
 
 
@@ -37,7 +37,7 @@ def add_memory_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "--partition", action="append", metavar="NAME", help=f"partition of AdamMini; may be repeated (default: {', '.join(PARTITIONS)})"
     )
     parser.add_argument("--dtype", choices=_DTYPES, help="dtype of the parameters (default: each as the model has it)")
-    parser.add_argument("--momentum-dtype", choices=_MOMENTUM_DTYPES, help="dtype of AdamMini's momentum (default: that of the parameter)")
+    parser.add_argument("--momentum-dtype", choices=NAMES, help="dtype of AdamMini's momentum (default: that of the parameter)")
     parser.add_argument(
         "--strict", action="store_true", help="fail where the partition needs the heads of an attention and they cannot be found"
     )
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> str:
         model,
         partitions,
         dtype=_DTYPES.get(arguments.dtype),
-        momentum_dtype=_MOMENTUM_DTYPES.get(arguments.momentum_dtype),
+        momentum_dtype=NAMES.get(arguments.momentum_dtype),
         strict=arguments.strict,
     )
     name = type(model).__name__
@@ -103,7 +103,7 @@ def memory_table(name: str, memory: ModelMemory, momentum_dtype: str | None) -> 
     lines += ["", *_align([heading, *rows]), ""]
     if momentum_dtype is not None:
         kept = (
-            "8 bits, with a float32 scale for each 256 elements, in tensors of 4,096 elements or more"
+            "8 bits, with a float32 scale for each 256 elements of a row, in tensors of 4,096 elements or more"
             if momentum_dtype == "8bit"
             else momentum_dtype
         )

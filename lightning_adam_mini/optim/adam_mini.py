@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, overload
-from weakref import ref
 
 import torch
 from torch import Tensor
@@ -16,16 +15,18 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from lightning_adam_mini._warnings import AdamMiniWarning
-from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
-from lightning_adam_mini.optim.checks import StepChecks, check_gradient
-from lightning_adam_mini.optim.conversion import Moments, check_nested, convert_state_dict, moments_of, regroup
+from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.optim.codecs import MomentumDtype, check_momentum_dtype, has_name
+from lightning_adam_mini.optim.conversion import convert_state_dict, moments_of
 from lightning_adam_mini.optim.group_layouts import GroupLayouts, named_in, some, with_list
 from lightning_adam_mini.optim.options import check_options
-from lightning_adam_mini.optim.quantized import MomentumDtype, convert_momentum, momentum_dtype_for, zero_momentum
-from lightning_adam_mini.optim.rows import check_rows, move_rows
+from lightning_adam_mini.optim.regroup import check_nested
+from lightning_adam_mini.optim.rows import check_rows, move_rows, replace_rows
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.shards.sharded import Shards
-from lightning_adam_mini.optim.stepper import Member, Stepper, Work, turns
+from lightning_adam_mini.optim.state import SECOND, STEP, Moments, StateFormat, in_blocks
+from lightning_adam_mini.optim.stepper import Stepper
+from lightning_adam_mini.optim.work import Member, Work, turns
 
 
 class AdamMini(Optimizer):
@@ -142,8 +143,7 @@ class AdamMini(Optimizer):
         flat_shards: Mapping[Tensor, FlatShard] | None,
     ) -> None:
         """Set all that is not in the groups; an optimizer that was made as another's class is set up by this alone."""
-        if not (momentum_dtype in (None, "8bit") or (isinstance(momentum_dtype, torch.dtype) and momentum_dtype.is_floating_point)):
-            raise ValueError(f"Invalid momentum_dtype value: {momentum_dtype!r}, because it must be a floating-point torch.dtype or '8bit'")
+        check_momentum_dtype(momentum_dtype)
         self._blocks = GroupLayouts(layouts or {}, named_parameters)
         self._convert_state = convert_state
         self._momentum_dtype: MomentumDtype | None = momentum_dtype
@@ -153,14 +153,8 @@ class AdamMini(Optimizer):
         self._begin()
 
     def _begin(self) -> None:
-        weak = ref(self)  # no cycle, so that an optimizer is freed at once
-
-        def name_of(p: Tensor) -> str:
-            optimizer = weak()
-            return "" if optimizer is None else optimizer._name_of(p)
-
-        self._stepper = Stepper(self._momentum_dtype, self._stochastic_rounding, name_of)
-        self._checks = StepChecks(self._momentum_dtype, self._shards.kept_shape, name_of, self._stepper.forget)
+        self._format = StateFormat(self._momentum_dtype, self._shards)
+        self._stepper = Stepper(self._format, self._stochastic_rounding, self._blocks.name_of)
         self._shared = self._repeats = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -188,7 +182,7 @@ class AdamMini(Optimizer):
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
         check_options(options)
-        if options["capturable"] and (self._momentum_dtype == "8bit" or self._stochastic_rounding):
+        if options["capturable"] and (has_name(self._momentum_dtype) or self._stochastic_rounding):
             raise ValueError(
                 "AdamMini(capturable=True) takes neither momentum_dtype='8bit' nor stochastic_rounding=True because their steps read"
                 " numbers off the device. Leave one of them out."
@@ -218,14 +212,13 @@ class AdamMini(Optimizer):
             for group, some_layouts in zip(self.param_groups, layouts, strict=True)
             for p, layout in zip(group["params"], some_layouts, strict=True)
         ]
-        self._shards.update(ours, rounds=self._momentum_dtype == "8bit" or self._stochastic_rounding)
+        self._shards.update(ours)
         for group in self.param_groups:
             for key, default in self.defaults.items():  # a group from before the conversion may be put back
                 group.setdefault(key, default)
         self._blocks.settle(self.param_groups, layouts, self.state)
         self._shared = any(not layout.is_per_parameter for _, _, layout in ours)
         self._repeats = len({id(p) for _, p, _ in ours}) < len(ours)
-        self._checks.forget()
         self._stepper.forget()
 
     def _like_present_groups(self, params: list) -> list:
@@ -269,17 +262,14 @@ class AdamMini(Optimizer):
             self._opt_called = True  # torch's schedulers wrap the steps of other optimizers to know of a first one
         if compiling:
             work = self._work()
-            for _, members in work:
-                for member in members:
-                    check_gradient(member.p, member.grad, self._name_of)
+            self._stepper.check(work)
             self._step_work(work)
             return
         self._follow()
         if self._stepper.step_again(self.param_groups, self.state):
             return
         work = self._work()
-        for _, members in work:
-            self._checks.check(members)
+        self._stepper.check(work)
         for turn in turns(work) if self._repeats else (work,):
             self._step_work(turn)
         if not (self._repeats or self._shards.parts):
@@ -287,14 +277,15 @@ class AdamMini(Optimizer):
 
     def _work(self) -> list[tuple[dict[str, Any], list[Member]]]:
         """What is to be stepped: the parameters that have gradients."""
-        work = []
+        work, number = [], 0
         states, none = self.state, {}
         for group, layouts in zip(self.param_groups, self._blocks.layouts, strict=True):
             members = []
             for p, layout in zip(group["params"], layouts, strict=True):
                 grad = p.grad
                 if grad is not None:
-                    members.append(Member(p, p, grad, layout, layout, states.get(p, none)))
+                    members.append(Member(p, p, grad, layout, layout, states.get(p, none), number))
+                number += 1
             if any(isinstance(beta, Tensor) for beta in group["betas"]):  # read at each step, because they may change in place
                 group = {**group, "betas": tuple(map(float, group["betas"]))}
             work.append((group, members))
@@ -319,35 +310,11 @@ class AdamMini(Optimizer):
         if self._shards.parts:
             self._step_parts(work)  # pyright: ignore[reportAttributeAccessIssue]
         else:
-            self._stepper.step(work, self._state_of, self._shared, self._places)
+            self._stepper.step(work, self.state, self._shared)
 
     @torch.compiler.disable  # which mixes parameters up that are keys of dicts
     def _step_parts(self, work: Work) -> None:
-        self._stepper.step(self._shards.localize(work), self._state_of, self._shared, self._places)
-
-    def _places(self) -> dict[Tensor, int]:
-        return {p: place for place, p in enumerate(p for group in self.param_groups for p in group["params"])}
-
-    def _name_of(self, p: Tensor) -> str:
-        return self.parameter_names()[p]
-
-    def _state_of(self, member: Member, step_there: bool = False) -> dict[str, Tensor]:
-        """The state of what is stepped of a parameter, with its step on the same device if that is asked for."""
-        p = member.param
-        state = member.state or self.state[p]
-        sharded = bool(self._shards.parts) and p in self._shards.parts
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=member.p.device if step_there else "cpu")
-            state.update(zero_momentum(p, momentum_dtype_for(p, self._momentum_dtype)))
-            if sharded:
-                state["exp_avg_sq"] = self._shards.zero_second_moment(p)
-            elif member.layout.is_per_parameter:
-                state["exp_avg_sq"] = torch.zeros_like(p, dtype=second_moment_dtype(p.dtype), memory_format=torch.preserve_format)
-            else:
-                state["exp_avg_sq"] = torch.zeros(member.whole.block_shape, dtype=second_moment_dtype(p.dtype), device=p.device)
-        elif step_there and state["step"].device != member.p.device:
-            state["step"] = state["step"].to(member.p.device)
-        return self._shards.local_state(p, state) if sharded else state
+        self._stepper.step(self._shards.localize(work), self.state, self._shared)
 
     # ---- what it has learned ------------------------------------------------------------------------------------------
 
@@ -389,18 +356,13 @@ class AdamMini(Optimizer):
         names = [name for name, _ in changed.values()]
         found = self._blocks.find_for(list(changed), names, [layouts[name] for name in names], self._shards.shape_of)
         new = dict(zip(changed, found, strict=True))
-        second_moments = {}
+        regrouped: dict[Tensor, dict[str, Tensor]] = {}
         for p, (name, old) in changed.items():
             if not self.state.get(p):
                 continue
-            if p in self._shards.parts:
-                raise ValueError(
-                    f"Parameter {name!r} is sharded, so its blocks cannot change once it has a second moment. Change them before the first"
-                    " step."
-                )
+            self._check_unsharded(name, p)
             check_nested(name, old, new[p])
-            # A copy of its own, so that the memory of larger blocks is free at once.
-            second_moments[p] = regroup(self.state[p]["exp_avg_sq"], old, new[p]).clone(memory_format=torch.contiguous_format)
+            regrouped[p] = in_blocks(self.state[p], old, new[p])
         self._settle(
             [
                 [new.get(p, layout) for p, layout in zip(group["params"], present, strict=True)]
@@ -408,8 +370,20 @@ class AdamMini(Optimizer):
             ]
         )
         self._blocks.known.update(layouts)
-        for p, second_moment in second_moments.items():
-            self.state[p]["exp_avg_sq"] = second_moment
+        for p, moments in regrouped.items():
+            self.state[p].update(moments)
+
+    def _check_unsharded(self, name: str, p: Tensor) -> None:
+        """Refuse to change the blocks of a sharded parameter that has been stepped.
+
+        Raises:
+            ValueError: If it is one. Names it.
+        """
+        if p in self._shards.parts and self.state.get(p):
+            raise ValueError(
+                f"Parameter {name!r} is sharded, so its blocks cannot change once it has a second moment. Keep the partition that it was"
+                " trained with, change it before the first step, or make a new optimizer."
+            )
 
     @torch.no_grad()
     def replace_parameter(self, old: Tensor, new: Tensor, rows: Tensor | None = None) -> None:
@@ -448,8 +422,8 @@ class AdamMini(Optimizer):
         rows = check_rows(name, old, new, layout, rows)
         state = self.state.pop(old, None)
         if state:
-            self.state[new] = move_rows(state, new, layout, rows, momentum_dtype_for(new, self._momentum_dtype))
-        self._blocks.rename(old, new, name, BlockLayout(tuple(new.shape), layout.dims, layout.axis, layout.lines))
+            self.state[new] = move_rows(state, new, layout, rows, self._format)
+        self._blocks.rename(old, new, name, replace_rows(layout, new))
         for group in self.param_groups:
             group["params"][:] = [new if p is old else p for p in group["params"]]
         self._follow()
@@ -472,11 +446,10 @@ class AdamMini(Optimizer):
         """
         stepped = list(self._stepped())
         # One read of all steps on the CPU: one a parameter would take longer than the rest.
-        here = [state["step"] for _, _, state, _, _ in stepped if state["step"].device.type == "cpu"]
-        numbers = iter(torch.stack([step.reshape(()) for step in here]).tolist() if here else [])
-        steps = [
-            next(numbers) if state["step"].device.type == "cpu" else state["step"].reshape(()).double() for _, _, state, _, _ in stepped
-        ]
+        counts = [state[STEP.name].reshape(()) for _, _, state, _, _ in stepped]
+        here = [count for count in counts if count.device.type == "cpu"]
+        numbers = iter(torch.stack(here).tolist() if here else [])
+        steps = [next(numbers) if count.device.type == "cpu" else count.double() for count in counts]
         rates = {}
         for (name, group, _, layout, blocks), step in zip(stepped, steps, strict=True):
             denom = blocks.div(1 - float(group["betas"][1]) ** step).sqrt_().add_(group["eps"])
@@ -487,14 +460,14 @@ class AdamMini(Optimizer):
     def _stepped(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout, Tensor]]:
         """Name, group, state, blocks and their second moments of each parameter that has been stepped: of all its blocks, on every rank."""
         present = self._present()
-        kept = {p: self.state[p]["exp_avg_sq"] for p in self._shards.parts if self.state.get(p)}
+        kept = {p: self.state[p][SECOND.name] for p in self._shards.parts if self.state.get(p)}
         gathered = self._shards.gather(kept) if self._shards.parts else {}
-        steps = self._shards.share_steps({p: self.state[p]["step"] for p in kept}) if self._shards.flat else {}
+        steps = self._shards.share_steps({p: self.state[p][STEP.name] for p in kept}) if self._shards.flat else {}
         groups = (group for group in self.param_groups for _ in group["params"])
         for group, (name, p, layout) in zip(groups, present, strict=True):
-            state = self.state.get(p) or ({"step": steps[p]} if p in steps else {})
+            state = self.state.get(p) or ({STEP.name: steps[p]} if p in steps else {})
             if state:
-                yield name, group, state, layout, gathered[p] if p in gathered else state["exp_avg_sq"]
+                yield name, group, state, layout, gathered[p] if p in gathered else state[SECOND.name]
 
     # ---- state --------------------------------------------------------------------------------------------------------
 
@@ -519,9 +492,10 @@ class AdamMini(Optimizer):
         groups = [{k: v for k, v in group.items() if k not in ("amsgrad", "differentiable")} for group in state_dict["param_groups"]]
         state_dict = {**state_dict, "param_groups": groups}
         if self._shards.parts or self._shards.flattened_whole:
-            places = {p: place for p, place in self._places().items() if place in state_dict["state"]}
+            numbers = {p: number for number, p in enumerate(p for group in self.param_groups for p in group["params"])}
+            places = {p: number for p, number in numbers.items() if number in state_dict["state"]}
             portable = {p: state_dict["state"][place] for p, place in places.items()}
-            self._shards.to_portable(portable)
+            self._format.to_portable(portable, {p: layout for _, p, layout in self._present()})
             state_dict = {**state_dict, "state": {place: portable[p] for p, place in places.items()}}
         for hook in self._optimizer_state_dict_post_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
@@ -569,21 +543,7 @@ class AdamMini(Optimizer):
 
     def _adopt(self, present: list[tuple[str, Tensor, BlockLayout]], loaded: list[Moments]) -> None:
         """Put loaded moments into the state, for torch casts floating-point state to the parameter's dtype, and moments keep theirs."""
-        there = [group["capturable"] for group in self.param_groups for _ in group["params"]]
-        for (_, p, layout), moments, step_there in zip(present, loaded, there, strict=True):
-            values = None if moments.momentum is None else moments.second_moment
-            if p in self._shards.parts:  # every rank, even one that holds nothing
-                values = self._shards.adopt_second_moment(p, values, moments.layout, layout)
-            elif values is not None:
-                values = regroup(values, moments.layout, layout)
-            if moments.momentum is None or values is None:
-                continue
-            state, device = self.state[p], self._shards.device_of(p)
-            state.update(convert_momentum(moments.momentum, device, momentum_dtype_for(p, self._momentum_dtype)))
-            if p in self._shards.parts:
-                state["exp_avg"] = self._shards.adopt_momentum(p, state["exp_avg"])
-            state["step"] = torch.as_tensor(state["step"]).to(device if step_there else "cpu", torch.float32, copy=True)
-            state["exp_avg_sq"] = values.to(device=device, dtype=second_moment_dtype(p.dtype), copy=True)
+        self._format.adopt(self.state, present, loaded, [group["capturable"] for group in self.param_groups for _ in group["params"]])
 
     def __repr__(self) -> str:
         lines = ["AdamMini (" if self._made_as is None else f"AdamMini, made as {self._made_as} ("]

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
-from lightning_adam_mini.optim.quantized import SCALE, MomentumDtype, momentum_dtype_for, num_scales
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.segments import is_held
-from lightning_adam_mini.optim.stepper import Member
+from lightning_adam_mini.optim.shards.dtensor import local
+from lightning_adam_mini.optim.state import SLOTS, STEP, Kind, StateFormat
+from lightning_adam_mini.optim.work import Member
 
 
 def check_gradient(p: Tensor, grad: Tensor, name_of: Callable[[Tensor], str]) -> None:
@@ -38,39 +39,27 @@ class _Seen(NamedTuple):
     """What was found in order of a parameter: if the very same tensors come again with the same shapes, they are in order."""
 
     p: Tensor
+    shape: torch.Size
     layout: BlockLayout
     dtype: torch.dtype
     device: torch.device
-    first: Tensor
-    second: Tensor
-    step: Tensor
-    kept: tuple[int, ...]
+    kept: tuple[tuple[str, Tensor, torch.Size], ...]
 
 
 class StepChecks:
     """Refuses to step what does not fit what the optimizer knows: users resize, cast and replace tensors between steps.
 
     Args:
-        momentum_dtype: What the optimizer was asked to keep first moments in.
-        kept_shape: Shape of what is kept of a parameter's second moment if it is sharded; None if it is whole.
+        format: How the optimizer keeps state.
         name_of: Gives the name of a parameter.
-        changed: Called with a parameter that is in order, but not as it was.
     """
 
-    def __init__(
-        self,
-        momentum_dtype: MomentumDtype | None,
-        kept_shape: Callable[[Tensor], tuple[int, ...] | None],
-        name_of: Callable[[Tensor], str],
-        changed: Callable[[Tensor], None],
-    ) -> None:
-        self._momentum_dtype: MomentumDtype | None = momentum_dtype
-        self._kept_shape = kept_shape
+    def __init__(self, format: StateFormat, name_of: Callable[[Tensor], str]) -> None:
+        self._format = format
         self._name_of = name_of
-        self._changed = changed
         self._seen: dict[int, _Seen] = {}
 
-    def check(self, members: Sequence[Member]) -> None:
+    def check(self, members: Sequence[Member]) -> list[Tensor]:
         """Check parameters that are about to be stepped.
 
         A count of steps of another dtype becomes a float32 one, which is how all steps count.
@@ -78,73 +67,76 @@ class StepChecks:
         Args:
             members: Whole parameters, with their gradients and states; they may have no state yet.
 
+        Returns:
+            Those that are in order, but not known to be as they were.
+
         Raises:
             RuntimeError: If a shape, dtype or device does not fit; names the parameter and the remedy. Nothing has changed then.
         """
+        changed = []
         for member in members:
-            p, _, grad, _, layout, state = member
+            p, grad, state = member.param, member.grad, member.state
             seen = self._seen.get(id(p))
-            shape = p.shape
             # What can change without a new object is checked each time. This is most of what a step of small tensors does in Python.
             if (
                 seen is None
                 or seen.p is not p
-                or seen.layout is not layout
-                or grad.shape != shape
+                or seen.layout is not member.whole
+                or p.shape != seen.shape
+                or grad.shape != seen.shape
                 or grad.layout is not torch.strided
                 or p.dtype is not seen.dtype
                 or p.device != seen.device
-                or state.get("exp_avg") is not seen.first
-                or state.get("exp_avg_sq") is not seen.second
-                or state.get("step") is not seen.step
-                or seen.first.shape != shape
-                or seen.second.shape != seen.kept
-                or (p.is_cpu and not all(map(is_held, (p, grad, seen.first, seen.second))))
+                or any(state.get(name) is not tensor or tensor.shape != shape for name, tensor, shape in seen.kept)
+                or (p.is_cpu and not (is_held(p) and is_held(grad) and all(is_held(tensor) for _, tensor, _ in seen.kept)))
             ):
                 self._check_wholly(member)
+                changed.append(p)
+        return changed
 
     def _check_wholly(self, member: Member) -> None:
-        p, _, grad, _, layout, state = member
+        p, grad, layout, state = member.param, member.grad, member.whole, member.state
         check_gradient(p, grad, self._name_of)
-        name, shape, device, kept = self._name_of, p.shape, p.device, self._kept_shape(p)
-        if (shape != layout.shape and kept is None) or grad.shape != shape:
-            raise RuntimeError(_other_shape(p, grad, layout, name(p)))
-        self._changed(p)
+        shape = p.shape
+        if (shape != layout.shape and not self._format.is_sharded(p)) or grad.shape != shape:
+            raise RuntimeError(_other_shape(p, grad, layout, self._name_of(p)))
         if not state:
             return
-        if not state.keys() >= {"step", "exp_avg", "exp_avg_sq"}:
-            raise RuntimeError(_damaged(p, name(p), f"has only {', '.join(map(repr, state))}"))
-        kept = layout.block_shape if kept is None else kept
-        first, second, kept_in = state["exp_avg"], state["exp_avg_sq"], momentum_dtype_for(p, self._momentum_dtype)
-        if first.shape != shape or second.shape != kept:
-            raise RuntimeError(
-                _damaged(
-                    p,
-                    name(p),
-                    f"has a first moment of shape {tuple(first.shape)} and a second moment of shape {tuple(second.shape)}, but"
-                    f" {tuple(shape)} and {tuple(kept)} belong to it",
-                )
-            )
-        wanted = torch.int8 if kept_in == "8bit" else kept_in
-        if first.dtype != wanted or second.dtype != second_moment_dtype(p.dtype) or first.device != device or second.device != device:
-            raise RuntimeError(_cast(p, first, second, name(p)))
-        if kept_in == "8bit" and (SCALE not in state or state[SCALE].shape != (num_scales(p.numel()),)):
-            raise RuntimeError(_damaged(p, name(p), "has no scales of its 8-bit first moment that fit"))
-        step = state["step"]
-        if not isinstance(step, Tensor) or step.numel() != 1:
-            raise RuntimeError(_damaged(p, name(p), f"counts its steps in {step!r}, which is no tensor of one element"))
-        tensors = {"parameter": p, "gradient": grad, "first moment": first, "second moment": second, "step count": step}
+        missing = [slot.name for slot in SLOTS if slot.name not in state]
+        if missing:
+            raise RuntimeError(_damaged(p, self._name_of(p), f"has no {', '.join(map(repr, missing))}"))
+        fields = self._format.fields(p, layout)
+        for name, field in fields.items():
+            kept = state.get(name)
+            if name == STEP.name:
+                if not isinstance(kept, Tensor) or kept.numel() != 1:
+                    raise RuntimeError(_damaged(p, self._name_of(p), f"counts its steps in {kept!r}, which is no tensor of one element"))
+            elif not isinstance(kept, Tensor) or local(kept).shape != field.shape:
+                has = f"keeps its {_what(name)} in shape {tuple(local(kept).shape)}" if isinstance(kept, Tensor) else f"has no {_what(name)}"
+                raise RuntimeError(_damaged(p, self._name_of(p), f"{has}, but shape {tuple(field.shape)} belongs to it"))
+        for name, field in fields.items():
+            if name != STEP.name and (state[name].dtype != field.dtype or state[name].device != p.device):
+                raise RuntimeError(_cast(p, state[name], field.dtype, _what(name), self._name_of(p)))
+        tensors = {"parameter": p, "gradient": grad, **{_what(name): state[name] for name in fields}}
         for what, tensor in tensors.items():
             if type(tensor) in (Tensor, torch.nn.Parameter) and not is_held(tensor):
-                raise RuntimeError(_damaged(p, name(p), f"or gradient has lost memory: the storage of its {what} was freed or cut"))
-        if step.dtype != torch.float32:
-            step = state["step"] = step.to(torch.float32)
-        if SCALE not in state:
-            self._seen[id(p)] = _Seen(p, layout, p.dtype, device, first, second, step, tuple(kept))
+                raise RuntimeError(
+                    _damaged(p, self._name_of(p), f"or gradient has lost memory: the storage of its {what} was freed or cut")
+                )
+        for name, field in fields.items():
+            if state[name].dtype != field.dtype:  # of the step
+                state[name] = state[name].to(field.dtype)
+        self._seen[id(p)] = _Seen(p, shape, layout, p.dtype, p.device, tuple((name, state[name], state[name].shape) for name in fields))
 
     def forget(self) -> None:
         """Keep nothing of any parameter, so that those that are gone are free."""
         self._seen.clear()
+
+
+def _what(name: str) -> str:
+    """What users call a tensor of a state."""
+    slot = next(slot for slot in sorted(SLOTS, key=lambda slot: -len(slot.name)) if name.startswith(slot.name))
+    return slot.what if name == slot.name or slot.kind is not Kind.ELEMENT else f"scales of the {slot.what}"
 
 
 def _other_shape(p: Tensor, grad: Tensor, layout: BlockLayout, name: str) -> str:
@@ -161,10 +153,10 @@ def _other_shape(p: Tensor, grad: Tensor, layout: BlockLayout, name: str) -> str
     )
 
 
-def _cast(p: Tensor, first: Tensor, second: Tensor, name: str) -> str:
+def _cast(p: Tensor, kept: Tensor, dtype: torch.dtype, what: str, name: str) -> str:
     return (
-        f"AdamMini cannot step parameter {name!r} of shape {tuple(p.shape)} because it is {p.dtype} on {p.device}, but its first moment is"
-        f" {first.dtype} on {first.device} and its second {second.dtype} on {second.device}: it or they were cast or moved between two"
+        f"AdamMini cannot step parameter {name!r} of shape {tuple(p.shape)} because it is {p.dtype} on {p.device}, to which a {what} in"
+        f" {dtype} there belongs, but its {what} is {kept.dtype} on {kept.device}: it or they were cast or moved between two"
         " steps. Call optimizer.load_state_dict(optimizer.state_dict()), which casts the state to what the parameter needs."
     )
 

@@ -9,18 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim.quantized import SCALE, convert_momentum, num_scales
+from lightning_adam_mini.optim.codecs import codec_of
+from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
+from lightning_adam_mini.optim.state import SECOND, SLOTS, Kind, Moments, elements_in, moments_in, slots_of, values_of
 
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
-
-
-class Moments(NamedTuple):
-    """The saved moments of a parameter, and the blocks that they were written with; None where nothing was saved."""
-
-    layout: BlockLayout
-    momentum: dict[str, Tensor] | None
-    second_moment: Tensor
 
 
 class Loaded(NamedTuple):
@@ -64,26 +58,16 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     done: dict[str, str] = {}
     for (saved_id, group, place), (name, p, layout) in zip(saved_ids, present, strict=True):
         entry = state_dict["state"].get(saved_id)  # of a parameter that stands in a group twice, both times
-        saved = _saved_layout(group, place, layout, (entry or {}).get("exp_avg_sq"))
+        saved = _saved_layout(group, place, layout, (entry or {}).get(SECOND.name))
         if saved.shape != layout.shape:
             raise ValueError(
                 f"The loaded blocks of parameter {name!r} are for shape {saved.shape}, but the parameter has shape {layout.shape}."
                 " Load the state of the same model."
             )
         if not entry:
-            moments.append(Moments(saved, None, torch.empty(0)))
+            moments.append(Moments(saved, None))
             continue
-        missing = {"step", "exp_avg", "exp_avg_sq"} - entry.keys()
-        if missing:
-            raise ValueError(
-                f"The loaded state of parameter {name!r} has no {', '.join(sorted(missing))}, because another kind of optimizer wrote it"
-                f" (it has {', '.join(entry)}). Load a state of AdamMini, AdamW or Adam."
-            )
-        if tuple(entry["exp_avg"].shape) != tuple(p.shape):
-            raise ValueError(
-                f"The loaded state of parameter {name!r} is for shape {tuple(entry['exp_avg'].shape)}, but the parameter has shape"
-                f" {tuple(p.shape)}. Load the state of the same model."
-            )
+        _check_entry(name, p, layout, entry)
         how = how_to_regroup(saved, layout)
         if how and not convert:
             raise ValueError(
@@ -96,45 +80,44 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
                 f"The loaded second moment of parameter {name!r} has blocks ({saved}) that are neither finer nor coarser than the present"
                 f" ones ({layout}). Resume with the partition that it was written with."
             )
-        value = entry["exp_avg_sq"]
-        if value.shape != saved.block_shape and value.shape != p.shape:
-            raise ValueError(
-                f"The loaded second moment of parameter {name!r} has shape {tuple(value.shape)}, which is neither the parameter's shape"
-                f" {tuple(p.shape)} nor that of its blocks ({saved}): {saved.block_shape}. The checkpoint is damaged or of another program."
-            )
-        if SCALE in entry and entry[SCALE].shape != (num_scales(p.numel()),):
-            raise ValueError(
-                f"The loaded momentum of parameter {name!r} in 8 bits has scales of shape {tuple(entry[SCALE].shape)}, but for a tensor of"
-                f" shape {tuple(p.shape)} there are {num_scales(p.numel())}. The checkpoint is damaged or of another program."
-            )
-        moments.append(Moments(saved, {k: v for k, v in entry.items() if k in ("exp_avg", SCALE)}, value))
+        for slot in slots_of(Kind.BLOCK):
+            shape = entry[slot.name].shape
+            if shape != saved.block_shape and shape != p.shape:
+                raise ValueError(
+                    f"The loaded {slot.what} of parameter {name!r} has shape {tuple(shape)}, which is neither the parameter's shape"
+                    f" {tuple(p.shape)} nor that of its blocks ({saved}): {saved.block_shape}. The checkpoint is damaged or of another"
+                    " program."
+                )
+        kept = moments_in(entry)
+        moments.append(Moments(saved, kept))
         if how:
             done[name] = how
         # Without the moments, which torch would cast to the parameter's dtype.
-        state[saved_id] = {k: v for k, v in entry.items() if k not in ("exp_avg", SCALE, "exp_avg_sq")}
+        state[saved_id] = {k: v for k, v in entry.items() if k not in kept}
     groups = [{k: v for k, v in group.items() if k not in TORCH_ONLY} for group in saved_groups]
     return Loaded({**state_dict, "state": state, "param_groups": groups}, moments, done)
 
 
-def regroup(second_moment: Tensor, saved: BlockLayout, present: BlockLayout) -> Tensor:
-    """A second moment in other blocks: the mean over blocks that grow, a copy in blocks that split.
-
-    Args:
-        second_moment: Of ``saved``'s ``block_shape``, or of the parameter's shape.
-        saved: The blocks that it has.
-        present: The blocks that it gets; finer or coarser.
-
-    Returns:
-        A tensor of ``present``'s ``block_shape``.
-
-    Example:
-        >>> rows, matrix = BlockLayout((2, 3), dims=(1,)), BlockLayout.whole((2, 3))
-        >>> regroup(torch.tensor([[1.0], [3.0]]), rows, matrix).tolist()
-        [[2.0]]
-    """
-    if second_moment.shape == saved.block_shape and saved != present:
-        second_moment = saved.spread(second_moment).expand(saved.shape)
-    return second_moment if second_moment.shape == present.block_shape else present.average(second_moment)
+def _check_entry(name: str, p: Tensor, layout: BlockLayout, entry: Mapping[str, Any]) -> None:
+    """Refuse the saved state of a parameter that lacks something, or is for another shape."""
+    missing = {slot.name for slot in SLOTS} - entry.keys()
+    if missing:
+        raise ValueError(
+            f"The loaded state of parameter {name!r} has no {', '.join(sorted(missing))}, because another kind of optimizer wrote it"
+            f" (it has {', '.join(entry)}). Load a state of AdamMini, AdamW or Adam."
+        )
+    for slot in slots_of(Kind.ELEMENT):
+        try:
+            shape = codec_of(elements_in(entry, slot)).shape
+        except ValueError as error:
+            raise ValueError(
+                f"The loaded {slot.what} of parameter {name!r} {error}. The checkpoint is damaged or of another program."
+            ) from None
+        if shape != tuple(p.shape):
+            raise ValueError(
+                f"The loaded state of parameter {name!r} is for shape {shape}, but the parameter has shape {tuple(p.shape)}. Load the state"
+                " of the same model."
+            )
 
 
 def _saved_layout(group: Mapping[str, Any], place: int, present: BlockLayout, second_moment: Tensor | None) -> BlockLayout:
@@ -168,47 +151,14 @@ def moments_of(
     moments = []
     for plain, (name, p, layout) in zip(plains, present, strict=True):
         entry = state.get(p) or {}
-        second_moment = entry.get("exp_avg_sq")
         group = {} if plain is None else {"layouts": [plain], "amsgrad": None}
-        blocks = _saved_layout(group, 0, layout, second_moment)
-        if second_moment is None or "exp_avg" not in entry:
-            moments.append(Moments(blocks, None, torch.empty(0)))
+        blocks = _saved_layout(group, 0, layout, entry.get(SECOND.name))
+        if not entry.keys() >= {slot.name for slot in SLOTS}:
+            moments.append(Moments(blocks, None))
             continue
         check_nested(name, blocks, layout)
-        moments.append(Moments(blocks, {k: v for k, v in entry.items() if k in ("exp_avg", SCALE)}, second_moment))
-    return moments if any(one.momentum is not None for one in moments) else None
-
-
-def check_nested(name: str, old: BlockLayout, new: BlockLayout) -> None:
-    """Refuse to change blocks of a second moment for others that are neither finer nor coarser.
-
-    Raises:
-        ValueError: If they are neither. Names the parameter.
-    """
-    if how_to_regroup(old, new) == "mixed":
-        raise ValueError(
-            f"The second moment of parameter {name!r} has blocks ({old}) that are neither finer nor coarser than the new ones ({new})."
-            " Keep those that it was trained with, choose others that nest with them, or make a new optimizer."
-        )
-
-
-def how_to_regroup(saved: BlockLayout, present: BlockLayout) -> str | None:
-    """How second moments get from one layout to the other: None if they are the same, "averaged", "spread" or "mixed" (not at all)."""
-    if saved == present or saved.num_blocks == 0:
-        return None
-    if _is_finer(saved, present):
-        return None if _is_finer(present, saved) else "averaged"
-    return "spread" if _is_finer(present, saved) else "mixed"
-
-
-def _is_finer(fine: BlockLayout, coarse: BlockLayout) -> bool:
-    """Whether each block of ``fine`` lies within one block of ``coarse``."""
-    if fine.is_per_parameter or coarse.num_blocks == 1:
-        return True
-    ids = torch.arange(coarse.num_blocks, dtype=torch.float64).view(coarse.block_shape)
-    ids = coarse.spread(ids).expand(coarse.shape)
-    mean = fine.average(ids)
-    return bool((fine.spread(mean).expand(fine.shape) == ids).all())
+        moments.append(Moments(blocks, moments_in(entry)))
+    return moments if any(one.kept is not None for one in moments) else None
 
 
 def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,17 +187,38 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for group in state_dict["param_groups"]:
         for saved_id, plain in zip(group["params"], group.get("layouts", ()), strict=False):
             entry = state.get(saved_id)
-            if entry and SCALE in entry:
-                wide = convert_momentum(entry, torch.device("cpu"), torch.float32)
-                entry = state[saved_id] = {**{k: v for k, v in entry.items() if k != SCALE}, **wide}
+            if not entry:
+                continue
             layout = BlockLayout.from_plain(plain)
             # What is sharded goes into a sharded checkpoint, as it is.
-            if entry and type(entry["exp_avg_sq"]) is Tensor and not layout.is_per_parameter:
-                blocks = entry["exp_avg_sq"]
-                if blocks.shape == layout.shape:  # from FSDP1, with one value an element
-                    blocks = layout.average(blocks)
-                spread = layout.spread(blocks.double()).expand(layout.shape)
-                if blocks.dtype == torch.float64:
-                    spread = spread.contiguous()  # AdamW would keep the view, and then write through it
-                state[saved_id] = {**entry, "exp_avg_sq": spread}
+            if type(entry[SECOND.name]) is Tensor:
+                state[saved_id] = {**_without_codes(entry), **_spread(entry, layout)}
     return {**state_dict, "state": state}
+
+
+def _without_codes(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state with what is per element in floating point."""
+    entry = dict(entry)
+    for slot in slots_of(Kind.ELEMENT):
+        kept = elements_in(entry, slot)
+        codec = codec_of(kept)
+        if len(kept) > 1:
+            for suffix in kept:
+                del entry[slot.name + suffix]
+            entry[slot.name] = values_of(kept, codec).cpu()
+    return entry
+
+
+def _spread(entry: Mapping[str, Any], layout: BlockLayout) -> dict[str, Tensor]:
+    """What a parameter's state has per block, as if it were per element."""
+    spread: dict[str, Tensor] = {}
+    for slot in slots_of(Kind.BLOCK):
+        blocks = entry[slot.name]
+        if layout.is_per_parameter:
+            continue
+        if blocks.shape == layout.shape:  # from FSDP1, with one value an element
+            blocks = layout.average(blocks)
+        wide = layout.spread(blocks.double()).expand(layout.shape)
+        # AdamW would keep a view of its dtype, and then write through it.
+        spread[slot.name] = wide.contiguous() if blocks.dtype == torch.float64 else wide
+    return spread

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
-from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.adam_mini import AdamMini
-from lightning_adam_mini.optim.conversion import Moments, check_nested
+from lightning_adam_mini.optim.codecs import MomentumDtype, Plain
 from lightning_adam_mini.optim.own_step import check_step, is_of_a_scheduler
-from lightning_adam_mini.optim.quantized import SCALE, MomentumDtype, convert_momentum, momentum_dtype_for
+from lightning_adam_mini.optim.regroup import check_nested
 from lightning_adam_mini.optim.shards.flat import FlatShard
+from lightning_adam_mini.optim.state import FIRST, Kind, Moments, StateFormat, in_blocks, moments_in, slots_of
 
 
 class AdamMiniAdam(AdamMini, Adam):
@@ -94,8 +95,10 @@ def convert_optimizer_(
     """
     check_convertible(optimizer, force)
     with unless_it_fails(optimizer):
-        before = {p: layout for _, p, layout in optimizer._present()} if isinstance(optimizer, AdamMini) else None
-        if before is None:
+        before = None
+        if isinstance(optimizer, AdamMini):
+            before = {p: layout for _, p, layout in optimizer._present()}, optimizer._format
+        else:
             _change_class(optimizer)
         assert isinstance(optimizer, AdamMini)
         names = ((n, p) for group in optimizer.param_groups for n, p in zip(group.get("param_names", ()), group["params"], strict=False))
@@ -186,35 +189,32 @@ def _change_class(optimizer: Optimizer) -> None:
     optimizer._patch_step_function()
 
 
-def _convert_state(optimizer: AdamMini, before: Mapping[Tensor, BlockLayout] | None) -> None:
+def _convert_state(optimizer: AdamMini, before: tuple[Mapping[Tensor, BlockLayout], StateFormat] | None) -> None:
     """Average or spread the moments that an optimizer has.
 
     Args:
         optimizer: The optimizer, with its new blocks.
-        before: The blocks that it had; None if it was torch's.
+        before: The blocks that it had, and how it kept its state; None if it was torch's.
     """
-    present, shards, moments = optimizer._present(), optimizer._shards, []
+    present, format, moments = optimizer._present(), optimizer._format, []
     for name, p, layout in present:
-        old = BlockLayout.per_parameter(layout.shape) if before is None else before.get(p, layout)
-        state = optimizer.state.get(p)
-        momentum = None
+        old = BlockLayout.per_parameter(layout.shape) if before is None else before[0].get(p, layout)
+        state, kept = optimizer.state.get(p), None
         if state:
-            kept_in = momentum_dtype_for(p, optimizer._momentum_dtype)
             check_nested(name, old, layout)
-            fits = old == layout and state["exp_avg_sq"].dtype == second_moment_dtype(p.dtype)
-            if fits and (before is not None or p not in shards.parts):  # then only the first moment may have to change
-                if (SCALE in state, state["exp_avg"].dtype) != (kept_in == "8bit", torch.int8 if kept_in == "8bit" else kept_in):
-                    momentum_now = convert_momentum(state, shards.device_of(p), kept_in)
-                    state.pop(SCALE, None)
-                    state.update(momentum_now)
-            elif before is not None and p in shards.parts:
-                raise ValueError(
-                    f"Parameter {name!r} is sharded, so its blocks cannot change once it has a second moment. Keep the partition that it"
-                    " was trained with, or make a new optimizer."
-                )
+            if before is not None and old != layout:
+                optimizer._check_unsharded(name, p)
+            if before is not None or not format.is_sharded(p):
+                was = Plain(format.codec(p, layout).shape, state[FIRST.name].dtype) if before is None else before[1].codec(p, old)
+                format.recode(p, layout, state, was)
+                if old != layout or any(state[slot.name].dtype != slot.dtype(p.dtype) for slot in slots_of(Kind.BLOCK)):
+                    wide = {slot.name: state[slot.name].to(slot.dtype(p.dtype)) for slot in slots_of(Kind.BLOCK)}
+                    state.update(in_blocks(wide, old, layout))
             else:
-                momentum = {k: state.pop(k) for k in ("exp_avg", SCALE) if k in state}
-        moments.append(Moments(old, momentum, torch.empty(0) if momentum is None else state["exp_avg_sq"]))  # type: ignore[index]
-    any_here = "" if any(one.momentum is not None for one in moments) else None
-    if shards.agree(any_here) is not None:  # each rank takes part for all parameters, even where it has no state itself
+                kept = moments_in(state)
+                for slot in slots_of(Kind.ELEMENT):
+                    del state[slot.name]
+        moments.append(Moments(old, kept))
+    any_here = "" if any(one.kept is not None for one in moments) else None
+    if optimizer._shards.agree(any_here) is not None:  # each rank takes part for all parameters, even where it has no state itself
         optimizer._adopt(present, moments)

@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 
 
 class Blocks(Protocol):
@@ -63,14 +64,15 @@ def adam_mini(
         weight_decay: Weight decay.
         decoupled_weight_decay: Whether weight decay shrinks the parameter (AdamW) or is added to the gradient (Adam).
         maximize: Whether to go uphill.
-        foreach: Whether to batch over tensors; None does where it is faster: when all parameters are on a GPU.
+        foreach: Whether to batch over tensors; None does where it is faster: when torch batches on the devices of all parameters.
         capturable: Whether to read no number off a step, so that a CUDA graph can hold this. None is read of a step on a GPU, or in what
             torch.compile traces, in any case.
     """
     if not params:
         return
     if foreach is None:
-        foreach = all(type(p) in (Tensor, torch.nn.Parameter) and p.is_cuda for p in params)
+        devices = _get_foreach_kernels_supported_devices()
+        foreach = all(type(p) in (Tensor, torch.nn.Parameter) and p.device.type in devices for p in params)
     step = _multi_tensor_adam_mini if foreach else _single_tensor_adam_mini
     step(
         params,

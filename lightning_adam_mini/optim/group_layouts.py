@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.naming import match_names
+from lightning_adam_mini.optim.state import SECOND
 
 # Groups hold layouts as plain tuples, which copies, pickles and checkpoints of them survive; checking one again at each step would cost.
 from_plain = lru_cache(maxsize=65536)(BlockLayout.from_plain)
@@ -74,6 +75,12 @@ class GroupLayouts:
         return {
             p: self._names.get(p) or f"param_groups.{i}.params.{j}" for i, group in enumerate(groups) for j, p in enumerate(group["params"])
         }
+
+    def name_of(self, p: Tensor) -> str:
+        """The name of a parameter, or its place in the groups as they were settled."""
+        places = ((i, j) for i, params in enumerate(self._params) for j, q in enumerate(params) if q is p)
+        i, j = next(places, (-1, -1))
+        return self._names.get(p) or f"param_groups.{i}.params.{j}"
 
     def check_some_are_for_ours(self, layouts: Mapping[str, BlockLayout]) -> None:
         """Refuse layouts of which none is for a parameter that has a name.
@@ -202,7 +209,7 @@ class GroupLayouts:
                         self._names[p] = self._names[old]
 
     def _by_state(self, p: Tensor, name: str, state: Mapping[str, Any], shape_of: ShapeOf) -> BlockLayout:
-        second, shape, layout = state.get("exp_avg_sq"), shape_of(p, name, None), self.known.get(name)
+        second, shape, layout = state.get(SECOND.name), shape_of(p, name, None), self.known.get(name)
         held = tuple(second.shape) if isinstance(second, Tensor) else None
         if layout is not None and layout.shape == shape and held == layout.block_shape:
             return layout

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim.quantized import SCALE, MomentumDtype, convert_momentum
+from lightning_adam_mini.optim.codecs import codec_of
+from lightning_adam_mini.optim.state import Kind, StateFormat, elements_in, moments_in, slots_of, values_of
 
 
 def check_rows(name: str, old: Tensor, new: Tensor, layout: BlockLayout, rows: Tensor | None) -> Tensor:
@@ -47,25 +48,30 @@ def check_rows(name: str, old: Tensor, new: Tensor, layout: BlockLayout, rows: T
     return rows
 
 
-def move_rows(
-    state: Mapping[str, Tensor], new: Tensor, layout: BlockLayout, rows: Tensor, momentum_dtype: MomentumDtype
-) -> dict[str, Tensor]:
+def move_rows(state: Mapping[str, Tensor], new: Tensor, old: BlockLayout, rows: Tensor, format: StateFormat) -> dict[str, Tensor]:
     """The state of the new parameter.
 
     Args:
         state: The state of the old one.
         new: The new one.
-        layout: The blocks of the old one.
+        old: The blocks of the old one.
         rows: What :func:`check_rows` gave.
-        momentum_dtype: What the first moment of the new one is kept in.
+        format: How the optimizer keeps state.
     """
     rows = rows.to(new.device)
-    wide = convert_momentum(state, new.device, torch.float32 if SCALE in state else state["exp_avg"].dtype)["exp_avg"]
-    moved = {key: value for key, value in state.items() if key != SCALE}
-    moved.update(convert_momentum({"exp_avg": _take(wide, rows)}, new.device, momentum_dtype))
-    if 0 not in layout.dims:
-        moved["exp_avg_sq"] = _take(state["exp_avg_sq"], rows)
+    layout = replace_rows(old, new)
+    moved = {key: value for key, value in state.items() if key not in moments_in(state)}
+    for slot in slots_of(Kind.ELEMENT):
+        kept = elements_in(state, slot)
+        moved.update(format.keep(new, layout, slot, _take(values_of(kept, codec_of(kept)), rows)))
+    for slot in slots_of(Kind.BLOCK):
+        moved[slot.name] = state[slot.name] if 0 in old.dims else _take(state[slot.name], rows)
     return moved
+
+
+def replace_rows(old: BlockLayout, new: Tensor) -> BlockLayout:
+    """The blocks of a parameter that has other rows."""
+    return BlockLayout(tuple(new.shape), old.dims, old.axis, old.lines)
 
 
 def _take(values: Tensor, rows: Tensor) -> Tensor:

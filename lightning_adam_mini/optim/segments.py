@@ -57,12 +57,45 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def put_in_order(p: Tensor, state: MutableMapping[str, Tensor]) -> None:
-    """Put a parameter's moments into its memory order, as after loading the state of a run with another memory format."""
-    strides = p.stride()
-    elementwise = state["exp_avg_sq"].shape == p.shape and p.numel() > 1
-    for moment in ("exp_avg", "exp_avg_sq") if elementwise else ("exp_avg",):
-        if state[moment].stride() != strides and not same_memory(state[moment], p):
-            state[moment] = torch.empty_like(p, dtype=state[moment].dtype).copy_(state[moment])
+    """Put what a parameter's state has per element into its memory order: it may come from a run with another memory format."""
+    strides, shape = p.stride(), p.shape
+    if p.numel() > 1:
+        for name, kept in state.items():
+            if kept.shape == shape and kept.stride() != strides and not same_memory(kept, p):
+                state[name] = torch.empty_like(p, dtype=kept.dtype).copy_(kept)
+
+
+@lru_cache(maxsize=65536)
+def order_in_rows(shape: tuple[int, ...], strides: tuple[int, ...], leading: int) -> Tensor | None:
+    """The place in its row of each element of a row, as rows lie in memory; None if in the order of the indices.
+
+    Args:
+        shape: Shape of a dense tensor.
+        strides: Its strides.
+        leading: How many of its first dimensions tell rows apart.
+
+    Returns:
+        An int32 table, the same for all rows.
+
+    Raises:
+        ValueError: If rows do not lie one after the other.
+
+    Example:
+        >>> image = torch.empty(2, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        >>> order_in_rows(image.shape, image.stride(), 1).tolist()
+        [0, 2, 4, 1, 3, 5]
+    """
+    order = memory_order(shape, strides)
+    assert order is not None
+    outer = [d for d in range(leading) if shape[d] != 1]
+    inner = list(order[len(outer) :])
+    if list(order[: len(outer)]) != outer or (not leading and inner != sorted(inner)):
+        raise ValueError("its rows do not lie one after the other in memory")
+    if inner == sorted(inner):
+        return None
+    places = torch.arange(math.prod(shape[leading:]), dtype=torch.int32).view(shape[leading:])
+    rest = [d - leading for d in inner]
+    return places.permute(*rest, *(d for d in range(places.ndim) if d not in rest)).reshape(-1).contiguous()
 
 
 @lru_cache(maxsize=65536)

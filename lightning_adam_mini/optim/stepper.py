@@ -1,88 +1,74 @@
-"""Which parameter is stepped by what: one compiled loop, slice by slice, or the readable arithmetic."""
+"""Which parameter is stepped by what: the first backend that can."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim.cpu import step as cpu
-from lightning_adam_mini.optim.cpu.prepared import Prepared
-from lightning_adam_mini.optim.functional import Blocks, adam_mini
-from lightning_adam_mini.optim.quantized import MomentumDtype, momentum_dtype_for
-from lightning_adam_mini.optim.sliced import step_in_slices
-from lightning_adam_mini.optim.triton import step as triton
-from lightning_adam_mini.optim.triton.check import disagreement
+from lightning_adam_mini.optim import backends
+from lightning_adam_mini.optim.backends import Backend, Task
+from lightning_adam_mini.optim.checks import StepChecks, check_gradient
+from lightning_adam_mini.optim.codecs import Codec
+from lightning_adam_mini.optim.rounding import Place
+from lightning_adam_mini.optim.state import SLOTS, STEP, StateFormat
+from lightning_adam_mini.optim.work import Member, Work
 
-# What steps all parameters at once, by the kind of their device.
-_FUSED: dict[str, Any] = {"cpu": cpu, "cuda": triton}
-
-
-class Member(NamedTuple):
-    """A parameter that takes part in a step.
-
-    Attributes:
-        param: The parameter, as the optimizer holds it.
-        p: What is stepped: the parameter itself or, where it is sharded, what this rank holds of it.
-        grad: The gradient of that.
-        layout: The blocks of that.
-        whole: The blocks of the parameter.
-        state: The state of the parameter; empty before its first step.
-    """
-
-    param: Tensor
-    p: Tensor
-    grad: Tensor
-    layout: Blocks
-    whole: BlockLayout
-    state: dict[str, Any]
-
-
-Work: TypeAlias = "Sequence[tuple[dict[str, Any], list[Member]]]"
-"""For each group its options, and its members that have gradients."""
-
-
-def turns(work: Work) -> Iterator[Work]:
-    """The work cut up so that a parameter which stands in a group more than once is stepped as often, one time after the other."""
-    while any(members for _, members in work):
-        now, later = [], []
-        for group, members in work:
-            first = {id(member.param): member for member in reversed(members)}
-            now.append((group, [member for member in members if first[id(member.param)] is member]))
-            later.append((group, [member for member in members if first[id(member.param)] is not member]))
-        yield now
-        work = later
+_SLOTS = {slot.name for slot in SLOTS}
 
 
 class Stepper:
-    """Steps parameters, each by the fastest of what can step it.
+    """Steps parameters, each by the first backend that can step it.
 
     Args:
-        momentum_dtype: What the optimizer was asked to keep first moments in.
+        format: How the optimizer keeps state.
         stochastic_rounding: Whether bfloat16 weights are rounded at random.
         name_of: Name of a parameter, for errors.
     """
 
-    def __init__(self, momentum_dtype: MomentumDtype | None, stochastic_rounding: bool, name_of: Callable[[Tensor], str]) -> None:
-        self.momentum_dtype: MomentumDtype | None = momentum_dtype
-        self.stochastic_rounding = stochastic_rounding
-        self.name_of = name_of
-        self.tables: dict[Any, Any] = {}
+    def __init__(self, format: StateFormat, stochastic_rounding: bool, name_of: Callable[[Tensor], str]) -> None:
+        self._format = format
+        self._stochastic_rounding = stochastic_rounding
+        self._name_of = name_of
+        self._checks = StepChecks(format, name_of)
+        self._backends: list[Backend] = [make() for make in backends.BACKENDS]
         self._rows: dict[int, _Row] = {}
-        self._prepared: Prepared | None = None
+        self._took: list[int] = []  # the backends that took the last step
+        self._told: set[str] = set()
+        self._prepared: Any = None
         self._wait = self._waited = 0  # steps until one is prepared, more of them each time in vain
 
-    def forget(self, p: Tensor | None = None) -> None:
-        """Keep nothing of a parameter that has changed; or of any, so that those that are gone are free."""
+    def forget(self) -> None:
+        """Keep nothing of any parameter, so that those that are gone are free."""
         self._prepared = None
-        if p is not None:
-            self._rows.pop(id(p), None)
-            return
-        self.tables.clear()
         self._rows.clear()
+        self._checks.forget()
+        for backend in self._backends:
+            backend.forget()
+
+    def check(self, work: Work) -> None:
+        """Check all that is about to be stepped.
+
+        Args:
+            work: Whole parameters.
+
+        Raises:
+            RuntimeError: If something does not fit; names the parameter and the remedy. Nothing has changed then.
+        """
+        if torch.compiler.is_compiling():
+            for _, members in work:
+                for member in members:
+                    check_gradient(member.param, member.grad, self._name_of)
+            return
+        for _, members in work:
+            for p in self._checks.check(members):
+                self._prepared = None
+                self._rows.pop(id(p), None)
 
     def step_again(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]) -> bool:
         """Take the step of the tensors of the step before, if all of them are as they were; else do nothing.
@@ -104,137 +90,141 @@ class Stepper:
         return False
 
     def prepare(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]], work: Work) -> None:
-        """Make ready to take the step that was just taken again, if the compiled loop on the CPU took all of it.
+        """Make ready to take the step that was just taken again, if one backend took all of it.
 
         Args:
             groups: The optimizer's groups.
             state: The state of each parameter.
             work: What was stepped.
         """
-        rows = [self._rows.get(id(member.param)) for _, members in work for member in members]
         if self._wait:
             self._wait -= 1
-        elif rows and all(row is not None and row.loop is cpu and row.fields is not None for row in rows):
-            self._prepared = Prepared(groups, state, [row.fields for row in rows if row is not None])
+        elif len(self._took) == 1:
+            plans = [self._rows[id(member.param)].plan for _, members in work for member in members]
+            self._prepared = self._backends[self._took[0]].prepare(groups, state, plans)
 
-    def step(
-        self,
-        work: Sequence[tuple[Mapping[str, Any], Sequence[Member]]],
-        state_of: Callable[[Member, bool], MutableMapping[str, Tensor]],
-        shares: bool,
-        places: Callable[[], Mapping[Tensor, int]],
-    ) -> None:
-        """Step all parameters, in place.
+    def step(self, work: Work, state: MutableMapping[Tensor, dict[str, Any]], shares: bool) -> None:
+        """Step parameters, in place.
 
         Args:
-            work: The options of each group, and its members that have gradients.
-            state_of: The state of a member, with its step on the member's device if that is asked for; made if there is none.
+            work: The options of each group, and what is to be stepped of it.
+            state: The state of each parameter; those that have none get one.
             shares: Whether any layout shares a second moment: if none does, the step is torch's, to the bit.
-            places: Number of each parameter among all, for random bits.
 
         Raises:
             RuntimeError: If a group says ``fused=True`` and a member cannot be stepped so. Nothing has changed then.
         """
-        plain, sliced = [], []
-        fused: dict[Any, list] = {}
         compiling = torch.compiler.is_compiling()
+        chosen: dict[int, list[tuple[Mapping[str, Any], list[tuple[Member, _Row]]]]] = {}
+        slower: dict[str, list[Tensor]] = {}
         for group, members in work:
             by_default = shares and group["foreach"] is None
             never = compiling or group["fused"] is False or not (group["fused"] or by_default)
-            fast: dict[Any, list] = {}
-            slow = []
+            of_group: dict[int, list[tuple[Member, _Row]]] = {}
             for member in members:
-                row = None if never else self._row(member, group["fused"])
-                if row is not None:
-                    fast.setdefault(row.loop, []).append((member, row))
-                elif self._needs_slices(member.p):
-                    sliced.append((member, group))
-                else:
-                    slow.append(member)
-            for loop, rows in fast.items():
-                fused.setdefault(loop, []).append((group, rows))
-            plain.append((group, slow))
-        for loop, groups in fused.items():
-            there = loop is not cpu
-            loop.step(
-                [(group, [(member.p, member.grad, state_of(member, there), row.fields) for member, row in rows]) for group, rows in groups],
-                self.tables,
+                row = self._row(member, compiling)
+                if row.fast is None and row.problem and not never:
+                    if group["fused"]:
+                        raise RuntimeError(_not_fused(member, row.problem, self._name_of(member.param)))
+                    slower.setdefault(row.problem, []).append(member.param)
+                of_group.setdefault(row.slow if never or row.fast is None else row.fast, []).append((member, row))
+            for i, some_members in of_group.items():
+                chosen.setdefault(i, []).append((group, some_members))
+        for reason, params in slower.items():
+            self._tell(reason, params)
+        self._took = [*chosen]
+        for i, groups in chosen.items():
+            backend = self._backends[i]
+            backend.step(
+                [
+                    (group, [self._task(member, row, state, backend.counts_there(group)) for member, row in members])
+                    for group, members in groups
+                ]
             )
-        for group, members in plain:
-            step_readably(group, members, [state_of(member, group["capturable"]) for member in members])
-        numbers = places() if sliced and self.stochastic_rounding else {}
-        for member, group in sliced:
-            assert isinstance(member.layout, BlockLayout)  # parts of blocks are refused in 8 bits and with random rounding
-            place = numbers[member.param] if self._rounds_at_random(member.p) else None
-            step_in_slices(member.p, member.grad, state_of(member, False), member.layout, group, place)
 
-    def _rounds_at_random(self, p: Tensor) -> bool:
-        return self.stochastic_rounding and p.dtype == torch.bfloat16
+    def _task(self, member: Member, row: _Row, states: MutableMapping[Tensor, dict[str, Any]], count_there: bool) -> Task:
+        state = member.state
+        if not state:
+            state = states[member.param]  # what was there when the member was made, or what an earlier turn has made
+            if not state:
+                state.update(self._format.make(member.param, member.whole, count_there))
+        elif count_there and state[STEP.name].device != member.p.device:
+            state[STEP.name] = state[STEP.name].to(member.p.device)
+        return Task(member.p, member.grad, self._format.local(member.param, state), member.layout, row.codec, row.place, row.plan)
 
-    def _needs_slices(self, p: Tensor) -> bool:
-        return p.numel() > 0 and (momentum_dtype_for(p, self.momentum_dtype) == "8bit" or self._rounds_at_random(p))
-
-    def _row(self, member: Member, fused: bool | None) -> _Row | None:
-        """What the compiled loop needs to know of a parameter; None if it does not step it."""
+    def _row(self, member: Member, compiling: bool) -> _Row:
+        """What steps a parameter, and what that needs to know of it."""
+        if compiling:  # what torch.compile traces keeps nothing
+            return self._make_row(member)
         param, p = member.param, member.p
         row = self._rows.get(id(param))
         if row is None or row.param is not param or row.whole is not member.whole or row.strides != p.stride():
             row = self._rows[id(param)] = self._make_row(member)
-        if row.problem and fused:
-            raise RuntimeError(
-                f"AdamMini(fused=True) cannot step parameter {self.name_of(param)!r} of shape {tuple(p.shape)} in one compiled loop"
-                f" because {row.problem}. Leave fused=None to use the loop only where it can be used."
-            )
-        return None if row.fields is None else row
+        return row
 
     def _make_row(self, member: Member) -> _Row:
         p, layout = member.p, member.layout
-        loop = _FUSED.get(p.device.type, cpu)
-        momentum_dtype = momentum_dtype_for(p, self.momentum_dtype)
-        fields = problem = None
-        if p.numel() == 0:
-            pass  # there is nothing to step
-        elif not isinstance(layout, BlockLayout):
-            problem = "other ranks hold parts of its blocks"
-        elif self._rounds_at_random(p):
-            problem = "its weights are rounded at random"
-        else:
-            problem = loop.why_not(p, momentum_dtype)
-            # While a graph is captured nothing may be compared: its warm-up has done so.
-            if problem is None and p.is_cuda and isinstance(momentum_dtype, torch.dtype) and not torch.cuda.is_current_stream_capturing():
-                problem = disagreement(p.device, p.dtype, momentum_dtype)
-            fields = None if problem else loop.fixed_fields(p, momentum_dtype, layout)
-        return _Row(member.param, member.whole, p.stride(), loop, fields, problem)
+        codec, place = self._format.codec(member.param, member.whole), None
+        if self._stochastic_rounding and p.dtype == torch.bfloat16:
+            place = Place.whole(member.number, p.shape) if member.place is None else member.place
+        kind, compiling = p.device.type, torch.compiler.is_compiling()
+        fast, slow, plan, problem = None, -1, None, f"there is none for {kind}"
+        for i, backend in enumerate(self._backends):
+            if backend.device is None or (backend.device == kind and not compiling):
+                why = backend.why_not(p, codec, layout, place) if backend.slots >= _SLOTS else "its state has more than that knows"
+                if backend.device is None:
+                    if why is None:
+                        slow = i
+                        break
+                elif why is None and fast is None:
+                    fast, plan = i, backend.plan(p, codec, layout, place)
+                elif fast is None:
+                    problem = why
+        if fast is not None or p.numel() == 0 or p.is_meta:  # of which there is nothing to step
+            problem = None
+        return _Row(member.param, member.whole, p.stride(), codec, place, fast, plan, problem, slow)
+
+    def _tell(self, reason: str, params: Sequence[Tensor]) -> None:
+        if reason in self._told:
+            return
+        self._told.add(reason)
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return  # the first rank tells
+        more = f" and {len(params) - 1} more" if len(params) > 1 else ""
+        times = ", about five times as long" if params[0].is_cpu else ""
+        warnings.warn(
+            f"AdamMini steps parameter {self._name_of(params[0])!r}{more} slowly{times}, because {reason}", AdamMiniWarning, stacklevel=2
+        )
 
 
 class _Row(NamedTuple):
-    """What the compiled loop needs to know of a parameter, and what it was made from."""
+    """What steps a parameter, and what that was decided by.
+
+    Attributes:
+        param: The parameter.
+        whole: Its blocks.
+        strides: Of what is stepped.
+        codec: How its first moment is kept.
+        place: Where in the parameter that is, if its weights are rounded at random.
+        fast: The first backend that steps all parameters of the device at once, and can step this one.
+        plan: What that needs to know of it.
+        problem: Why there is none.
+        slow: The first of the other backends that can.
+    """
 
     param: Tensor
     whole: BlockLayout
     strides: tuple[int, ...]
-    loop: Any
-    fields: Any
+    codec: Codec
+    place: Place | None
+    fast: int | None
+    plan: Any
     problem: str | None
+    slow: int
 
 
-def step_readably(group: Mapping[str, Any], members: Sequence[Member], states: Sequence[Mapping[str, Tensor]]) -> None:
-    """Step members of one group by the arithmetic of ``functional.py``."""
-    beta1, beta2 = group["betas"]
-    adam_mini(
-        [member.p for member in members],
-        [member.grad for member in members],
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
-        [state["step"] for state in states],
-        [member.layout for member in members],
-        lr=group["lr"],
-        beta1=beta1,
-        beta2=beta2,
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        decoupled_weight_decay=group["decoupled_weight_decay"],
-        maximize=group["maximize"],
-        foreach=group["foreach"],
-        capturable=group["capturable"],
+def _not_fused(member: Member, problem: str, name: str) -> str:
+    return (
+        f"AdamMini(fused=True) cannot step parameter {name!r} of shape {tuple(member.p.shape)} in one compiled loop"
+        f" because {problem}. Leave fused=None to use the loop only where it can be used."
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_adam_mini import AdamMini, partition_model
 from lightning_adam_mini.analysis import count_memory
-from lightning_adam_mini.analysis.memory import PARTITIONS, momentum_bytes
+from lightning_adam_mini.analysis.memory import PARTITIONS
 from lightning_adam_mini.optim import state_bytes
 
 
@@ -136,9 +136,15 @@ def test_adam_mini_with_another_momentum_dtype(make, dtype, momentum_dtype):
     assert memory.state("AdamMini", "adam_mini").total == state_bytes(optimizer)
 
 
-@pytest.mark.parametrize(("elements", "expected"), [(0, 0), (1, 4), (4095, 4 * 4095), (4096, 4096 + 64), (4097, 4097 + 68)])
-def test_8_bit_momentum_has_a_scale_for_each_256_elements_of_large_tensors(elements, expected):
-    assert momentum_bytes(elements, torch.float32, "8bit") == expected
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((0,), 0), ((1,), 4), ((4095,), 4 * 4095), ((4096,), 4096 + 4 * 16), ((4097,), 4097 + 4 * 17), ((50, 257), 50 * (257 + 8)),
+     ((500, 64), 500 * (64 + 4)), ((64, 32, 3, 3), 64 * (288 + 8)), ((8, 16, 128), 8 * 16 * (128 + 4)), ((2000, 3), 6000 + 4 * 24)],
+)  # fmt: skip
+def test_8_bit_momentum_has_a_scale_for_each_256_elements_of_the_rows_of_large_tensors(shape, expected):
+    model = nn.Module()
+    model.w = nn.Parameter(torch.empty(shape, device="meta"))
+    assert count_memory(model, ["adam"], momentum_dtype="8bit").state("AdamMini", "adam").momentum == expected
 
 
 def test_a_smaller_momentum_changes_adam_mini_alone():

@@ -79,8 +79,10 @@ def test_a_configuration_in_bfloat16_counts_so_unless_told_otherwise(capsys, tmp
 def test_momentum_dtype(capsys, momentum):
     _, out, _ = run(capsys, "timm:resnet18", "--format", "json", "--momentum-dtype", momentum)
     row = optimizers(out)["AdamMini", "adam_mini"]
-    sizes = [p.numel() for p in timm.create_model("resnet18").parameters()]
-    narrow = sum(n + 4 * math.ceil(n / 256) if n >= 4096 else 4 * n for n in sizes)
+    parameters = list(timm.create_model("resnet18").parameters())
+    sizes = [p.numel() for p in parameters]
+    rows = [(len(p), p.numel() // len(p)) for p in parameters]
+    narrow = sum(n * m + 4 * n * math.ceil(m / 256) if n * m >= 4096 else 4 * n * m for n, m in rows)
     assert row["momentum_bytes"] == {"float32": 4 * sum(sizes), "bfloat16": 2 * sum(sizes), "8bit": narrow}[momentum]
     assert (row["momentum_dtype"], optimizers(out)["AdamW", None]["momentum_dtype"]) == (momentum, None)
 

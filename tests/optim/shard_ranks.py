@@ -22,6 +22,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_adam_mini import AdamMini, BlockLayout, find_flat_shards
+from tests.optim import shard_codes
 
 LR, BETAS, EPS, STEPS = 1e-2, (0.9, 0.99), 1e-8, 8
 # Each parameter with its blocks twice: as a layout, and as the number of each element's block, written out.
@@ -250,10 +251,6 @@ def check_errors(world):
         broken["state"][1] = {**broken["state"][1], "exp_avg_sq": torch.zeros(3)}
     with pytest.raises(ValueError, match="'heads'"):
         optimizer.load_state_dict(broken)
-    with pytest.raises(ValueError, match="'rows' is sharded, .* momentum_dtype='8bit'"):
-        make(model, momentum_dtype="8bit")
-    with pytest.raises(ValueError, match="'rows' is sharded, .* stochastic_rounding"):
-        make(model, stochastic_rounding=True)
     with pytest.raises(ValueError, match="'whole' is sharded"):
         optimizer.set_layouts({"whole": BlockLayout.each_line((5, 9))})
     other = AdamMini(named(model), layouts={**LAYOUTS, "columns": BlockLayout.each_line((9, 7))})
@@ -356,7 +353,7 @@ def _fsdp1(module):
     return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
 
 
-CHECKS = (check_numbers, check_communication, check_state, check_errors, check_loose_ends, check_fsdp1)
+CHECKS = (check_numbers, check_communication, check_state, check_errors, check_loose_ends, check_fsdp1, *shard_codes.CHECKS)
 
 
 def run_checks(world):

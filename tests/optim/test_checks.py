@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_adam_mini import AdamMini, BlockLayout
-from lightning_adam_mini.optim.quantized import SCALE
+
 
 SHAPE = (64, 100)
 LAYOUTS = {
@@ -160,6 +160,6 @@ def test_the_remedy_that_is_named_works(path, to):
 
 def test_scales_of_8_bits_are_checked():
     p, _, optimizer = make(momentum_dtype="8bit")
-    optimizer.state[p][SCALE] = optimizer.state[p][SCALE][:3].clone()
-    with pytest.raises(RuntimeError, match="'p'.*no scales"):
+    optimizer.state[p]["exp_avg_scale"] = optimizer.state[p]["exp_avg_scale"][:3].clone()
+    with pytest.raises(RuntimeError, match="'p'.*scales of the first moment"):
         optimizer.step()

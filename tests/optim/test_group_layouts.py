@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from lightning_adam_mini import AdamMini, AdamMiniWarning, BlockLayout, convert_optimizer_, partition_model
-from lightning_adam_mini.optim.quantized import SCALE
+
 
 
 def params(n=4, rows=5):
@@ -197,7 +197,7 @@ def test_rows_of_blocks_go_with_their_rows(momentum_dtype):
     assert torch.equal(optimizer.second_moments()["p"], before[keep])
     assert torch.equal(optimizer.block_learning_rates()["p"], rates[keep])
     assert optimizer.layouts == {"p": BlockLayout.each_line((50, 60))}
-    assert (SCALE in optimizer.state[new]) is False, "below 4,096 elements 8 bits are not used"
+    assert ("exp_avg_scale" in optimizer.state[new]) is False, "below 4,096 elements 8 bits are not used"
     give_gradients([new], 1)
     optimizer.step()
     copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())

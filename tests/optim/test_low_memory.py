@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_adam_mini import AdamMini, BlockLayout, partition_model, to_adamw_state_dict
 from lightning_adam_mini.optim import state_bytes
-from lightning_adam_mini.optim.cpu import build
+from lightning_adam_mini.optim.backends.cpp import build
 from lightning_adam_mini.optim.quantized import convert_momentum, dequantize, num_scales, quantize
 
 SHAPE = (101, 150)  # runs of 256 do not fit into its rows, nor into itself

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
-from lightning_adam_mini.optim.conversion import how_to_regroup, regroup
+from lightning_adam_mini.optim.codecs import Codec, MomentumDtype, codec_for, row_of
+from lightning_adam_mini.optim.regroup import how_to_regroup, regroup
+from lightning_adam_mini.optim.rounding import Place
 from lightning_adam_mini.optim.shards.dtensor import (
     blocks_to_dtensor,
     dtensor_part,
@@ -23,7 +25,8 @@ from lightning_adam_mini.optim.shards.dtensor import (
 from lightning_adam_mini.optim.shards.flat import FlatShard, flat_part, is_flat_parameter, is_flattened
 from lightning_adam_mini.optim.shards.part import CutBlocks, Part
 from lightning_adam_mini.optim.shards.reduce import CutSums, add_up, agree, gather_blocks
-from lightning_adam_mini.optim.stepper import Member
+from lightning_adam_mini.optim.state import Kind, slots_of
+from lightning_adam_mini.optim.work import Member, Work
 
 
 class Shards:
@@ -65,15 +68,14 @@ class Shards:
             )
         return shape
 
-    def update(self, parameters: Iterable[tuple[str, Tensor, BlockLayout]], rounds: bool) -> None:
+    def update(self, parameters: Iterable[tuple[str, Tensor, BlockLayout]]) -> None:
         """Find out what this rank holds of which parameter. Does not communicate.
 
         Args:
             parameters: Name, parameter and blocks of all parameters, in the order of their groups.
-            rounds: Whether first moments are kept in 8 bits or weights rounded at random.
 
         Raises:
-            ValueError: If a parameter is sharded in a way that its blocks or the rounding cannot follow. Nothing has changed then.
+            ValueError: If a parameter is sharded in a way that its blocks cannot follow. Nothing has changed then.
         """
         parts: dict[Tensor, Part] = {}
         flattened_whole: dict[Tensor, BlockLayout] = {}
@@ -84,17 +86,27 @@ class Shards:
                 parts[p] = dtensor_part(p, layout, name)
             elif is_flattened(p):
                 flattened_whole[p] = layout
-            if p in parts and rounds:
-                raise ValueError(
-                    f"Parameter {name!r} is sharded, and AdamMini takes neither momentum_dtype='8bit' nor stochastic_rounding=True there,"
-                    " because what they round would depend on the number of ranks. Use momentum_dtype=torch.bfloat16, or leave them out."
-                )
         self.parts, self.flattened_whole, self._sums = parts, flattened_whole, None
 
     def kept_shape(self, p: Tensor) -> tuple[int, ...] | None:
         """Shape of what this rank keeps of a sharded parameter's second moment; None if the parameter is whole here."""
         part = self.parts.get(p) if self.parts else None
         return None if part is None else part.window.block_shape
+
+    def codec(self, p: Tensor, wanted: MomentumDtype | None) -> Codec:
+        """How what this rank holds of a sharded parameter's first moment is kept: codes have runs that end where the shard does.
+
+        Args:
+            p: The parameter.
+            wanted: What the optimizer was asked for.
+        """
+        part, shard = self.parts[p], self.flat.get(p)
+        shape = part.layout.shape if shard is None else shard.shape
+        if len(part.pieces) == 1 and (shard is None or not part.layout.is_per_parameter):
+            return codec_for(shape, p.dtype, wanted, part.pieces[0].sizes)
+        assert shard is not None  # a DTensor is one rectangle
+        row = row_of(shape)
+        return codec_for(shape, p.dtype, wanted, (shard.end - shard.begin,), row, -shard.begin % row if row else 0)
 
     @property
     def groups(self) -> list[Any]:
@@ -103,7 +115,7 @@ class Shards:
 
     # ---- the step -----------------------------------------------------------------------------------------------------
 
-    def localize(self, work: Sequence[tuple[dict[str, Any], list[Member]]]) -> list[tuple[dict[str, Any], list[Member]]]:
+    def localize(self, work: Work) -> Work:
         """What is to be stepped here. Every rank has to call it in every step, because it adds up over ranks.
 
         Args:
@@ -124,7 +136,8 @@ class Shards:
                     p, grad = local(member.p), local_gradient(member.p, member.grad) if is_dtensor(member.p) else member.grad
                     if not part.is_uncut and not part.layout.is_per_parameter:
                         squared[part] = self._effective(group, p, grad)
-                    here.append(member._replace(p=part.shaped(p), grad=part.shaped(grad), layout=part.window))
+                    place = self._place(member.param, member.number)
+                    here.append(member._replace(p=part.shaped(p), grad=part.shaped(grad), layout=part.window, place=place))
             held.append((group, here))
         means = self._cut_sums().means(squared)
         blocks = {p: CutBlocks(part, means[part]) for p, part in self.parts.items() if part in squared}
@@ -140,19 +153,23 @@ class Shards:
             return grad
         return torch.add(-grad if group["maximize"] else grad, p, alpha=group["weight_decay"])
 
+    def _place(self, p: Tensor, number: int) -> Place:
+        """Where in the parameter it is what this rank holds of it."""
+        part, shard = self.parts[p], self.flat.get(p)
+        if len(part.pieces) == 1 and (shard is None or not part.layout.is_per_parameter):
+            offsets = (corner + offset for corner, offset in zip(part.corner, part.pieces[0].offsets, strict=True))
+            return Place(number, part.layout.shape, tuple(offsets), part.pieces[0].sizes)
+        assert shard is not None
+        return Place(number, shard.shape, (), (shard.end - shard.begin,), shard.begin, shard.order)
+
     def _cut_sums(self) -> CutSums:
         if self._sums is None:
             cut = {p: part for p, part in self.parts.items() if not part.is_uncut and not part.layout.is_per_parameter}
             self._sums = CutSums(list(cut.values()), [local(p) for p in cut])
         return self._sums
 
-    def local_state(self, p: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Views of a sharded parameter's state in the shape of what :meth:`localize` gave."""
-        part = self.parts[p]
-        return {**state, "exp_avg": part.shaped(local(state["exp_avg"]))}
-
-    def zero_second_moment(self, p: Tensor) -> Tensor:
-        """The second moments of the blocks that this rank holds some of, all zero."""
+    def _zero_blocks(self, p: Tensor) -> Tensor:
+        """Second moments of the blocks that this rank holds some of, all zero."""
         part = self.parts[p]
         return torch.zeros(part.window.block_shape, dtype=second_moment_dtype(p.dtype), device=local(p).device)
 
@@ -165,7 +182,7 @@ class Shards:
             second_moments: What this rank keeps, by parameter; zeros are taken where it keeps nothing.
         """
         ours = list(self.parts)
-        values = [second_moments[p] if p in second_moments else self.zero_second_moment(p) for p in ours]
+        values = [second_moments[p] if p in second_moments else self._zero_blocks(p) for p in ours]
         gathered = gather_blocks(list(self.parts.values()), values, everywhere=True)
         return {p: self._in_shape(p, blocks) for p, blocks in zip(ours, gathered, strict=True)}
 
@@ -190,10 +207,6 @@ class Shards:
             torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX, group=group)
         return {p: step for p, step in zip(ours, count.cpu(), strict=True) if step > 0}
 
-    def device_of(self, p: Tensor) -> torch.device:
-        """Where this rank keeps a parameter."""
-        return local(p).device
-
     def to_portable(self, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
         """Turn the state of sharded parameters into a form for all strategies and any number of ranks. Every rank has to call it.
 
@@ -201,23 +214,30 @@ class Shards:
         element, of one dtype.
 
         Args:
-            state: The state of each parameter that has one; its entries are replaced.
+            state: The state of each parameter that has one, without codes; its entries are replaced.
         """
         ours = [p for p in self.parts if p not in self.flat]
-        parts = [self.parts[p] for p in ours]
-        kept = [state[p]["exp_avg_sq"] if p in state else self.zero_second_moment(p) for p in ours]
-        right = gather_blocks(parts, kept, everywhere=False)
-        for p, part, blocks in zip(ours, parts, right, strict=True):
-            if p in state:
-                state[p] = {**state[p], "exp_avg_sq": blocks_to_dtensor(p, part, blocks)}
+        for slot in slots_of(Kind.BLOCK):
+            kept = [state[p][slot.name] if p in state else self._zero_blocks(p) for p in ours]
+            right = gather_blocks([self.parts[p] for p in ours], kept, everywhere=False)
+            for p, blocks in zip(ours, right, strict=True):
+                if p in state:
+                    state[p] = {**state[p], slot.name: blocks_to_dtensor(p, self.parts[p], blocks)}
         for p in [*self.flat, *self.flattened_whole]:
             if p in state:
-                second_moment = state[p]["exp_avg_sq"]
-                if p in self.flattened_whole:
-                    dense = self.flattened_whole[p].spread(second_moment).expand(p.shape).clone()
-                else:
-                    dense = second_moment.clone() if self.parts[p].layout.is_per_parameter else self.parts[p].flat(second_moment)
-                state[p] = {**state[p], "exp_avg": state[p]["exp_avg"].to(dense.dtype), "exp_avg_sq": dense}
+                state[p] = {**state[p], **self._dense(p, state[p])}
+
+    def _dense(self, p: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The moments of a parameter that FSDP1 has flattened, per element and of one dtype."""
+        dense: dict[str, Tensor] = {}
+        for slot in slots_of(Kind.BLOCK):
+            blocks = state[slot.name]
+            if p in self.flattened_whole:
+                dense[slot.name] = self.flattened_whole[p].spread(blocks).expand(p.shape).clone()
+            else:
+                dense[slot.name] = blocks.clone() if self.parts[p].layout.is_per_parameter else self.parts[p].flat(blocks)
+        dtype = next(iter(dense.values())).dtype
+        return {**dense, **{slot.name: state[slot.name].to(dtype) for slot in slots_of(Kind.ELEMENT)}}
 
     # ---- loading ------------------------------------------------------------------------------------------------------
 
@@ -225,7 +245,13 @@ class Shards:
         """A problem that some rank has, on all of them; so that none waits for one that has raised."""
         return agree(problem, self.groups)
 
-    def adopt_momentum(self, p: Tensor, values: Tensor) -> Tensor:
+    def like(self, p: Tensor, values: Tensor) -> Tensor:
+        """A moment in the shape that the step sees, laid out like its parameter."""
+        here = torch.empty_like(local(p), dtype=values.dtype)
+        (self.parts[p].shaped(here) if p in self.parts else here).copy_(values)
+        return with_local(p, here) if is_dtensor(p) else here
+
+    def adopt_elements(self, p: Tensor, values: Tensor) -> Tensor:
         """A loaded first moment, laid out like the parameter."""
         if not is_dtensor(p):
             return values
@@ -235,7 +261,7 @@ class Shards:
             return values
         return with_local(p, torch.empty_like(like, dtype=here.dtype).copy_(here))
 
-    def adopt_second_moment(self, p: Tensor, values: Tensor | None, saved: BlockLayout, present: BlockLayout) -> Tensor:
+    def adopt_blocks(self, p: Tensor, values: Tensor | None, saved: BlockLayout, present: BlockLayout) -> Tensor:
         """A loaded second moment, as this rank keeps it. Every rank has to call it with the same blocks.
 
         Args:
@@ -252,7 +278,7 @@ class Shards:
             assert values is not None
             blocks = whole(values) if saved != present or not is_dtensor(values) else None
             if blocks is None:
-                like = blocks_to_dtensor(p, part, self.zero_second_moment(p))
+                like = blocks_to_dtensor(p, part, self._zero_blocks(p))
                 same = values.redistribute(like.device_mesh, like.placements)  # type: ignore[attr-defined]
                 return local(same).clone()
             return regroup(blocks, saved, present)[part.block_slices()].contiguous()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.optim.backends.protocol import Task
+from lightning_adam_mini.optim.backends.triton import step as triton
+from lightning_adam_mini.optim.backends.triton.plan import make_plan
+from lightning_adam_mini.optim.codecs import Plain
 from lightning_adam_mini.optim.functional import adam_mini
-from lightning_adam_mini.optim.triton import step as triton
 
 _LAYOUTS = (
     BlockLayout.each_line((48, 130)),
@@ -34,16 +35,12 @@ def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch
         device: Where.
         dtype: Dtype of parameters.
         momentum_dtype: Dtype of their first moments.
-
-    Warns:
-        AdamMiniWarning: If they are not to be used.
     """
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             _compare(device, dtype, momentum_dtype)
     except Exception as error:  # whatever a compiler, a driver or a comparison may raise
         reason = f"the Triton kernels failed their check on {device}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        warnings.warn(f"AdamMini steps tensor by tensor or by foreach because {reason}", AdamMiniWarning, stacklevel=2)
         return reason
     return None
 
@@ -51,11 +48,15 @@ def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch
 def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     ours, theirs = (_tensors(device, dtype, momentum_dtype) for _ in range(2))
-    work = [(p, state, triton.fixed_fields(p, momentum_dtype, layout)) for (p, state), layout in zip(ours, _LAYOUTS, strict=True)]
+    plans = [make_plan(layout, p.stride(), p.device, triton.SIZES) for (p, _), layout in zip(ours, _LAYOUTS, strict=True)]
     group, tables = {**_OPTIONS, "betas": _BETAS}, {}
     for _ in range(2):
         grads = [torch.randn(layout.shape).to(device, dtype) for layout in _LAYOUTS]
-        triton.step([(group, [(p, grad, state, plan) for (p, state, plan), grad in zip(work, grads, strict=True)])], tables)
+        tasks = [
+            Task(p, grad, state, layout, Plain(layout.shape, momentum_dtype), None, plan)
+            for (p, state), grad, layout, plan in zip(ours, grads, _LAYOUTS, plans, strict=True)
+        ]
+        triton.step([(group, tasks)], tables)
         adam_mini(
             [p for p, _ in theirs],
             grads,

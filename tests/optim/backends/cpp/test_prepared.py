@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_adam_mini import AdamMini, BlockLayout
-from lightning_adam_mini.optim.cpu.build import load_kernel
+from lightning_adam_mini.optim.backends.cpp.build import load_kernel
 
 pytestmark = pytest.mark.skipif(isinstance(load_kernel(), str), reason=f"no compiled loop: {load_kernel()}")
 

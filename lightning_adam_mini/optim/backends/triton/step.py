@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
 from functools import lru_cache
@@ -14,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
-from lightning_adam_mini.optim.quantized import MomentumDtype
-from lightning_adam_mini.optim.segments import memory_order, put_in_order, same_memory
-from lightning_adam_mini.optim.triton.plan import Plan, Sizes, make_plan
+from lightning_adam_mini.layout import second_moment_dtype
+from lightning_adam_mini.optim.backends.protocol import Task
+from lightning_adam_mini.optim.backends.triton.plan import Plan, Sizes
+from lightning_adam_mini.optim.segments import put_in_order, same_memory
 
 SIZES = Sizes()
-_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _NEVER = -1e4  # stands for the logarithm of 0
 
 
@@ -28,42 +27,16 @@ _NEVER = -1e4  # stands for the logarithm of 0
 def load_kernels() -> Any | str:
     """The module of the kernels, or why there is none. Triton comes with torch where it has a GPU, on Linux."""
     try:
-        return import_module("lightning_adam_mini.optim.triton.kernel")
+        return import_module("lightning_adam_mini.optim.backends.triton.kernel")
     except ImportError as error:
         return f"Triton cannot be imported ({error}): install triton"
 
 
-def why_not(p: Tensor, momentum_dtype: MomentumDtype) -> str | None:
-    """Why the kernels cannot step a parameter, or None if they can."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not (p.is_cuda or (interpreted and p.device.type == "cpu")) or type(p) not in (Tensor, torch.nn.Parameter):
-        return f"it is a {type(p).__name__} on {p.device}"
-    if p.dtype not in _DTYPES or momentum_dtype not in _DTYPES or (momentum_dtype == torch.float64) != (p.dtype == torch.float64):
-        return f"its dtype is {p.dtype} and its momentum's {momentum_dtype}"
-    if memory_order(tuple(p.shape), p.stride()) is None:
-        return "its elements overlap or have gaps between them"
-    kernels = load_kernels()
-    if isinstance(kernels, str):
-        return kernels
-    if p.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(p.device) < (7, 0):
-        return f"{torch.cuda.get_device_name(p.device)} is older than what Triton compiles for"
-    return None
-
-
-def fixed_fields(p: Tensor, momentum_dtype: MomentumDtype, layout: BlockLayout) -> Plan:
-    """What a parameter's programs do, which does not change from step to step."""
-    return make_plan(layout, p.stride(), p.device, SIZES)
-
-
-def step(
-    work: Sequence[tuple[Mapping[str, Any], Sequence[tuple[Tensor, Tensor, MutableMapping[str, Tensor], Plan]]]],
-    tables: MutableMapping[Any, Any],
-) -> None:
+def step(work: Sequence[tuple[Mapping[str, Any], Sequence[Task]]], tables: MutableMapping[Any, Any]) -> None:
     """Step all parameters in place. Nothing waits for the device.
 
     Args:
-        work: For each group its options, and for each of its parameters: the parameter, its gradient, its state, and what
-            :func:`fixed_fields` gave. Gradients may have any strides.
+        work: For each group its options, and its parameters with their plans. Gradients may have any strides.
         tables: What this function keeps from step to step; an empty dict at first.
     """
     batches: dict[Any, _Batch] = {}
@@ -84,7 +57,8 @@ def step(
                 bool(group["decoupled_weight_decay"]) + 2 * bool(group["maximize"]),
             )
         )
-        for p, grad, state, plan in members:
+        for task in members:
+            p, grad, state, plan = task.p, task.grad, task.state, task.plan
             put_in_order(p, state)
             strides = p.stride()
             if grad.dtype != p.dtype or (grad.stride() != strides and not same_memory(grad, p)):
@@ -165,7 +139,7 @@ class _Batch:
             self.options = self._send(torch.tensor(options, dtype=torch.float64))
             self.sent_options = array("d", options)
         n, sizes = len(self.plans), SIZES
-        p, m, compute = (getattr(tl, _DTYPES[dtype]) for dtype in (self.dtype, self.momentum_dtype, self.compute))
+        p, m, compute = (getattr(tl, DTYPES[dtype]) for dtype in (self.dtype, self.momentum_dtype, self.compute))
         lanes = kernels.PREPARE_LANES
         kernels.prepare[(-(-n // lanes),)](self.tasks, self.options, self.scalars, n, LANES=lanes, num_warps=2)
         for aligned in (True, False):

@@ -21,7 +21,7 @@ _SOURCE = Path(__file__).with_name("kernel.cpp")
 _FLAGS = ("-O3", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 _SECONDS = 120
 CACHE = "LIGHTNING_ADAM_MINI_CACHE"
-FIELDS = 16
+FIELDS = 20
 """Numbers that the kernel takes per tensor: its ``Task``."""
 OPTIONS = 7
 """Numbers that it takes per group: its ``Group``."""
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @lru_cache(maxsize=1)
 def load_kernel() -> ctypes.CDLL | str:
-    """The compiled kernel, or why there is none, which is told once in a warning. Raises nothing.
+    """The compiled kernel, or why there is none. Raises nothing.
 
     It is compiled for this machine's processor by ``$CXX``, ``c++``, ``g++`` or ``clang++``, and kept in ``$LIGHTNING_ADAM_MINI_CACHE`` or
     the user's cache folder. What lies there is run only if folder and file are this user's, nobody else may write to them, and the file is
@@ -41,13 +41,7 @@ def load_kernel() -> ctypes.CDLL | str:
         return _load()
     except Exception as error:
         output = str(getattr(error, "stderr", None) or "")
-        why = f"{error}" + (f"\n{output[:2000]}" if output else "")
-    warnings.warn(
-        f"AdamMini steps slowly on the CPU, about five times as long, because its compiled loop cannot be used: {why}",
-        AdamMiniWarning,
-        stacklevel=2,
-    )
-    return why
+        return f"{error}" + (f"\n{output[:2000]}" if output else "")
 
 
 def _load() -> ctypes.CDLL:

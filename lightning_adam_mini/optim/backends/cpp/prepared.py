@@ -12,12 +12,10 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from lightning_adam_mini.optim.cpu.build import FIELDS, load_kernel
-from lightning_adam_mini.optim.cpu.step import Row, options_of
-from lightning_adam_mini.optim.quantized import SCALE
+from lightning_adam_mini.optim.backends.cpp.build import FIELDS
+from lightning_adam_mini.optim.backends.cpp.run import Row, options_of, run_kernel
 from lightning_adam_mini.optim.segments import is_held
 
 TensorGuards: Any = None
@@ -47,7 +45,7 @@ class Prepared:
     Args:
         groups: The optimizer's groups, each of whose parameters with a gradient the kernel has just stepped.
         state: The state of each parameter.
-        fields: For each of these parameters, in order, what ``fixed_fields`` gave.
+        fields: For each of these parameters, in order, what ``Cpp.plan`` gave.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]], fields: Sequence[Row]) -> None:
@@ -92,7 +90,7 @@ class Prepared:
                 [s["exp_avg"] for s in states],
                 [s["exp_avg_sq"] for s in states],
                 [s["step"] for s in states],
-                [s.get(SCALE) for s in states],
+                [s.get("exp_avg_scale") for s in states],
             ]
         except KeyError:
             return None
@@ -130,12 +128,7 @@ class Prepared:
         options = array("d")
         for group in groups:
             options.extend(options_of(group))
-        kernel = load_kernel()
-        assert not isinstance(kernel, str)
-        with torch.profiler.record_function("lightning_adam_mini::step"):
-            kernel.adam_mini_step(
-                self._tasks.buffer_info()[0], len(self._tasks) // FIELDS, options.buffer_info()[0], torch.get_num_threads()
-            )
+        run_kernel(self._tasks, options)
         return True
 
 

@@ -1,0 +1,34 @@
+"""The call of the compiled kernel."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+from lightning_adam_mini.optim.backends.cpp.build import FIELDS, load_kernel
+
+Row: TypeAlias = tuple[int, ...]
+"""The fields of a parameter's task that do not change from step to step."""
+
+
+def options_of(group: Mapping[str, Any]) -> tuple[float, ...]:
+    """The options of a group as the kernel takes them."""
+    beta1, beta2 = group["betas"]
+    values = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["decoupled_weight_decay"], group["maximize"])
+    return tuple(map(float, values))
+
+
+def run_kernel(tasks: array[int], groups: array[float]) -> None:
+    """Step tensors.
+
+    Args:
+        tasks: The fields of each tensor's task, one after the other.
+        groups: The options of each group.
+    """
+    kernel = load_kernel()
+    assert not isinstance(kernel, str)
+    with torch.profiler.record_function("lightning_adam_mini::step"):  # the profiler does not see what is past torch's dispatcher
+        kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // FIELDS, groups.buffer_info()[0], torch.get_num_threads())

@@ -1,0 +1,74 @@
+"""The step of all parameters on a GPU, by Triton kernels that first have to agree with the readable arithmetic there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.optim.backends.protocol import Backend, Task
+from lightning_adam_mini.optim.backends.triton import step as kernels
+from lightning_adam_mini.optim.backends.triton.check import disagreement
+from lightning_adam_mini.optim.backends.triton.plan import Plan, make_plan
+from lightning_adam_mini.optim.codecs import Codec, Plain
+from lightning_adam_mini.optim.functional import Blocks
+from lightning_adam_mini.optim.rounding import Place
+from lightning_adam_mini.optim.segments import memory_order
+
+
+class Triton(Backend):
+    """A few launches for all parameters.
+
+    Args:
+        device: Kind of device; on the CPU, Triton's interpreter runs the kernels (``TRITON_INTERPRET=1``).
+    """
+
+    def __init__(self, device: str = "cuda") -> None:
+        self.device = device
+        self.tables: dict[Any, Any] = {}
+
+    def counts_there(self, group: Mapping[str, Any]) -> bool:
+        """Nothing may wait for the device."""
+        return True
+
+    def why_not(self, p: Tensor, codec: Codec, layout: Blocks, place: Place | None) -> str | None:
+        """Why the kernels cannot step a parameter, or None if they can."""
+        if type(p) not in (Tensor, torch.nn.Parameter):
+            return f"it is a {type(p).__name__}"
+        if p.numel() == 0:
+            return "it is empty"
+        if not isinstance(layout, BlockLayout):
+            return "other ranks hold parts of its blocks"
+        if place is not None:
+            return "its weights are rounded at random"
+        if not isinstance(codec, Plain) or {p.dtype, codec.dtype} - kernels.DTYPES.keys():
+            return f"its dtype is {p.dtype} and its momentum's {codec.name}"
+        if (codec.dtype == torch.float64) != (p.dtype == torch.float64):
+            return f"its dtype is {p.dtype} and its momentum's {codec.name}"
+        if memory_order(tuple(p.shape), p.stride()) is None:
+            return "its elements overlap or have gaps between them"
+        module = kernels.load_kernels()
+        if isinstance(module, str):
+            return f"its compiled loop cannot be used: {module}"
+        if not p.is_cuda:
+            return None
+        if torch.version.hip is None and torch.cuda.get_device_capability(p.device) < (7, 0):
+            return f"{torch.cuda.get_device_name(p.device)} is older than what Triton compiles for"
+        # While a graph is captured nothing may be compared: its warm-up has done so.
+        return None if torch.cuda.is_current_stream_capturing() else disagreement(p.device, p.dtype, codec.dtype)
+
+    def plan(self, p: Tensor, codec: Codec, layout: Blocks, place: Place | None) -> Plan:
+        """What a parameter's programs do."""
+        assert isinstance(layout, BlockLayout)
+        return make_plan(layout, p.stride(), p.device, kernels.SIZES)
+
+    def step(self, work: Sequence[tuple[Mapping[str, Any], Sequence[Task]]]) -> None:
+        """Step all parameters. Nothing waits for the device."""
+        kernels.step(work, self.tables)
+
+    def forget(self) -> None:
+        """Drop the tables on the device."""
+        self.tables.clear()

@@ -1,0 +1,61 @@
+"""Second moments in other blocks: averaged into coarser ones, spread over finer ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout
+
+
+def regroup(second_moment: Tensor, saved: BlockLayout, present: BlockLayout) -> Tensor:
+    """A second moment in other blocks: the mean over blocks that grow, a copy in blocks that split.
+
+    Args:
+        second_moment: Of ``saved``'s ``block_shape``, or of the parameter's shape.
+        saved: The blocks that it has.
+        present: The blocks that it gets; finer or coarser.
+
+    Returns:
+        A tensor of ``present``'s ``block_shape``.
+
+    Example:
+        >>> rows, matrix = BlockLayout((2, 3), dims=(1,)), BlockLayout.whole((2, 3))
+        >>> regroup(torch.tensor([[1.0], [3.0]]), rows, matrix).tolist()
+        [[2.0]]
+    """
+    if second_moment.shape == saved.block_shape and saved != present:
+        second_moment = saved.spread(second_moment).expand(saved.shape)
+    return second_moment if second_moment.shape == present.block_shape else present.average(second_moment)
+
+
+def check_nested(name: str, old: BlockLayout, new: BlockLayout) -> None:
+    """Refuse to change blocks of a second moment for others that are neither finer nor coarser.
+
+    Raises:
+        ValueError: If they are neither. Names the parameter.
+    """
+    if how_to_regroup(old, new) == "mixed":
+        raise ValueError(
+            f"The second moment of parameter {name!r} has blocks ({old}) that are neither finer nor coarser than the new ones ({new})."
+            " Keep those that it was trained with, choose others that nest with them, or make a new optimizer."
+        )
+
+
+def how_to_regroup(saved: BlockLayout, present: BlockLayout) -> str | None:
+    """How second moments get from one layout to the other: None if they are the same, "averaged", "spread" or "mixed" (not at all)."""
+    if saved == present or saved.num_blocks == 0:
+        return None
+    if _is_finer(saved, present):
+        return None if _is_finer(present, saved) else "averaged"
+    return "spread" if _is_finer(present, saved) else "mixed"
+
+
+def _is_finer(fine: BlockLayout, coarse: BlockLayout) -> bool:
+    """Whether each block of ``fine`` lies within one block of ``coarse``."""
+    if fine.is_per_parameter or coarse.num_blocks == 1:
+        return True
+    ids = torch.arange(coarse.num_blocks, dtype=torch.float64).view(coarse.block_shape)
+    ids = coarse.spread(ids).expand(coarse.shape)
+    mean = fine.average(ids)
+    return bool((fine.spread(mean).expand(fine.shape) == ids).all())

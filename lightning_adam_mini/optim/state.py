@@ -1,0 +1,297 @@
+"""What an optimizer keeps per parameter, as a list of slots. All that makes, checks, saves, loads, converts or counts state loops over it.
+
+A slot has a value per element (the first moment), per block (the second moment), or is one number (the steps taken). What is per element
+is kept by a codec (``codecs.py``), which may take more than one tensor; what is per block has the layout's ``block_shape``. Of a sharded
+parameter, the state holds what this rank has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini.optim.codecs import SUFFIXES, Codec, Field, MomentumDtype, Plain, codec_for, codec_of
+from lightning_adam_mini.optim.regroup import regroup
+from lightning_adam_mini.optim.shards.dtensor import local
+
+if TYPE_CHECKING:
+    from lightning_adam_mini.optim.shards.sharded import Shards
+
+
+class Kind(Enum):
+    """What a slot has a value for."""
+
+    ELEMENT = "element"
+    BLOCK = "block"
+    NUMBER = "number"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One thing that is kept per parameter.
+
+    Attributes:
+        name: Its key in a parameter's state.
+        what: What users call it.
+        kind: What it has a value for.
+        dtype: Its dtype, from the parameter's; what is kept per element has the codec's.
+    """
+
+    name: str
+    what: str
+    kind: Kind
+    dtype: Callable[[torch.dtype], torch.dtype]
+
+
+STEP = Slot("step", "step count", Kind.NUMBER, lambda _: torch.float32)
+FIRST = Slot("exp_avg", "first moment", Kind.ELEMENT, lambda dtype: dtype)
+SECOND = Slot("exp_avg_sq", "second moment", Kind.BLOCK, second_moment_dtype)
+SLOTS = (STEP, FIRST, SECOND)
+
+
+def slots_of(kind: Kind) -> Iterator[Slot]:
+    """The slots of one kind."""
+    return (slot for slot in SLOTS if slot.kind is kind)
+
+
+class Moments(NamedTuple):
+    """What is kept of a parameter, without the step.
+
+    Attributes:
+        layout: The blocks that it was kept with.
+        kept: Tensors by name; None where nothing is kept.
+    """
+
+    layout: BlockLayout
+    kept: dict[str, Tensor] | None
+
+
+def moments_in(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All of a parameter's state that is per element or block, by name."""
+    names = [slot.name + suffix for slot in slots_of(Kind.ELEMENT) for suffix in SUFFIXES]
+    names += [slot.name for slot in slots_of(Kind.BLOCK)]
+    return {name: state[name] for name in names if name in state}
+
+
+def elements_in(state: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
+    """The tensors of a slot that is kept per element, by what its codec adds to its name."""
+    return {suffix: state[slot.name + suffix] for suffix in SUFFIXES if slot.name + suffix in state}
+
+
+def fields_of(codec: Codec, block_shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Field]:
+    """The tensors that are kept of a parameter, by name.
+
+    Args:
+        codec: How its first moment is kept.
+        block_shape: Shape of what is kept per block.
+        dtype: Dtype of the parameter.
+
+    Example:
+        >>> from lightning_adam_mini.optim.codecs import Plain
+        >>> {name: field.shape for name, field in fields_of(Plain((4, 6), torch.float32), (4, 1), torch.float32).items()}
+        {'step': (), 'exp_avg': (4, 6), 'exp_avg_sq': (4, 1)}
+    """
+    fields: dict[str, Field] = {}
+    for slot in SLOTS:
+        if slot.kind is Kind.ELEMENT:
+            fields.update((slot.name + suffix, field) for suffix, field in codec.fields.items())
+        else:
+            fields[slot.name] = Field(block_shape if slot.kind is Kind.BLOCK else (), slot.dtype(dtype))
+    return fields
+
+
+def fields_by_slot(layout: BlockLayout, dtype: torch.dtype, momentum_dtype: MomentumDtype | None) -> dict[str, list[Field]]:
+    """The tensors that are kept of a whole parameter, by the name of their slot: what its state will take.
+
+    Args:
+        layout: Its blocks.
+        dtype: Its dtype.
+        momentum_dtype: What first moments are kept in; None for the parameters' dtype.
+    """
+    fields = fields_of(codec_for(layout.shape, dtype, momentum_dtype), layout.block_shape, dtype)
+    suffixes = {slot.name: SUFFIXES if slot.kind is Kind.ELEMENT else ("",) for slot in SLOTS}
+    return {name: [fields[name + suffix] for suffix in some if name + suffix in fields] for name, some in suffixes.items()}
+
+
+def in_blocks(state: Mapping[str, Tensor], old: BlockLayout, new: BlockLayout) -> dict[str, Tensor]:
+    """What is per block of a parameter's state, in other blocks: tensors of their own, so that the memory of finer ones is free at once.
+
+    Args:
+        state: The state of a whole parameter.
+        old: The blocks that it has.
+        new: The blocks that it gets; finer or coarser.
+    """
+    kept = {slot.name: regroup(state[slot.name], old, new) for slot in slots_of(Kind.BLOCK)}
+    return {name: blocks.clone(memory_format=torch.contiguous_format) for name, blocks in kept.items()}
+
+
+class StateFormat:
+    """How an optimizer keeps the state of its parameters here.
+
+    Args:
+        momentum_dtype: What first moments are kept in; None for the parameters' dtype.
+        shards: What this rank holds of which parameter.
+    """
+
+    def __init__(self, momentum_dtype: MomentumDtype | None, shards: Shards) -> None:
+        self.momentum_dtype: MomentumDtype | None = momentum_dtype
+        self._shards = shards
+
+    def is_sharded(self, p: Tensor) -> bool:
+        """Whether this rank holds a part of a parameter."""
+        return bool(self._shards.parts) and p in self._shards.parts
+
+    def codec(self, p: Tensor, layout: BlockLayout) -> Codec:
+        """How the first moment of a parameter is kept here.
+
+        Args:
+            p: The parameter.
+            layout: Its blocks.
+        """
+        if self.is_sharded(p):
+            return self._shards.codec(p, self.momentum_dtype)
+        return codec_for(layout.shape, p.dtype, self.momentum_dtype)
+
+    def fields(self, p: Tensor, layout: BlockLayout) -> dict[str, Field]:
+        """The tensors that are kept of a parameter here, by name."""
+        codec, block_shape = self.codec(p, layout), self._shards.kept_shape(p)
+        fields = fields_of(codec, layout.block_shape if block_shape is None else block_shape, p.dtype)
+        if block_shape is not None:  # a flat range may be seen as a rectangle, but it is kept as it is
+            here = tuple(local(p).shape)
+            for slot in slots_of(Kind.ELEMENT):
+                field = fields[slot.name]
+                fields[slot.name] = Field(here if field.shape == codec.shape else field.shape, field.dtype)
+        return fields
+
+    def make(self, p: Tensor, layout: BlockLayout, count_there: bool) -> dict[str, Tensor]:
+        """The state of a parameter that has not been stepped: zeros.
+
+        Args:
+            p: The parameter.
+            layout: Its blocks.
+            count_there: Whether its steps are counted on its device; else on the CPU.
+        """
+        here, state = local(p), {}
+        for name, (shape, dtype) in self.fields(p, layout).items():
+            if name == STEP.name:
+                state[name] = torch.zeros((), dtype=dtype, device=here.device if count_there else "cpu")
+            elif shape == here.shape:  # with the parameter's strides and, if it floats, sharded as it is
+                like = p if name == FIRST.name and dtype.is_floating_point else here
+                state[name] = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
+            else:
+                state[name] = torch.zeros(shape, dtype=dtype, device=here.device)
+        return state
+
+    def local(self, p: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state as the step sees it: of a sharded parameter, views of the shape that :meth:`Shards.localize` gives it."""
+        part = self._shards.parts.get(p) if self._shards.parts else None
+        if part is None:
+            return state
+        here = local(p).shape
+        shaped = {slot.name: local(state[slot.name]) for slot in slots_of(Kind.ELEMENT)}
+        return {**state, **{name: part.shaped(t) if t.shape == here else t for name, t in shaped.items()}}
+
+    def recode(self, p: Tensor, layout: BlockLayout, state: MutableMapping[str, Any], before: Codec) -> None:
+        """Keep what is per element as this optimizer does.
+
+        Args:
+            p: The parameter.
+            layout: Its blocks.
+            state: Its state, whose tensors are replaced.
+            before: How it was kept.
+        """
+        if before != self.codec(p, layout):
+            seen = self.local(p, dict(state))
+            for slot in slots_of(Kind.ELEMENT):
+                kept = elements_in(seen, slot)
+                for suffix in kept:
+                    del state[slot.name + suffix]
+                state.update(self.keep(p, layout, slot, values_of(kept, before)))
+
+    def to_portable(self, state: MutableMapping[Tensor, dict[str, Any]], layouts: Mapping[Tensor, BlockLayout]) -> None:
+        """Turn the state of sharded parameters into a form for all strategies and any number of ranks. Every rank has to call it.
+
+        Codes, whose runs end where this rank's shards do, become floating point; loading makes the same codes of it again.
+
+        Args:
+            state: The state of each parameter that has one; its entries are replaced.
+            layouts: The blocks of each.
+        """
+        for p in [*self._shards.parts, *self._shards.flattened_whole]:
+            if p not in state:
+                continue
+            entry, seen, codec = dict(state[p]), self.local(p, state[p]), self.codec(p, layouts[p])
+            for slot in slots_of(Kind.ELEMENT):
+                kept = elements_in(seen, slot)
+                if not isinstance(codec, Plain):
+                    for suffix in kept:
+                        del entry[slot.name + suffix]
+                    entry[slot.name] = self._shards.like(p, values_of(kept, codec))
+            state[p] = entry
+        self._shards.to_portable(state)
+
+    def keep(self, p: Tensor, layout: BlockLayout, slot: Slot, values: Tensor) -> dict[str, Tensor]:
+        """The tensors that keep a moment.
+
+        Args:
+            p: The parameter.
+            layout: Its blocks.
+            slot: Which moment; one per element.
+            values: The moment, as the step sees it (:meth:`local`).
+        """
+        names = {slot.name + suffix for suffix in SUFFIXES}
+        made = {name: tensor for name, tensor in self.make(p, layout, False).items() if name in names}
+        self.codec(p, layout).encode_(values.to(local(p).device), elements_in(self.local(p, made), slot))
+        return made
+
+    def adopt(
+        self,
+        state: Mapping[Tensor, MutableMapping[str, Any]],
+        present: Sequence[tuple[str, Tensor, BlockLayout]],
+        loaded: Sequence[Moments],
+        count_there: Sequence[bool],
+    ) -> None:
+        """Put loaded moments into the state, in copies.
+
+        Every rank has to call it for all parameters, because the blocks of one may lie on several.
+
+        Args:
+            state: The state of each parameter.
+            present: Name, parameter and blocks of each parameter.
+            loaded: The moments of each; what is per element in any codec.
+            count_there: Of each, whether its steps are counted on its device.
+        """
+        for (_, p, layout), moments, there in zip(present, loaded, count_there, strict=True):
+            kept, part, blocks = moments.kept, self._shards.parts.get(p), {}
+            for slot in slots_of(Kind.BLOCK):
+                values = None if kept is None else kept[slot.name]
+                if part is not None:  # every rank, even one that holds nothing
+                    values = self._shards.adopt_blocks(p, values, moments.layout, layout)
+                elif values is not None:
+                    values = regroup(values, moments.layout, layout)
+                blocks[slot] = values
+            if kept is None or None in blocks.values():
+                continue
+            entry, device = state[p], local(p).device
+            for slot, values in blocks.items():
+                entry[slot.name] = values.to(device=device, dtype=slot.dtype(p.dtype), copy=True)
+            for slot in slots_of(Kind.ELEMENT):
+                saved = elements_in(kept, slot)
+                values = values_of(saved, codec_of(saved))
+                if part is not None:
+                    values = part.shaped(local(self._shards.adopt_elements(p, values)))
+                entry.update(self.keep(p, layout, slot, values))
+            for slot in slots_of(Kind.NUMBER):
+                number = torch.as_tensor(entry[slot.name])
+                entry[slot.name] = number.to(device if there else "cpu", slot.dtype(p.dtype), copy=True)
+
+
+def values_of(kept: Mapping[str, Tensor], codec: Codec) -> Tensor:
+    """A moment in floating point: as it is, or what its codes stand for."""
+    return kept[""] if isinstance(codec, Plain) else codec.decode(kept, torch.float32)

@@ -1,0 +1,282 @@
+"""What holds of the Triton kernels alone: on a GPU, or without one in Triton's interpreter. Their arithmetic is tested with the others'."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_adam_mini import AdamMini, AdamMiniWarning, BlockLayout
+from lightning_adam_mini.optim.backends.triton import check
+from lightning_adam_mini.optim.backends.triton import step as triton_step
+from lightning_adam_mini.optim.backends.triton.plan import Sizes, make_plan
+from tests.optim.backends.table import DEVICE, FEW, GPU, KINDS, TRITON, give, layouts_of, make_grads, make_params
+
+pytest.importorskip("triton", reason="Triton is not installed, so its kernels are not tested here")
+
+
+def many(times=1):
+    """Small tensors of all kinds, so many times each."""
+    kinds = {f"{i} {name}": KINDS[name] for i in range(times) for name in FEW if KINDS[name].numbers.max() < 10}
+    return make_params(kinds, device=DEVICE), kinds
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_the_tensors_of_the_table_have_all_kinds_of_programs():
+    sizes, seen = triton_step.SIZES, set()
+    for kind in KINDS.values():
+        p = make_params({"p": kind})["p"]
+        plan = make_plan(kind.layout, p.stride(), p.device, sizes)
+        seen |= {("tile", width) for width in plan.items[:, 0].tolist()} | {("piece", run) for run in plan.pieces[:, 0].tolist()}
+        if len(plan.pieces):
+            several = len(plan.entries) > len(plan.blocks)
+            seen |= {("numbers", plan.numbers is not None), ("order", plan.order is not None), ("several sums a block", several)}
+        seen.add(("divisible", plan.divisible))
+    both = ("piece", "numbers", "order", "several sums a block", "divisible")
+    assert seen == {("tile", width) for width in range(sizes.widths + 2)} | {(what, value) for what in both for value in (False, True)}
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_what_has_not_changed_is_not_sent_again(monkeypatch):
+    sent, send = [], triton_step._Batch._send
+    monkeypatch.setattr(triton_step._Batch, "_send", lambda self, table: sent.append(len(table)) or send(self, table))
+    params, kinds = many()
+    optimizer = TRITON.optimizer(params.items(), layouts_of(kinds))
+    give(params, make_grads(0, kinds))
+    counts = []
+    for lr in (1e-3, 1e-3, 1e-4):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        counts.append(len(sent))
+        sent.clear()
+    assert counts[0] > 3
+    assert counts[1:] == [0, 1], "the options alone"
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_three_times_as_many_tensors_are_no_more_launches(monkeypatch):
+    from lightning_adam_mini.optim.backends.triton import kernel
+
+    launched = []
+
+    class Counted:
+        def __init__(self, name):
+            self.name, self.kernel = name, getattr(kernel, name)
+
+        def __getitem__(self, grid):
+            launched.append(self.name)
+            return self.kernel[grid]
+
+    for name in ("prepare", "step_blocks", "step_pieces", "finish"):
+        monkeypatch.setattr(kernel, name, Counted(name))
+    counts = []
+    for times in (1, 3):
+        params, kinds = many(times)
+        optimizer = TRITON.optimizer(params.items(), layouts_of(kinds))
+        give(params, make_grads(0, kinds))
+        launched.clear()
+        optimizer.step()
+        counts.append(list(launched))
+    assert counts[0] == counts[1]
+    assert len(counts[0]) <= 8
+
+
+@pytest.mark.skipif(GPU, reason="traffic is counted in the interpreter")
+@pytest.mark.parametrize(
+    ("layout", "dtype", "momentum_dtype", "expected"),
+    [
+        (BlockLayout.each_line((8, 4096)), torch.float32, None, 20),
+        (BlockLayout.grouped((8, 4096), "q:8x1"), torch.float32, torch.bfloat16, 16),
+        (BlockLayout.each_line((8, 4096)), torch.bfloat16, None, 10),
+        (BlockLayout.per_parameter((8, 4096)), torch.float32, None, 28),
+        (BlockLayout.whole((17, 4096)), torch.float32, None, 24),
+        (BlockLayout.each_line((256, 256), axis=1), torch.float32, None, 24),
+        (BlockLayout.grouped((256, 256), "q:2x64|k:2x64", axis=1), torch.bfloat16, None, 12),
+    ],
+)
+def test_bytes_that_the_kernels_read_and_write_a_parameter(monkeypatch, layout, dtype, momentum_dtype, expected):
+    """The floor of the algorithm, and less than 2 % more for second moments, sums and tables."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    monkeypatch.setattr(triton_step, "SIZES", Sizes())
+    moved = []
+
+    def counted(name, pointers, mask):
+        inner = getattr(InterpreterBuilder, name)
+
+        def count(self, *args, **kwargs):
+            ptrs = args[pointers]
+            size = ptrs.get_element_ty().primitive_bitwidth // 8
+            moved.append(size * (ptrs.data.size if mask is None else int(args[mask].data.sum())))
+            return inner(self, *args, **kwargs)
+
+        monkeypatch.setattr(InterpreterBuilder, name, count)
+
+    # create_load and create_store call the masked ones.
+    counted("create_masked_load", 0, 1)
+    counted("create_masked_store", 0, 2)
+    p = nn.Parameter(torch.zeros(layout.shape, dtype=dtype))
+    p.grad = torch.ones_like(p)
+    TRITON.optimizer([("p", p)], {"p": layout}, momentum_dtype=momentum_dtype).step()
+    assert expected <= sum(moved) / torch.Size(layout.shape).numel() < 1.02 * expected
+
+
+COMPILE = """
+import re
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from lightning_adam_mini.optim.backends.triton import kernel
+from lightning_adam_mini.optim.backends.triton.plan import Sizes
+
+def compile(fn, pointers, warps, **constants):
+    names = fn.arg_names
+    signature = {name: pointers.get(name, "constexpr") for name in names}
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if pointers.get(name, "").startswith("*")}
+    source = ASTSource(fn, signature, {(names.index(name),): value for name, value in constants.items()}, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": warps}).asm["ptx"]
+
+sizes, types = Sizes(), dict(P=tl.bfloat16, M=tl.bfloat16, COMPUTE=tl.float32)
+tables = dict(tasks="*i64", scalars="*fp64")
+compile(kernel.prepare, dict(tables, groups="*fp64", n="i32"), 2, LANES=kernel.PREPARE_LANES)
+compile(kernel.finish, dict(tables, blocks="*i64", index="*i32", partials="*fp32"), 1, COMPUTE=tl.float32, LANES=kernel.FINISH_LANES)
+rest = dict(types, TILE=sizes.tile, ALIGNED=True)
+for ptx in (
+    compile(kernel.step_blocks, dict(tables, items="*i64"), 8, WIDTHS=sizes.widths, **rest),
+    compile(kernel.step_pieces, dict(tables, pieces="*i64", partials="*fp32"), 8, COLUMNS=sizes.columns, UPDATE=True, **rest),
+):
+    assert re.search(r"ld\\.global[\\w.:]*\\.v4\\.b32", ptx) and "st.global.v4.b32" in ptx, "16 bytes a thread"
+    assert not re.search(r"(ld|st)\\.global[\\w.:]*\\.b16", ptx), "nothing less of parameters"
+"""
+
+
+def test_kernels_compile_for_a_gpu_and_move_16_bytes_a_thread(tmp_path):
+    pytest.importorskip("triton.backends.nvidia")
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = tmp_path / "compile_kernels.py"
+    script.write_text(COMPILE)
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_triton_the_other_paths_take_over(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'triton'")
+
+    monkeypatch.setattr(triton_step, "import_module", missing)
+    triton_step.load_kernels.cache_clear()
+    try:
+        p = nn.Parameter(torch.ones(2, 3, device=DEVICE))
+        p.grad = torch.ones_like(p)
+        optimizer = TRITON.optimizer([("p", p)], {"p": BlockLayout.each_line((2, 3))}, fused=None)
+        with pytest.warns(AdamMiniWarning, match="'p'.*slowly.*because.*No module named 'triton'.*install triton"):
+            optimizer.step()
+        assert bool((p < 1).all())
+        with pytest.raises(RuntimeError, match="'p'.*No module named 'triton'.*install triton"):
+            TRITON.optimizer([("p", p)], {"p": BlockLayout.each_line((2, 3))}).step()
+    finally:
+        triton_step.load_kernels.cache_clear()
+
+
+# ---- the check before the kernels are used on a GPU
+
+
+@pytest.fixture
+def _unchecked():
+    check.disagreement.cache_clear()
+    yield
+    check.disagreement.cache_clear()
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(("dtype", "momentum_dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_the_check_passes(dtype, momentum_dtype):
+    state = torch.random.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check.disagreement(DEVICE, dtype, momentum_dtype) is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def _steps_wrongly(work, tables):
+    right(work, tables)
+    work[0][1][2].state["exp_avg_sq"].mul_(1.01)
+
+
+def _raises(work, tables):
+    raise RuntimeError("no such instruction\nand a long listing")
+
+
+right = triton_step.step
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(_steps_wrongly, "AssertionError: exp_avg_sq"), (_raises, "RuntimeError: no such instruction$")]
+)
+def test_kernels_that_fail_the_check_are_not_used(monkeypatch, broken, reason):
+    monkeypatch.setattr(triton_step, "step", broken)
+    assert re.search(
+        f"^the Triton kernels failed their check on {DEVICE}: {reason}", check.disagreement(DEVICE, torch.float32, torch.float32) or ""
+    )
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.usefixtures("_unchecked")
+def test_on_a_gpu_others_step_where_the_kernels_fail_their_check(monkeypatch):
+    p = nn.Parameter(torch.ones(8, 6, device=DEVICE))
+    p.grad = torch.ones_like(p)
+    monkeypatch.setattr(triton_step, "step", _raises)
+    optimizer = AdamMini([("p", p)], layouts={"p": BlockLayout.each_line((8, 6))})
+    with pytest.warns(AdamMiniWarning, match="'p'.*failed their check"):
+        optimizer.step()
+    assert bool((p < 1).all())
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.usefixtures("_unchecked")
+def test_on_a_gpu_the_kernels_are_chosen_where_they_agree(monkeypatch):
+    p = nn.Parameter(torch.ones(8, 6, device=DEVICE))
+    p.grad = torch.ones_like(p)
+    optimizer = AdamMini([("p", p)], layouts={"p": BlockLayout.each_line((8, 6))})
+    calls = []
+    monkeypatch.setattr(triton_step, "step", lambda work, tables: (calls.append(len(work)), right(work, tables)))
+    optimizer.step()
+    assert calls == [1, 1, 1]  # the check's two steps, and this one
+
+
+# ---- a GPU
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_a_step_waits_for_nothing_and_a_graph_can_hold_it():
+    params, kinds = many()
+    twins = {name: nn.Parameter(p.detach().clone()) for name, p in params.items()}
+    lr = torch.tensor(1e-2, device=DEVICE)
+    a, b = (AdamMini(some.items(), lr=lr, layouts=layouts_of(kinds)) for some in (params, twins))
+    for some in (params, twins):
+        give(some, make_grads(0, kinds))
+    a.step(), b.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        a.step(), b.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        a.step()
+    for _ in range(5):
+        for name, p in params.items():
+            p.grad.normal_()
+            twins[name].grad.copy_(p.grad)
+        graph.replay()
+        b.step()
+    for name, p in params.items():
+        torch.testing.assert_close(p, twins[name], rtol=0, atol=0)
