@@ -112,7 +112,9 @@ class StepChecks:
                 if not isinstance(kept, Tensor) or kept.numel() != 1:
                     raise RuntimeError(_damaged(p, self._name_of(p), f"counts its steps in {kept!r}, which is no tensor of one element"))
             elif not isinstance(kept, Tensor) or local(kept).shape != field.shape:
-                has = f"keeps its {_what(name)} in shape {tuple(local(kept).shape)}" if isinstance(kept, Tensor) else f"has no {_what(name)}"
+                has = f"has no {_what(name)}"
+                if isinstance(kept, Tensor):
+                    has = f"keeps its {_what(name)} in shape {tuple(local(kept).shape)}"
                 raise RuntimeError(_damaged(p, self._name_of(p), f"{has}, but shape {tuple(field.shape)} belongs to it"))
         for name, field in fields.items():
             if name != STEP.name and (state[name].dtype != field.dtype or state[name].device != p.device):

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_adam_mini import AdamMini, BlockLayout
 from lightning_adam_mini.optim.backends import BACKENDS
 from tests.optim.backends import exact
+from tests.optim.backends.beside import OPTIONS, Beside, assert_close, assert_near
 from tests.optim.backends.table import (
     CPP,
     FOREACH,
@@ -36,52 +37,6 @@ from tests.optim.backends.table import (
 from tests.optim.reference import ReferenceAdamMini
 
 pytestmark = pytest.mark.usefixtures("small_pieces")
-
-OPTIONS = dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, decoupled_weight_decay=True, maximize=False)
-
-
-def assert_close(got, expected, bound, what):
-    """Compare arrays, each element within its own bound."""
-    got, expected, bound = (np.broadcast_to(a, np.shape(expected)) for a in (got, expected, bound))
-    wrong = ~(np.abs(got - expected) <= bound)
-    if wrong.any():
-        at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        pytest.fail(f"{what}: {wrong.sum()} of {wrong.size} differ, as at {at}: {got[at]} and not {expected[at]}, within {bound[at]:.2e}")
-
-
-def assert_near(got, expected, what):
-    """Compare arrays after some steps in float32."""
-    assert_close(got, expected, 2e-6 + 2e-5 * np.abs(expected), what)
-
-
-class Beside:
-    """An optimizer's steps beside exact ones, each from where it was: what is added is no more than the rounding of one step."""
-
-    def __init__(self, way, kinds, dtype=torch.float32, momentum_dtype=None, **options):
-        self.way, self.kinds, self.options, self.t = way, kinds, {**OPTIONS, **options}, 0
-        self.params = make_params(kinds, dtype=dtype, device=way.device)
-        self.optimizer = way.optimizer(self.params.items(), layouts_of(kinds), momentum_dtype=momentum_dtype, **self.options)
-
-    def moments(self, name):
-        p = self.params[name]
-        state = self.optimizer.state[p]
-        if not state:
-            return exact.at_start(double(p), self.kinds[name].numbers)
-        assert state["exp_avg_sq"].shape == self.kinds[name].layout.block_shape
-        return exact.Moments(double(p), double(state["exp_avg"]), double(state["exp_avg_sq"]).ravel())
-
-    def step(self, grads):
-        give(self.params, grads)
-        before = {name: self.moments(name) for name in self.params}
-        self.optimizer.step()
-        self.way.check(self.optimizer)
-        self.t += 1
-        for name, p in self.params.items():
-            args = (before[name], double(p.grad), self.t, self.kinds[name].numbers, self.options)
-            bounds = exact.bounds(*args, p.dtype, self.optimizer.state[p]["exp_avg"].dtype, self.way.roundings)
-            for what, got, expected, bound in zip("pmv", self.moments(name), exact.one_step(*args), bounds, strict=True):
-                assert_close(got, expected, bound, f"{what} of {name!r} in step {self.t}")
-
 
 # ---- against Algorithm 1
 
@@ -138,7 +93,7 @@ def test_equals_algorithm_1_in_float64(way, decoupled, maximize, lr):
 def test_a_tensor_lr_of_one_element_may_change_in_place(way, shape):
     kinds = {name: KINDS[name] for name in ("rows", "columns", "elements")}
     lr = torch.full(shape, OPTIONS["lr"])
-    beside = Beside(way, kinds, lr=lr)
+    beside = Beside.make(way, kinds, lr=lr)
     for step in range(4 if way.quick else 2):
         lr.mul_(0.5)
         beside.step(make_grads(step, kinds))
@@ -146,7 +101,7 @@ def test_a_tensor_lr_of_one_element_may_change_in_place(way, shape):
 
 @ways()
 def test_float64_parameters_are_stepped_in_float64(way):
-    beside = Beside(way, way.kinds, torch.float64)
+    beside = Beside.make(way, way.kinds, torch.float64)
     for step in range(3):
         beside.step(make_grads(step, way.kinds, torch.float64))
     assert all(state["exp_avg_sq"].dtype == torch.float64 for state in beside.optimizer.state.values())
@@ -162,7 +117,7 @@ PAIRS = [(dtype, momentum_dtype) for dtype in NARROW for momentum_dtype in (None
 def test_half_precision_within_its_rounding(way, dtype, momentum_dtype, decoupled):
     names = ["rows", "heads", "columns", "elements"]
     kinds = {name: KINDS[name] for name in (names if not way.quick else [*names, "scalar", "whole", "alternate dimensions, channels last"])}
-    beside = Beside(way, kinds, dtype, momentum_dtype, decoupled_weight_decay=decoupled)
+    beside = Beside.make(way, kinds, dtype, momentum_dtype, decoupled_weight_decay=decoupled)
     for step in range(3 if way.quick else 2):
         beside.step(make_grads(step, kinds, dtype, powers=0.5))
     states = beside.optimizer.state.values()
@@ -211,7 +166,7 @@ def test_a_second_moment_for_each_element_is_torch(way, theirs, maximize):
 @pytest.mark.parametrize("options", [{}, {"decoupled_weight_decay": False, "maximize": True}], ids=["decoupled", "coupled-maximize"])
 def test_large_tensors_are_cut_into_pieces(way, options):
     kinds = large_kinds(*way.large)
-    beside = Beside(way, kinds, **options)
+    beside = Beside.make(way, kinds, **options)
     for step in range(2 if way.quick else 1):
         beside.step(make_grads(step, kinds))
 
@@ -421,7 +376,7 @@ def test_gradients_of_other_strides_are_read_as_they_are(way, strides):
 def test_memory_in_another_order_from_some_step_on(way, what):
     """Momentum as from a checkpoint of a run without channels_last; or a model that is made channels_last between two steps."""
     names = ["heads", "elements", "alternate dimensions", "experts"]
-    beside = Beside(way, {name: KINDS[name] for name in (names if not way.quick else [*names, "output channels", "columns", "rows"])})
+    beside = Beside.make(way, {name: KINDS[name] for name in (names if not way.quick else [*names, "output channels", "columns", "rows"])})
     for step in range(5 if way.quick else 2):
         if step == (3 if way.quick else 1):
             for p in beside.params.values():
