@@ -1,4 +1,4 @@
-"""AdamMini: Adam with one second moment a block."""
+"""AdamMini: Adam with one second moment per block."""
 
 from __future__ import annotations
 
@@ -52,16 +52,18 @@ class AdamMini(Optimizer):
         weight_decay: Weight decay.
         decoupled_weight_decay: Whether weight decay shrinks the parameters (AdamW) or is added to the gradients (Adam).
         maximize: Whether to maximize the objective.
-        foreach: Whether to batch the work over tensors; None does so when all parameters are on a GPU.
+        foreach: Whether to batch the work over tensors; None does so on devices on which torch batches by default, as on GPUs.
         fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once a machine, or on a GPU by a few
             Triton kernels, which first have to agree with the readable arithmetic on a few small tensors there. None does so wherever that
             can be, unless ``foreach`` is given or no layout shares anything: then the optimizer equals torch's AdamW to the bit.
         capturable: Whether the steps taken are counted on the parameters' devices, so that a CUDA graph can hold :meth:`step`. Where the
             Triton kernels step, they are in any case.
         momentum_dtype: Dtype of the first moments; None for the parameters'. ``torch.bfloat16`` halves the state of float32 parameters.
-            ``"8bit"`` quarters it: a byte an element and a float32 scale for each 256; tensors of fewer than 4,096 elements keep theirs.
+            ``"8bit"`` quarters it: a byte per element and a float32 scale for each 256 elements of a row; tensors of fewer than 4,096
+            elements keep theirs.
         stochastic_rounding: Whether new bfloat16 weights are rounded at random, right on average, instead of to the nearest, which loses
-            small updates. The random bits follow from the step and the element: runs repeat and resume exactly. Other dtypes are as ever.
+            small updates. The random bits follow from the step, the parameter and the element's place in it, however it is sharded: runs
+            repeat and resume exactly. Other dtypes are as ever.
         layouts: Blocks by parameter name. A parameter without a layout keeps one second moment an element, with a warning if others
             have one. Names may be of parameters that are not given yet: :meth:`add_param_group` finds them.
         named_parameters: ``(name, parameter)`` pairs that give names to parameters passed without, now or to :meth:`add_param_group`.

@@ -63,6 +63,7 @@ class Prepared:
         self._guards: Any = None
         columns = self._columns(groups, state)
         if columns is not None and TensorGuards is not None and all(map(_same_memory, columns[0], columns[1])):
+            self._scaled = sum(t is not None for t in columns[5])
             tensors = [t for column in columns for t in column if t is not None]
             self._guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
@@ -111,7 +112,7 @@ class Prepared:
         if columns is None:
             return False
         scales = [t for t in columns[5] if t is not None]
-        if not self._guards.check(*columns[0], *columns[1], *columns[2], *columns[3], *columns[4], *scales):
+        if len(scales) != self._scaled or not self._guards.check(*columns[0], *columns[1], *columns[2], *columns[3], *columns[4], *scales):
             return False
         addresses = [array("q", map(Tensor.data_ptr, column)) for column in columns[:5]]
         addresses.append(
