@@ -171,7 +171,7 @@ class Stepper:
         fast, slow, plan, problem = None, -1, None, f"there is none for {kind}"
         for i, backend in enumerate(self._backends):
             if backend.device is None or (backend.device == kind and not compiling):
-                why = backend.why_not(p, codec, layout, place) if backend.slots >= _SLOTS else "its state has more than the compiled loop knows"
+                why = backend.why_not(p, codec, layout, place) if backend.slots >= _SLOTS else "its state has more slots"
                 if backend.device is None:
                     if why is None:
                         slow = i

@@ -17,7 +17,7 @@ from lightning_adam_mini.optim.backends.protocol import Backend, Task
 from lightning_adam_mini.optim.codecs import Codec, EightBit, leading_dims, row_of
 from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.rounding import Place
-from lightning_adam_mini.optim.segments import EACH, ROWS, SEGMENTS, find_segments, memory_order, order_in_rows, put_in_order, same_memory
+from lightning_adam_mini.optim.segments import EACH, find_segments, memory_order, order_in_rows, put_in_order, same_memory
 
 _CPU = torch.device("cpu")
 _CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "8bit": 4}
@@ -68,13 +68,9 @@ class Cpp(Backend):
         row = row_of(p.shape)
         order = order_in_rows(tuple(p.shape), p.stride(), leading_dims(p.shape)) if in_rows else None
         tables = (0 if t is None else t.data_ptr() for t in (segments.segment, segments.column, segments.size, order))  # kept by caches
-        kind = segments.kind
-        # Blocks that end within a run of codes: they are summed first, as other segments are.
-        if isinstance(codec, EightBit) and kind == ROWS and segments.length % row:
-            kind = SEGMENTS
         return (
             *tables,
-            kind,
+            segments.kind,
             p.numel(),
             segments.length,
             layout.num_blocks,

@@ -87,10 +87,11 @@ C sum_of_8(const C* x) {
 // The scalars of one tensor's step. C is the type that it is computed in: float, or double for double parameters.
 template <class C>
 struct Step {
-    C weight1, decay, coupled, sign, lr, root2, eps, beta2, rest2;
+    C beta1, rest1, decay, coupled, sign, lr, root2, eps, beta2, rest2;
 
     Step(const Group& g, double step) {
-        weight1 = C(1 - g.beta1);
+        beta1 = C(g.beta1);
+        rest1 = C(1 - g.beta1);
         decay = C(g.decoupled != 0 ? 1 - g.lr * g.weight_decay : 1);
         coupled = C(g.decoupled != 0 ? 0 : g.weight_decay);
         sign = C(g.maximize != 0 ? -1 : 1);
@@ -408,7 +409,7 @@ struct Tensors {
         const Step<C> of = step;
         P* __restrict p = param + begin;
         const P* __restrict g = grad + begin;
-        constexpr int64_t line = 64 / int64_t(sizeof(P)), strip = 16 * line;
+        constexpr int64_t line = 64 / int64_t(sizeof(P)), strip = 8 * line;
         uint32_t added[at_random ? strip : 1];
         for (int64_t from = 0, n = end - begin; from < n; from += strip) {
             const int64_t to = std::min(n, from + strip);
@@ -420,7 +421,7 @@ struct Tensors {
                 const C x = C(p[i]);
                 const C gradient = of.gradient(C(g[i]), x);
                 const C old = moments.load(i);
-                const C now = old + of.weight1 * (gradient - old);
+                const C now = of.beta1 * old + of.rest1 * gradient;  // nothing cancels, as old + rest1 * (gradient - old) does for a small beta1
                 const C next = x * of.decay - size(i, gradient) * now;
                 moments.keep(i, now);
                 if constexpr (at_random) p[i].set(next, added[i - from]);
