@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_adam_mini.lines import parse_lines
 
 _NORM_LENGTH = 2**15
+_EXPONENT = 32
 
 
 class GroupIndex(NamedTuple):
@@ -78,3 +79,20 @@ def sum_square(values: Tensor, dims: tuple[int, ...], dtype: torch.dtype) -> Ten
     sums = torch.linalg.vector_norm(values, 2, dim=inner, keepdim=True, dtype=dtype).square_()
     outer = [d for d in dims if d not in inner]
     return sums.sum(dim=outer, keepdim=True) if outer else sums
+
+
+def all_finite(means: Tensor) -> bool:
+    """Whether mean squares, of which none is negative, are all finite. Said of all that cannot be looked at, or only by waiting for it."""
+    if torch.compiler.is_compiling() or not means.is_cpu or means.requires_grad or not means.numel():
+        return True
+    return math.isfinite(float(means.max()))  # the largest is NaN if any is
+
+
+def scale_down(values: Tensor) -> Tensor:
+    """The values in float64, so small that no sum of up to 2^64 squares overflows where none of the squares does."""
+    return values.to(torch.float64, copy=True).mul_(2.0**-_EXPONENT)
+
+
+def scale_squares_up(means: Tensor) -> Tensor:
+    """Undo :func:`scale_down` in a mean of squares, in place."""
+    return means.mul_(2.0 ** (2 * _EXPONENT))

@@ -23,7 +23,7 @@ from operator import index
 import torch
 from torch import Tensor
 
-from lightning_adam_mini._sums import group_index, group_names, sum_groups, sum_square
+from lightning_adam_mini._sums import all_finite, group_index, group_names, scale_down, scale_squares_up, sum_groups, sum_square
 from lightning_adam_mini.lines import parse_lines, shorten
 
 
@@ -152,14 +152,21 @@ class BlockLayout:
     def mean_square(self, grad: Tensor) -> Tensor:
         """Mean of ``grad²`` over each block.
 
+        A sum of squares may be too large for its dtype where each square and their mean are not. On the CPU such a mean comes out right all
+        the same. On other devices it is infinite, because to look would be to wait for the device (the Triton kernels look on the device);
+        so it is in what torch.compile traces or autograd records.
+
         Args:
             grad: Tensor of ``shape``, of any floating dtype and strides.
 
         Returns:
             Tensor of ``block_shape``: float64 for a float64 ``grad``, else float32.
         """
-        squares = sum_square(grad, self.dims, second_moment_dtype(grad.dtype))
-        return self._divide_by_size(self._sum_groups(squares))
+        means = self._divide_by_size(self._sum_groups(sum_square(grad, self.dims, second_moment_dtype(grad.dtype))))
+        if self.is_per_parameter or all_finite(means):
+            return means
+        sums = self._sum_groups(sum_square(scale_down(grad), self.dims, torch.float64))
+        return torch.where(means.isfinite(), means, scale_squares_up(self._divide_by_size(sums)).to(means.dtype))
 
     def average(self, values: Tensor) -> Tensor:
         """Mean of ``values`` over each block, in float64 so that float32 values that are equal within a block come back exactly.
@@ -288,6 +295,9 @@ class BlockShard:
 
     def sum_square(self, grad: Tensor) -> Tensor:
         """Sum of ``grad²`` over this shard's part of each block.
+
+        It is infinite where it is too large for its dtype, even if the mean over the block were not. Ranks add up what this returns, and
+        more bits or another scale would cost each step of each run something.
 
         Args:
             grad: The local gradient, of shape ``sizes``.

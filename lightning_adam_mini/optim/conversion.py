@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.optim.broadcast import BroadcastTensor
 from lightning_adam_mini.optim.codecs import codec_of
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
 from lightning_adam_mini.optim.state import SECOND, SLOTS, Kind, Moments, elements_in, moments_in, slots_of, values_of
@@ -218,7 +219,7 @@ def _spread(entry: Mapping[str, Any], layout: BlockLayout) -> dict[str, Tensor]:
             continue
         if blocks.shape == layout.shape:  # from FSDP1, with one value an element
             blocks = layout.average(blocks)
-        wide = layout.spread(blocks.double()).expand(layout.shape)
+        wide = layout.spread(blocks.double()).expand(layout.shape).as_subclass(BroadcastTensor)
         # AdamW would keep a view of its dtype, and then write through it.
         spread[slot.name] = wide.contiguous() if blocks.dtype == torch.float64 else wide
     return spread

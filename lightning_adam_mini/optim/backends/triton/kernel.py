@@ -3,13 +3,14 @@
 ``prepare`` counts the steps and computes each tensor's scalars. ``step_blocks`` steps the blocks that one program holds: it reads each
 gradient once. ``step_pieces`` works on larger blocks in pieces, and on blocks that are scattered in memory in tiles: once for the sums of
 squares, which ``finish`` adds up to second moments, and once for the update. All sums are taken in an order that the tensors' shapes alone
-decide, so that a step gives the same bits each time.
+decide, so that a step gives the same bits each time. A sum of squares may overflow where no square and no mean does. It is taken again
+then, of gradients that are made smaller: only then, because to make them smaller always would make nothing of tiny ones.
 
 Only the kernels' tables name the tensors: a step is the same few launches for 10 tensors and for 10,000.
 """
 
 # Triton's language only looks like Python, and where Triton is not installed pyright takes this folder for it.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
@@ -19,6 +20,9 @@ import triton.language as tl
 # Fields of a tensor in `tasks`, of a block or a row of blocks in `items`, and of a tensor's `scalars`. step.py writes them in this order.
 TASK, ITEM, PIECE, BLOCK = 11, 6, 7, 5
 GROUP, SCALARS = 8, 9
+# What makes gradients so small that 65536 of their squares (a program adds up no more: Sizes.block) do not overflow together, what undoes
+# that in the squares, and what makes room for sums of float64 partials. All are powers of two, which round nothing.
+DOWN, UP, TINY = 2.0**-8, 2.0**16, 2.0**-64
 PREPARE_LANES, FINISH_LANES = 64, 128
 
 _TASK: tl.constexpr = tl.constexpr(TASK)
@@ -27,6 +31,10 @@ _PIECE: tl.constexpr = tl.constexpr(PIECE)
 _BLOCK: tl.constexpr = tl.constexpr(BLOCK)
 _GROUP: tl.constexpr = tl.constexpr(GROUP)
 _SCALARS: tl.constexpr = tl.constexpr(SCALARS)
+_DOWN: tl.constexpr = tl.constexpr(DOWN)
+_UP: tl.constexpr = tl.constexpr(UP)
+_TINY: tl.constexpr = tl.constexpr(TINY)
+_INFINITE: tl.constexpr = tl.constexpr(float("inf"))
 
 
 @triton.jit
@@ -83,7 +91,8 @@ def _scale(v, s, COMPUTE: tl.constexpr):  # noqa: N803
 @triton.jit
 def _update(p, m, at, x, g, scale, s, inside, COMPUTE: tl.constexpr):  # noqa: N803
     old = tl.load(m + at, mask=inside, other=0.0).to(COMPUTE)
-    now = old + tl.load(s).to(COMPUTE) * (g - old)
+    rest = tl.load(s)
+    now = (1.0 - rest).to(COMPUTE) * old + rest.to(COMPUTE) * g  # nothing cancels where beta1 is small
     tl.store(m + at, now.to(m.dtype.element_ty), mask=inside)
     tl.store(p + at, (x * tl.load(s + 1).to(COMPUTE) - scale * now).to(p.dtype.element_ty), mask=inside)
 
@@ -149,6 +158,9 @@ def _rows(p, g, m, v, s, numbers, start, length, count, first, COMPUTE: tl.const
     grad = tl.load(g + at, mask=inside, other=0.0).to(COMPUTE)
     grad = _gradient(grad, x, tl.load(s + 3).to(COMPUTE), tl.load(s + 2).to(COMPUTE))
     mean_square = tl.sum(grad * grad, axis=1) / length.to(COMPUTE)
+    if tl.max((mean_square == _INFINITE).to(tl.int32), axis=0) != 0:
+        small = grad * _DOWN
+        mean_square = tl.where(mean_square == _INFINITE, tl.sum(small * small, axis=1) / length.to(COMPUTE) * _UP, mean_square)
     block = first + row
     if numbers != 0:
         block = tl.load(numbers.to(tl.pointer_type(tl.int32)) + block, mask=there, other=0).to(tl.int64)
@@ -161,7 +173,8 @@ def _rows(p, g, m, v, s, numbers, start, length, count, first, COMPUTE: tl.const
 def _long_row(p, g, m, v, s, numbers, start, length, first, COMPUTE: tl.constexpr, TILE: tl.constexpr):  # noqa: N803
     sign = tl.load(s + 3).to(COMPUTE)
     coupled = tl.load(s + 2).to(COMPUTE)
-    mean_square = _sum_square(p, g, start, length, sign, coupled, COMPUTE, TILE) / length.to(COMPUTE)
+    total = _sum_square(p, g, start, length, sign, coupled, COMPUTE, TILE)
+    mean_square = tl.where(total < 0, -total / length.to(COMPUTE) * _UP, total / length.to(COMPUTE))
     block = first
     if numbers != 0:
         block = tl.load(numbers.to(tl.pointer_type(tl.int32)) + first).to(tl.int64)
@@ -172,6 +185,15 @@ def _long_row(p, g, m, v, s, numbers, start, length, first, COMPUTE: tl.constexp
 
 @triton.jit
 def _sum_square(p, g, start, length, sign, coupled, COMPUTE: tl.constexpr, TILE: tl.constexpr):  # noqa: N803
+    """The sum; where it would overflow, ``-DOWN**2`` times it: no sum of squares is negative."""
+    total = _sum_square_of(p, g, start, length, sign, coupled, 1.0, COMPUTE, TILE)
+    if total == _INFINITE:  # hardly ever, so it may be slow, but must not take more registers
+        total = -_sum_square_of(p, g, start, length, sign, coupled, _DOWN, COMPUTE, TILE // 4)
+    return total
+
+
+@triton.jit
+def _sum_square_of(p, g, start, length, sign, coupled, FACTOR: tl.constexpr, COMPUTE: tl.constexpr, TILE: tl.constexpr):  # noqa: N803
     lane = tl.arange(0, TILE)
     sums = tl.zeros([TILE], COMPUTE)
     for i in range(0, length, TILE):
@@ -179,6 +201,8 @@ def _sum_square(p, g, start, length, sign, coupled, COMPUTE: tl.constexpr, TILE:
         grad = tl.load(g + start + i + lane, mask=inside, other=0.0, eviction_policy="evict_last").to(COMPUTE)
         if coupled != 0:
             grad = sign * grad + coupled * tl.load(p + start + i + lane, mask=inside, other=0.0).to(COMPUTE)
+        if FACTOR != 1.0:
+            grad *= FACTOR
         sums += grad * grad
     return tl.sum(sums, axis=0)
 
@@ -223,7 +247,8 @@ def step_pieces(
 ):
     """Sums of squares of pieces of blocks (``UPDATE=False``), or their update.
 
-    A piece is a run of elements of one block, or a tile of a matrix whose element ``(r, c)`` belongs to block ``base + number[c]``.
+    A piece is a run of elements of one block, or a tile of a matrix whose element ``(r, c)`` belongs to block ``base + number[c]``. Of a
+    sum that would overflow, ``partials`` get ``DOWN**2`` times it, and negative: no sum of squares is.
     """
     piece = pieces + tl.program_id(0).to(tl.int64) * _PIECE
     tensor = tl.load(piece)
@@ -268,14 +293,42 @@ def step_pieces(
                 grad = _gradient(tl.load(g + at, mask=inside, other=0.0).to(COMPUTE), x, sign, coupled)
                 _update(p, m, at, x, grad, scale, s, inside, COMPUTE)
         else:
-            sums = tl.zeros([rows, COLUMNS], COMPUTE)
-            for i in range(0, length, rows):
-                at, inside = _tile(order, start + i, length - i, wide, numel, column, there, rows)
-                grad = sign * tl.load(g + at, mask=inside, other=0.0).to(COMPUTE)
-                if coupled != 0:
-                    grad += coupled * tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
-                sums += grad * grad
-            tl.store(partial + tl.arange(0, COLUMNS), tl.sum(sums, axis=0), mask=there)
+            total = _sum_columns(p, g, order, start, length, wide, numel, column, there, sign, coupled, 1.0, COMPUTE, rows, COLUMNS)
+            if tl.max((total == _INFINITE).to(tl.int32), axis=0) != 0:
+                few: tl.constexpr = rows // 4
+                small = _sum_columns(p, g, order, start, length, wide, numel, column, there, sign, coupled, _DOWN, COMPUTE, few, COLUMNS)
+                total = tl.where(total == _INFINITE, -small, total)
+            tl.store(partial + tl.arange(0, COLUMNS), total, mask=there)
+
+
+@triton.jit
+def _sum_columns(
+    p,
+    g,
+    order,
+    start,
+    length,
+    wide,
+    numel,
+    column,
+    there,
+    sign,
+    coupled,
+    FACTOR: tl.constexpr,  # noqa: N803
+    COMPUTE: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    COLUMNS: tl.constexpr,  # noqa: N803
+):
+    sums = tl.zeros([ROWS, COLUMNS], COMPUTE)
+    for i in range(0, length, ROWS):
+        at, inside = _tile(order, start + i, length - i, wide, numel, column, there, ROWS)
+        grad = sign * tl.load(g + at, mask=inside, other=0.0).to(COMPUTE)
+        if coupled != 0:
+            grad += coupled * tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+        if FACTOR != 1.0:
+            grad *= FACTOR
+        sums += grad * grad
+    return tl.sum(sums, axis=0)
 
 
 @triton.jit
@@ -299,12 +352,21 @@ def finish(blocks, index, tasks, scalars, partials, COMPUTE: tl.constexpr, LANES
     size = tl.load(row + 2)
     first = tl.load(row + 3)
     count = tl.load(row + 4)
+    mean_square = _sum_partials(index + first, count, partials, 1.0, LANES) / size.to(tl.float64)
+    if mean_square == _INFINITE:  # only of float64 gradients
+        mean_square = _sum_partials(index + first, count, partials, _TINY, LANES) / size.to(tl.float64) / _TINY
+    v = tl.load(tasks + tensor * _TASK + 3).to(tl.pointer_type(COMPUTE)) + block
+    tl.store(v, _second_moment(tl.load(v), mean_square.to(COMPUTE), scalars + tensor * _SCALARS, COMPUTE))
+
+
+@triton.jit
+def _sum_partials(index, count, partials, FACTOR: tl.constexpr, LANES: tl.constexpr):  # noqa: N803
+    """``FACTOR`` times the sum of what ``step_pieces`` stored, in float64."""
     lane = tl.arange(0, LANES)
     sums = tl.zeros([LANES], tl.float64)
     for i in range(0, count, LANES):
         inside = lane < count - i
-        at = tl.load(index + first + i + lane, mask=inside, other=0)
-        sums += tl.load(partials + at, mask=inside, other=0.0).to(tl.float64)
-    mean_square = (tl.sum(sums, axis=0) / size.to(tl.float64)).to(COMPUTE)
-    v = tl.load(tasks + tensor * _TASK + 3).to(tl.pointer_type(COMPUTE)) + block
-    tl.store(v, _second_moment(tl.load(v), mean_square, scalars + tensor * _SCALARS, COMPUTE))
+        at = tl.load(index + i + lane, mask=inside, other=0)
+        partial = tl.load(partials + at, mask=inside, other=0.0).to(tl.float64) * FACTOR
+        sums += tl.where(partial < 0, partial * -_UP, partial)
+    return tl.sum(sums, axis=0)
