@@ -421,10 +421,14 @@ class AdamMini(Optimizer):
         name, layout = found
         if old in self._shards.parts:
             raise ValueError(f"Parameter {name!r} is sharded, so its rows cannot be replaced. Make a new optimizer.")
+        if new is not old and any(p is new for group in self.param_groups for p in group["params"]):
+            raise ValueError(f"What is to take the place of parameter {name!r} is a parameter of this optimizer already. Give it another.")
         rows = check_rows(name, old, new, layout, rows)
-        state = self.state.pop(old, None)
-        if state:
-            self.state[new] = move_rows(state, new, layout, rows, self._format)
+        state = self.state.get(old)
+        moved = move_rows(state, new, layout, rows, self._format) if state else None
+        self.state.pop(old, None)
+        if moved:
+            self.state[new] = moved
         self._blocks.rename(old, new, name, replace_rows(layout, new))
         for group in self.param_groups:
             group["params"][:] = [new if p is old else p for p in group["params"]]

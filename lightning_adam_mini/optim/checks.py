@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim.segments import is_held
+from lightning_adam_mini.optim.codecs import Field
+from lightning_adam_mini.optim.segments import is_held, overlaps
 from lightning_adam_mini.optim.shards.dtensor import local
 from lightning_adam_mini.optim.state import SLOTS, STEP, Kind, StateFormat
 from lightning_adam_mini.optim.work import Member
@@ -40,10 +41,11 @@ class _Seen(NamedTuple):
 
     p: Tensor
     shape: torch.Size
+    strides: tuple[int, ...]
     layout: BlockLayout
     dtype: torch.dtype
     device: torch.device
-    kept: tuple[tuple[str, Tensor, torch.Size], ...]
+    kept: tuple[tuple[str, Tensor, torch.Size, tuple[int, ...]], ...]
 
 
 class StepChecks:
@@ -83,12 +85,16 @@ class StepChecks:
                 or seen.p is not p
                 or seen.layout is not member.whole
                 or p.shape != seen.shape
+                or p.stride() != seen.strides
                 or grad.shape != seen.shape
                 or grad.layout is not torch.strided
                 or p.dtype is not seen.dtype
                 or p.device != seen.device
-                or any(state.get(name) is not tensor or tensor.shape != shape for name, tensor, shape in seen.kept)
-                or (p.is_cpu and not (is_held(p) and is_held(grad) and all(is_held(tensor) for _, tensor, _ in seen.kept)))
+                or any(
+                    state.get(name) is not tensor or tensor.shape != shape or tensor.stride() != strides
+                    for name, tensor, shape, strides in seen.kept
+                )
+                or (p.is_cpu and not (is_held(p) and is_held(grad) and all(is_held(tensor) for _, tensor, _, _ in seen.kept)))
             ):
                 self._check_wholly(member)
                 changed.append(p)
@@ -100,6 +106,8 @@ class StepChecks:
         shape = p.shape
         if (shape != layout.shape and not self._format.is_sharded(p)) or grad.shape != shape:
             raise RuntimeError(_other_shape(p, grad, layout, self._name_of(p)))
+        if overlaps(local(p)):
+            raise RuntimeError(_overlapping(p, self._name_of(p)))
         if not state:
             return
         missing = [slot.name for slot in SLOTS if slot.name not in state]
@@ -109,8 +117,10 @@ class StepChecks:
         for name, field in fields.items():
             kept = state.get(name)
             if name == STEP.name:
-                if not isinstance(kept, Tensor) or kept.numel() != 1:
-                    raise RuntimeError(_damaged(p, self._name_of(p), f"counts its steps in {kept!r}, which is no tensor of one element"))
+                if not isinstance(kept, Tensor) or kept.numel() != 1 or (kept.is_meta and not p.is_meta):
+                    raise RuntimeError(
+                        _damaged(p, self._name_of(p), f"counts its steps in {kept!r}, which is no tensor of one element with a value")
+                    )
             elif not isinstance(kept, Tensor) or local(kept).shape != field.shape:
                 has = f"has no {_what(name)}"
                 if isinstance(kept, Tensor):
@@ -126,9 +136,19 @@ class StepChecks:
                     _damaged(p, self._name_of(p), f"or gradient has lost memory: the storage of its {what} was freed or cut")
                 )
         for name, field in fields.items():
-            if state[name].dtype != field.dtype:  # of the step
-                state[name] = state[name].to(field.dtype)
-        self._seen[id(p)] = _Seen(p, shape, layout, p.dtype, p.device, tuple((name, state[name], state[name].shape) for name in fields))
+            self._put_right(p, state, name, field)
+        kept = tuple((name, state[name], state[name].shape, state[name].stride()) for name in fields)
+        self._seen[id(p)] = _Seen(p, shape, p.stride(), layout, p.dtype, p.device, kept)
+
+    @staticmethod
+    def _put_right(p: Tensor, state: dict[str, Any], name: str, field: Field) -> None:
+        """Follow what may change: the count's dtype and device, and the strides of what is not in the parameter's memory order."""
+        kept = state[name]
+        if name == STEP.name:
+            there = kept.device if kept.device in (p.device, torch.device("cpu")) else torch.device("cpu")
+            state[name] = kept.to(there, field.dtype)
+        elif (field.shape != p.shape and not kept.is_contiguous()) or overlaps(local(kept)):
+            state[name] = kept.contiguous()
 
     def forget(self) -> None:
         """Keep nothing of any parameter, so that those that are gone are free."""
@@ -152,6 +172,13 @@ def _other_shape(p: Tensor, grad: Tensor, layout: BlockLayout, name: str) -> str
         f"AdamMini cannot step parameter {name!r} of shape {shape} because its blocks were made for shape {layout.shape}: it was resized"
         " after the optimizer was made. Make a new nn.Parameter and call optimizer.replace_parameter(old, new, rows=...), which takes its"
         " state along; or make a new optimizer."
+    )
+
+
+def _overlapping(p: Tensor, name: str) -> str:
+    return (
+        f"AdamMini cannot step parameter {name!r} of shape {tuple(p.shape)} because its elements share memory (strides {p.stride()}), so"
+        " that none can be stepped alone. Make it of a tensor of its own: p.data = p.data.clone(memory_format=torch.contiguous_format)."
     )
 
 

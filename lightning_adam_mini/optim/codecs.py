@@ -326,7 +326,11 @@ def codec_of(kept: Mapping[str, Tensor]) -> Codec:
     moment = kept[""]
     shape = tuple(moment.shape)
     if SCALE not in kept:
+        if not moment.is_floating_point():
+            raise ValueError(f"holds codes ({moment.dtype}), but has no scales")
         return Plain(shape, moment.dtype)
+    if moment.dtype != torch.int8 or kept[SCALE].dtype != torch.float32:
+        raise ValueError(f"has scales, but is {moment.dtype} with scales in {kept[SCALE].dtype}, and not int8 with float32")
     scales = tuple(kept[SCALE].shape)
     # In states of earlier versions runs go on over the ends of rows.
     for codec in (EightBit(shape), EightBit(shape, moment.numel())):

@@ -12,7 +12,7 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.broadcast import BroadcastTensor
 from lightning_adam_mini.optim.codecs import codec_of
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
-from lightning_adam_mini.optim.state import SECOND, SLOTS, Kind, Moments, elements_in, moments_in, slots_of, values_of
+from lightning_adam_mini.optim.state import SECOND, SLOTS, STEP, Kind, Moments, elements_in, moments_in, slots_of, values_of
 
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
@@ -43,7 +43,16 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     Raises:
         ValueError: If the state does not fit the parameters or must not or cannot be converted.
     """
+    missing = {"state", "param_groups"} - state_dict.keys()
+    if missing:
+        raise ValueError(f"The loaded state has no {' and no '.join(sorted(missing))}. Give what an optimizer's state_dict() returned.")
     saved_groups = state_dict["param_groups"]
+    for group in saved_groups:
+        if "layouts" in group and len(group["layouts"] or ()) != len(group["params"]):
+            raise ValueError(
+                f"The loaded state has the blocks of {len(group['layouts'] or ())} parameters for a group of {len(group['params'])}. The"
+                " checkpoint is damaged."
+            )
     saved_ids = [(i, group, j) for group in saved_groups for j, i in enumerate(group["params"])]
     if len(saved_ids) != len(present):
         raise ValueError(
@@ -107,6 +116,21 @@ def _check_entry(name: str, p: Tensor, layout: BlockLayout, entry: Mapping[str, 
             f"The loaded state of parameter {name!r} has no {', '.join(sorted(missing))}, because another kind of optimizer wrote it"
             f" (it has {', '.join(entry)}). Load a state of AdamMini, AdamW or Adam."
         )
+    for key in (key for key in entry if key in {slot.name for slot in SLOTS} | moments_in(entry).keys()):
+        kept = entry[key]
+        if key == STEP.name and isinstance(kept, (int, float)) and not isinstance(kept, bool):
+            kept = torch.tensor(float(kept))  # as torch wrote it once
+        problem = None
+        if not isinstance(kept, Tensor):
+            problem = f"{kept!r}, which is no tensor"
+        elif kept.is_meta and not p.is_meta:
+            problem = "a tensor without values, on the meta device"
+        elif key == STEP.name and (kept.numel() != 1 or not (kept.is_meta or float(kept) >= 0)):
+            problem = f"{kept}, which is no count"
+        elif key in {slot.name for slot in slots_of(Kind.BLOCK)} and not kept.is_floating_point():
+            problem = f"a tensor in {kept.dtype}"
+        if problem:
+            raise ValueError(f"The loaded state of parameter {name!r} has as {key} {problem}. The checkpoint is damaged.")
     for slot in slots_of(Kind.ELEMENT):
         try:
             shape = codec_of(elements_in(entry, slot)).shape

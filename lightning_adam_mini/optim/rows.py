@@ -25,7 +25,7 @@ def check_rows(name: str, old: Tensor, new: Tensor, layout: BlockLayout, rows: T
     Raises:
         ValueError: If shapes, dtypes or rows do not fit, or rows are grouped into blocks.
     """
-    if new.ndim == 0 or new.shape[1:] != old.shape[1:] or new.dtype != old.dtype:
+    if new.ndim == 0 or old.ndim == 0 or new.shape[1:] != old.shape[1:] or new.dtype != old.dtype:
         raise ValueError(
             f"Parameter {name!r} of shape {tuple(old.shape)} and {old.dtype} cannot be replaced by one of shape {tuple(new.shape)} and"
             f" {new.dtype}, because only the first dimension may differ. Make a new optimizer."

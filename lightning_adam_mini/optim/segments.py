@@ -56,6 +56,18 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
     return memory_order(tuple(a.shape), a.stride()) == memory_order(tuple(b.shape), b.stride())
 
 
+def in_memory_of(p: Tensor, grad: Tensor) -> Tensor:
+    """A gradient whose memory can be read beside its parameter's: itself, or a copy in the parameter's dtype and memory order."""
+    if (
+        grad.dtype == p.dtype
+        and (grad.stride() == p.stride() or same_memory(grad, p))
+        and not grad.is_neg()  # the memory then holds the opposite: autograd makes such gradients of conjugated numbers
+        and not grad._is_zerotensor()
+    ):
+        return grad
+    return torch.empty_like(p).copy_(grad)
+
+
 def put_in_order(p: Tensor, state: MutableMapping[str, Tensor]) -> None:
     """Put what a parameter's state has per element into its memory order: it may come from a run with another memory format."""
     strides, shape = p.stride(), p.shape
@@ -146,6 +158,11 @@ def block_numbers(layout: BlockLayout, dims: tuple[int, ...]) -> Tensor:
             numbers = numbers.narrow(d, 0, 1)
     numbers = numbers.permute(*dims, *(d for d in range(numbers.ndim) if d not in dims))
     return numbers.reshape(numbers.shape[: len(dims)]).expand([layout.shape[d] for d in dims]).reshape(-1).contiguous()
+
+
+def overlaps(t: Tensor) -> bool:
+    """Whether elements share memory, as in what ``expand`` returns."""
+    return any(stride == 0 and size > 1 for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
 def is_held(t: Tensor) -> bool:

@@ -280,7 +280,7 @@ class StateFormat:
                 continue
             entry, device = state[p], local(p).device
             for slot, values in blocks.items():
-                entry[slot.name] = values.to(device=device, dtype=slot.dtype(p.dtype), copy=True)
+                entry[slot.name] = values.to(device, slot.dtype(p.dtype)).clone(memory_format=torch.contiguous_format)
             for slot in slots_of(Kind.ELEMENT):
                 saved = elements_in(kept, slot)
                 values = values_of(saved, codec_of(saved))

@@ -14,7 +14,7 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import backends
 from lightning_adam_mini.optim.backends import Backend, Task
 from lightning_adam_mini.optim.checks import StepChecks, check_gradient
-from lightning_adam_mini.optim.codecs import Codec
+from lightning_adam_mini.optim.codecs import Codec, Plain
 from lightning_adam_mini.optim.rounding import Place
 from lightning_adam_mini.optim.state import SLOTS, STEP, StateFormat
 from lightning_adam_mini.optim.work import Member, Work
@@ -39,7 +39,7 @@ class Stepper:
         self._backends: list[Backend] = [make() for make in backends.BACKENDS]
         self._rows: dict[int, _Row] = {}
         self._took: list[int] = []  # the backends that took the last step
-        self._told: set[str] = set()
+        self._told: set[tuple[str, int]] = set()
         self._prepared: Any = None
         self._wait = self._waited = 0  # steps until one is prepared, more of them each time in vain
 
@@ -118,11 +118,12 @@ class Stepper:
         chosen: dict[int, list[tuple[Mapping[str, Any], list[tuple[Member, _Row]]]]] = {}
         slower: dict[str, list[Tensor]] = {}
         for group, members in work:
-            by_default = shares and group["foreach"] is None
-            never = compiling or group["fused"] is False or not (group["fused"] or by_default)
             of_group: dict[int, list[tuple[Member, _Row]]] = {}
             for member in members:
                 row = self._row(member, compiling)
+                # Nothing that is coded or rounded equals torch's AdamW to the bit, whatever it shares.
+                by_default = group["foreach"] is None and (shares or row.place is not None or not isinstance(row.codec, Plain))
+                never = compiling or group["fused"] is False or not (group["fused"] or by_default)
                 if row.fast is None and row.problem and not never:
                     if group["fused"]:
                         raise RuntimeError(_not_fused(member, row.problem, self._name_of(member.param)))
@@ -168,7 +169,7 @@ class Stepper:
         if self._stochastic_rounding and p.dtype == torch.bfloat16:
             place = Place.whole(member.number, p.shape) if member.place is None else member.place
         kind, compiling = p.device.type, torch.compiler.is_compiling()
-        fast, slow, plan, problem = None, -1, None, f"there is none for {kind}"
+        fast, slow, plan, problem = None, -1, None, f"there is no compiled loop for {kind}"
         for i, backend in enumerate(self._backends):
             if backend.device is None or (backend.device == kind and not compiling):
                 why = backend.why_not(p, codec, layout, place) if backend.slots >= _SLOTS else "its state has more slots"
@@ -180,14 +181,15 @@ class Stepper:
                     fast, plan = i, backend.plan(p, codec, layout, place)
                 elif fast is None:
                     problem = why
-        if fast is not None or p.numel() == 0 or p.is_meta:  # of which there is nothing to step
+        if fast is not None or compiling or p.numel() == 0 or p.is_meta:  # of which there is nothing to step
             problem = None
         return _Row(member.param, member.whole, p.stride(), codec, place, fast, plan, problem, slow)
 
     def _tell(self, reason: str, params: Sequence[Tensor]) -> None:
-        if reason in self._told:
+        params = [p for p in params if (reason, id(p)) not in self._told]
+        self._told.update((reason, id(p)) for p in params)
+        if not params:
             return
-        self._told.add(reason)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return  # the first rank tells
         more = f" and {len(params) - 1} more" if len(params) > 1 else ""

@@ -8,7 +8,6 @@ from torch import nn
 
 from lightning_adam_mini import AdamMini, BlockLayout
 
-
 SHAPE = (64, 100)
 LAYOUTS = {
     "element": BlockLayout.per_parameter(SHAPE),

@@ -15,7 +15,6 @@ from torch.optim import AdamW
 from lightning_adam_mini import AdamMini, AdamMiniWarning, BlockLayout, convert_optimizer_, partition_model
 
 
-
 def params(n=4, rows=5):
     generator = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(rows, 3, generator=generator)) for _ in range(n)]

@@ -41,6 +41,7 @@ class Shards:
         self.parts: dict[Tensor, Part] = {}
         self.flattened_whole: dict[Tensor, BlockLayout] = {}
         self._sums: CutSums | None = None
+        self._kinds: list[tuple[torch.dtype, torch.device]] = []
 
     def shape_of(self, p: Tensor, name: str, layout: BlockLayout | None) -> tuple[int, ...]:
         """Shape of the whole parameter.
@@ -163,9 +164,11 @@ class Shards:
         return Place(number, shard.shape, (), (shard.end - shard.begin,), shard.begin, shard.order)
 
     def _cut_sums(self) -> CutSums:
-        if self._sums is None:
-            cut = {p: part for p, part in self.parts.items() if not part.is_uncut and not part.layout.is_per_parameter}
-            self._sums = CutSums(list(cut.values()), [local(p) for p in cut])
+        cut = {p: part for p, part in self.parts.items() if not part.is_uncut and not part.layout.is_per_parameter}
+        here = [local(p) for p in cut]
+        kinds = [(tensor.dtype, tensor.device) for tensor in here]  # a module may have been cast or moved, on every rank
+        if self._sums is None or self._kinds != kinds:
+            self._sums, self._kinds = CutSums(list(cut.values()), here), kinds
         return self._sums
 
     def _zero_blocks(self, p: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def bounds(before, g, t, numbers, options, dtype, momentum_dtype, roundings=1):
     unit = _unit(torch.float64 if dtype == torch.float64 else torch.float32)
     decoupled = options["decoupled_weight_decay"] or not decay
     size_g = np.abs(g) + (0 if decoupled else decay * np.abs(p))
-    in_g = 2 * _unit(dtype) if roundings > 1 and not decoupled and dtype.itemsize == 2 else 0
+    in_g = 3 * _unit(dtype) if roundings > 1 and not decoupled and dtype.itemsize == 2 else 0  # of decay, its product and the sum
     size_m = beta1 * np.abs(m) + (1 - beta1) * size_g
     bound_m = (8 * unit + in_g) * size_m + 2 * _rounding(size_m, momentum_dtype, unit)
     in_mean = min(unit * (16 + np.bincount(numbers.ravel()).max(initial=1)), 1e-4) + 2 * in_g

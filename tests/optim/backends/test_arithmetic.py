@@ -16,6 +16,7 @@ from tests.optim.backends import exact
 from tests.optim.backends.beside import OPTIONS, Beside, assert_close, assert_near
 from tests.optim.backends.table import (
     CPP,
+    FEW,
     FOREACH,
     GPU,
     HARD,
@@ -36,7 +37,10 @@ from tests.optim.backends.table import (
 )
 from tests.optim.reference import ReferenceAdamMini
 
-pytestmark = pytest.mark.usefixtures("small_pieces")
+pytestmark = [
+    pytest.mark.usefixtures("small_pieces"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of NumPy in Triton's interpreter: of what lies outside of masks
+]
 
 # ---- against Algorithm 1
 
@@ -66,7 +70,7 @@ def algorithm_1(names, steps, decoupled, maximize):
     ids=["decoupled", "decoupled-maximize-tensor", "coupled-tensor of one dimension", "coupled-maximize"],
 )
 def test_equals_algorithm_1_in_float64(way, decoupled, maximize, lr):
-    steps, kinds = (20, KINDS) if way.quick else (3, KINDS if decoupled and not maximize else way.kinds)
+    steps, kinds = (20, KINDS) if way.quick else (2, KINDS if decoupled and not maximize else way.kinds)
     params = make_params(kinds, device=way.device)
     options = {**OPTIONS, "lr": lr, "decoupled_weight_decay": decoupled, "maximize": maximize}
     optimizer = way.optimizer(params.items(), layouts_of(kinds), **options)
@@ -165,7 +169,7 @@ def test_a_second_moment_for_each_element_is_torch(way, theirs, maximize):
 @ways()
 @pytest.mark.parametrize("options", [{}, {"decoupled_weight_decay": False, "maximize": True}], ids=["decoupled", "coupled-maximize"])
 def test_large_tensors_are_cut_into_pieces(way, options):
-    kinds = large_kinds(*way.large)
+    kinds = {name: kind for name, kind in large_kinds(*way.large).items() if way.quick or kind.numbers.max() < 60}
     beside = Beside.make(way, kinds, **options)
     for step in range(2 if way.quick else 1):
         beside.step(make_grads(step, kinds))
@@ -175,22 +179,21 @@ def test_large_tensors_are_cut_into_pieces(way, options):
 
 
 @ways()
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy in Triton's interpreter: of what lies outside of masks
 @pytest.mark.parametrize(
     ("dtype", "size", "coupled"),
     [
         (torch.float32, 1.8e19, 0.0),  # whose square is hardly less than the largest float32
         (torch.float32, 1e18, 0.5),
         (torch.bfloat16, 1e19, 0.0),
-        (torch.float64, 1.3e154, 0.5),
+        (torch.float64, 1e150, 0.5),
         (torch.float32, 1e-20, 0.0),  # whose square is denormal: a factor that kept all sums finite would make nothing of it
     ],
     ids=str,
 )
 def test_sums_of_squares_may_be_what_no_number_is_where_their_mean_is_one(way, dtype, size, coupled):
     """With eps=0, against exact steps of gradients divided by their size, which cancels."""
-    kinds = {name: kind for name, kind in {**KINDS, **large_kinds(*way.large)}.items() if kind.numbers.size >= 60}
-    kinds = kinds if way.quick else {name: kind for name, kind in kinds.items() if kind.numbers.max() < 3}
+    kinds = {**KINDS, **large_kinds(*way.large)} if way.quick else {name: KINDS[name] for name in FEW if KINDS[name].numbers.max() < 4}
+    kinds = {name: kind for name, kind in kinds.items() if kind.numbers.size >= 40}
     options = {**OPTIONS, "betas": (0.9, 0.5), "eps": 0.0, "weight_decay": coupled, "decoupled_weight_decay": False}
     params = make_params(kinds, dtype=dtype, device=way.device)
     optimizer = way.optimizer(params.items(), layouts_of(kinds), **options)
@@ -207,6 +210,17 @@ def test_sums_of_squares_may_be_what_no_number_is_where_their_mean_is_one(way, d
     bound = {torch.float64: 1e-11, torch.bfloat16: 0.02}.get(dtype, 1e-5 if size > 1 else 1e-4)
     for name, p in params.items():
         assert_close(double(p), expected[name].p, bound * (1 + np.abs(expected[name].p)), name)
+
+
+@ways()
+def test_without_momentum_nothing_of_earlier_gradients_is_left(way):
+    kinds = {name: KINDS[name] for name in ("rows", "whole", "columns", "elements")}
+    params = make_params(kinds, device=way.device)
+    optimizer = way.optimizer(params.items(), layouts_of(kinds), **{**OPTIONS, "betas": (0.0, 0.9)})
+    for size in (1e8, 1.0):
+        give(params, {name: torch.full(kind.shape, size) for name, kind in kinds.items()})
+        optimizer.step()
+    assert all(bool((optimizer.state[p]["exp_avg"] == 1).all()) for p in params.values())
 
 
 SPOILT = [
@@ -372,9 +386,9 @@ def test_gradients_of_other_strides_are_read_as_they_are(way, strides):
 
 
 @ways()
-@pytest.mark.parametrize("what", ["momentum", "weights"])
+@pytest.mark.parametrize("what", ["exp_avg", "exp_avg_sq", "weights"])
 def test_memory_in_another_order_from_some_step_on(way, what):
-    """Momentum as from a checkpoint of a run without channels_last; or a model that is made channels_last between two steps."""
+    """Moments as from a checkpoint of a run without channels_last; or a model that is made channels_last between two steps."""
     names = ["heads", "elements", "alternate dimensions", "experts"]
     beside = Beside.make(way, {name: KINDS[name] for name in (names if not way.quick else [*names, "output channels", "columns", "rows"])})
     for step in range(5 if way.quick else 2):
@@ -384,7 +398,7 @@ def test_memory_in_another_order_from_some_step_on(way, what):
                 if what == "weights":
                     p.data = in_order(p.data, order)
                 else:
-                    beside.optimizer.state[p]["exp_avg"] = in_order(beside.optimizer.state[p]["exp_avg"], order)
+                    beside.optimizer.state[p][what] = in_order(beside.optimizer.state[p][what], order)
         beside.step(make_grads(step, beside.kinds))
 
 

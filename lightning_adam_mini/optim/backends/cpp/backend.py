@@ -17,7 +17,7 @@ from lightning_adam_mini.optim.backends.protocol import Backend, Task
 from lightning_adam_mini.optim.codecs import Codec, EightBit, leading_dims, row_of
 from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.rounding import Place
-from lightning_adam_mini.optim.segments import EACH, find_segments, memory_order, order_in_rows, put_in_order, same_memory
+from lightning_adam_mini.optim.segments import EACH, find_segments, in_memory_of, memory_order, order_in_rows, put_in_order
 
 _CPU = torch.device("cpu")
 _CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "8bit": 4}
@@ -85,16 +85,14 @@ class Cpp(Backend):
         for g, (options, members) in enumerate(work):
             groups.extend(options_of(options))
             for task in members:
-                p, grad, state = task.p, task.grad, task.state
-                strides = p.stride()
-                if grad.dtype != p.dtype or (grad.stride() != strides and not same_memory(grad, p)):
-                    grad = torch.empty_like(p).copy_(grad)
-                    held.append(grad)
+                p, state = task.p, task.state
+                grad = in_memory_of(p, task.grad)
+                held.append(grad)
                 put_in_order(p, state)
                 scales = state.get("exp_avg_scale")
                 addresses = (p, grad, state["exp_avg"], state["exp_avg_sq"], state["step"])
                 tasks.extend((*(t.data_ptr() for t in addresses), 0 if scales is None else scales.data_ptr(), *task.plan, g))
-        run_kernel(tasks, groups)
+        run_kernel(tasks, groups, [task.p for _, members in work for task in members])
 
     def prepare(
         self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]], plans: Sequence[Row]

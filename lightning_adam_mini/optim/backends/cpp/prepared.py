@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_adam_mini.optim.backends.cpp.build import FIELDS
 from lightning_adam_mini.optim.backends.cpp.run import Row, options_of, run_kernel
-from lightning_adam_mini.optim.segments import is_held
+from lightning_adam_mini.optim.segments import in_memory_of, is_held
 
 TensorGuards: Any = None
 with contextlib.suppress(ImportError):  # no public contract of torch: without it each tensor is looked at in Python in each step
@@ -62,7 +62,11 @@ class Prepared:
         self._addresses: list[array[int]] = []
         self._guards: Any = None
         columns = self._columns(groups, state)
-        if columns is not None and TensorGuards is not None and all(map(_same_memory, columns[0], columns[1])):
+        if (
+            columns is not None
+            and TensorGuards is not None
+            and all(in_memory_of(p, grad) is grad for p, grad in zip(columns[0], columns[1], strict=True))
+        ):
             self._scaled = sum(t is not None for t in columns[5])
             tensors = [t for column in columns for t in column if t is not None]
             self._guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
@@ -129,10 +133,5 @@ class Prepared:
         options = array("d")
         for group in groups:
             options.extend(options_of(group))
-        run_kernel(self._tasks, options)
+        run_kernel(self._tasks, options, columns[0])
         return True
-
-
-def _same_memory(p: Tensor, grad: Tensor) -> bool:
-    """Whether the kernel can read a gradient as it is."""
-    return grad.dtype == p.dtype and grad.stride() == p.stride()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from lightning_adam_mini.optim.backends.cpp.build import FIELDS, load_kernel
 
@@ -21,14 +22,16 @@ def options_of(group: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def run_kernel(tasks: array[int], groups: array[float]) -> None:
+def run_kernel(tasks: array[int], groups: array[float], params: Sequence[Tensor]) -> None:
     """Step tensors.
 
     Args:
         tasks: The fields of each tensor's task, one after the other.
         groups: The options of each group.
+        params: The parameters, of which autograd has to know that they changed.
     """
     kernel = load_kernel()
     assert not isinstance(kernel, str)
     with torch.profiler.record_function("lightning_adam_mini::step"):  # the profiler does not see what is past torch's dispatcher
         kernel.adam_mini_step(tasks.buffer_info()[0], len(tasks) // FIELDS, groups.buffer_info()[0], torch.get_num_threads())
+    torch.autograd.graph.increment_version(params)

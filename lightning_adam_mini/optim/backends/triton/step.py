@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_adam_mini.layout import second_moment_dtype
 from lightning_adam_mini.optim.backends.protocol import Task
 from lightning_adam_mini.optim.backends.triton.plan import Plan, Sizes
-from lightning_adam_mini.optim.segments import put_in_order, same_memory
+from lightning_adam_mini.optim.segments import in_memory_of, put_in_order
 
 SIZES = Sizes()
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -58,12 +58,10 @@ def step(work: Sequence[tuple[Mapping[str, Any], Sequence[Task]]], tables: Mutab
             )
         )
         for task in members:
-            p, grad, state, plan = task.p, task.grad, task.state, task.plan
+            p, state, plan = task.p, task.state, task.plan
             put_in_order(p, state)
-            strides = p.stride()
-            if grad.dtype != p.dtype or (grad.stride() != strides and not same_memory(grad, p)):
-                grad = torch.empty_like(p).copy_(grad)
-                held.append(grad)
+            grad = in_memory_of(p, task.grad)
+            held.append(grad)
             key = (p.device, p.dtype, state["exp_avg"].dtype)
             batch = batches.get(key)
             if batch is None:

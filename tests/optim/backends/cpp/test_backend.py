@@ -82,7 +82,7 @@ def test_all_parameters_of_all_groups_are_one_call(monkeypatch):
     from lightning_adam_mini.optim.backends.cpp import backend
 
     calls, run = [], backend.run_kernel
-    monkeypatch.setattr(backend, "run_kernel", lambda tasks, groups: (calls.append(len(groups)), run(tasks, groups)))
+    monkeypatch.setattr(backend, "run_kernel", lambda tasks, groups, params: (calls.append(len(groups)), run(tasks, groups, params)))
     params = make_params()
     names = list(params)
     groups = [{"params": [(name, params[name]) for name in names[i::3]], "lr": 10.0**-i} for i in range(3)]
