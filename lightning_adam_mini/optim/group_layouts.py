@@ -41,13 +41,15 @@ class GroupLayouts:
         """What to do about a parameter without a layout."""
         self._params: list[list[Tensor]] = []
         self._names: dict[Tensor, str] = {}  # not weak: torch does not swap tensors that anything refers to weakly
+        self._gone: set[Tensor] = set()  # what has left the groups and may come back, because its state is there or no step was taken
         self._plains: list[list[tuple]] = []
         self._matched: dict[str, str] = {}
         self.learn_names(named)
 
     def __getstate__(self) -> dict[str, Any]:
         # Only of what the groups hold: a pickle of the optimizer would carry all other parameters that have names.
-        return {**vars(self), "_names": {p: self._names[p] for params in self._params for p in params if p in self._names}}
+        names = {p: self._names[p] for params in self._params for p in params if p in self._names}
+        return {**vars(self), "_names": names, "_gone": set()}
 
     # ---- names --------------------------------------------------------------------------------------------------------
 
@@ -115,9 +117,10 @@ class GroupLayouts:
             state: The state of each parameter.
         """
         present = {p for group in groups for p in group["params"]}
-        for p in {p for params in self._params for p in params} - present:
-            if state and not state.get(p):  # it was replaced, and must be freed; one whose state is there may come back
-                self._names.pop(p, None)
+        self._gone = (self._gone | {p for params in self._params for p in params}) - present
+        for p in [p for p in self._gone if state and not state.get(p)]:  # it was replaced, and must be freed
+            self._names.pop(p, None)
+            self._gone.discard(p)
         self._params = [list(group["params"]) for group in groups]
         self._plains = [[layout.to_plain() for layout in some_layouts] for some_layouts in layouts]
         for group, plains in zip(groups, self._plains, strict=True):

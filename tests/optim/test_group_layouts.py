@@ -320,3 +320,26 @@ def test_a_step_that_an_old_version_counted_as_a_number_goes_on():
     optimizer.load_state_dict(state)
     optimizer.step()
     assert optimizer.state[p]["step"] == 8
+
+
+def test_what_was_replaced_after_the_state_was_cleared_is_freed():
+    p = torch.nn.Parameter(torch.ones(64, 64))
+    optimizer = AdamMini([("w", p)], layouts={"w": BlockLayout.each_line((64, 64))})
+    replaced = []
+    for _ in range(5):
+        p.grad = torch.ones(64, 64)
+        optimizer.step()
+        replaced.append(weakref.ref(p))
+        optimizer.state.clear()
+        p = torch.nn.Parameter(torch.ones(64, 64))
+        optimizer.param_groups[0]["params"][0] = p
+    for _ in range(2):
+        p.grad = torch.ones(64, 64)
+        optimizer.step()
+    optimizer.param_groups[0]["params"].append(torch.nn.Parameter(torch.ones(1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step()
+    del p
+    gc.collect()
+    assert sum(ref() is not None for ref in replaced) == 0
