@@ -100,7 +100,7 @@ class Stepper:
         if self._wait:
             self._wait -= 1
         elif len(self._took) == 1:
-            plans = [self._rows[id(member.param)].plan for _, members in work for member in members]
+            plans = [self._rows[id(member.param)].fields for _, members in work for member in members]
             self._prepared = self._backends[self._took[0]].prepare(groups, state, plans)
 
     def step(self, work: Work, state: MutableMapping[Tensor, dict[str, Any]], shares: bool) -> None:
@@ -151,7 +151,7 @@ class Stepper:
                 state.update(self._format.make(member.param, member.whole, count_there))
         elif count_there and state[STEP.name].device != member.p.device:
             state[STEP.name] = state[STEP.name].to(member.p.device)
-        return Task(member.p, member.grad, self._format.local(member.param, state), member.layout, row.codec, row.place, row.plan)
+        return Task(member.p, member.grad, self._format.local(member.param, state), member.layout, row.codec, row.place, row.fields)
 
     def _row(self, member: Member, compiling: bool) -> _Row:
         """What steps a parameter, and what that needs to know of it."""
@@ -169,7 +169,7 @@ class Stepper:
         if self._stochastic_rounding and p.dtype == torch.bfloat16:
             place = Place.whole(member.number, p.shape) if member.place is None else member.place
         kind, compiling = p.device.type, torch.compiler.is_compiling()
-        fast, slow, plan, problem = None, -1, None, f"there is no compiled loop for {kind}"
+        fast, slow, fields, problem = None, -1, None, f"there is no compiled loop for {kind}"
         for i, backend in enumerate(self._backends):
             if backend.device is None or (backend.device == kind and not compiling):
                 why = backend.why_not(p, codec, layout, place) if backend.slots >= _SLOTS else "its state has more slots"
@@ -178,12 +178,12 @@ class Stepper:
                         slow = i
                         break
                 elif why is None and fast is None:
-                    fast, plan = i, backend.plan(p, codec, layout, place)
+                    fast, fields = i, backend.plan(p, codec, layout, place)
                 elif fast is None:
                     problem = why
         if fast is not None or compiling or p.numel() == 0 or p.is_meta:  # of which there is nothing to step
             problem = None
-        return _Row(member.param, member.whole, p.stride(), codec, place, fast, plan, problem, slow)
+        return _Row(member.param, member.whole, p.stride(), codec, place, fast, fields, problem, slow)
 
     def _tell(self, reason: str, params: Sequence[Tensor]) -> None:
         params = [p for p in params if (reason, id(p)) not in self._told]
@@ -209,7 +209,7 @@ class _Row(NamedTuple):
         codec: How its first moment is kept.
         place: Where in the parameter that is, if its weights are rounded at random.
         fast: The first backend that steps all parameters of the device at once, and can step this one.
-        plan: What that needs to know of it.
+        fields: What that needs to know of it: what its :meth:`Backend.plan` gave.
         problem: Why there is none.
         slow: The first of the other backends that can.
     """
@@ -220,7 +220,7 @@ class _Row(NamedTuple):
     codec: Codec
     place: Place | None
     fast: int | None
-    plan: Any
+    fields: Any
     problem: str | None
     slow: int
 

@@ -82,7 +82,7 @@ class Way:
         assert took == [self.backend], f"{self.name} should have stepped all, and not {took}"
 
 
-_NEVER = {"gaps in memory", "elements that overlap", "a subclass of tensors", "float64 weights with bfloat16 momentum"}
+_NEVER = {"gaps in memory", "a subclass of tensors", "float64 weights with bfloat16 momentum"}
 _SCATTERED = {"codes of scattered rows", "rounding scattered rows at random"}
 CPP = Way(
     "cpp",
@@ -292,7 +292,6 @@ class Hard(NamedTuple):
 _CODES, _AT_RANDOM = {"momentum_dtype": "8bit"}, {"stochastic_rounding": True}
 HARD = {
     "gaps in memory": Hard(lambda device: torch.ones(4, 6, device=device)[:, ::2], "its elements overlap or have gaps"),
-    "elements that overlap": Hard(lambda device: torch.ones(3, device=device).expand(2, 3), "its elements overlap or have gaps"),
     "a subclass of tensors": Hard(lambda device: torch.ones(2, 3, device=device).as_subclass(Subclass), "it is a Subclass"),
     "float64 weights with bfloat16 momentum": Hard(
         lambda device: torch.ones(2, 3, device=device, dtype=torch.float64),
