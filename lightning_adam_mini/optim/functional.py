@@ -165,13 +165,14 @@ def _multi_tensor_adam_mini(
     maximize: bool,
     capturable: bool,
 ) -> None:
-    def kind(i: int) -> tuple[str, str, str, bool, bool]:
-        tensors = (str(params[i].device), str(params[i].dtype), str(exp_avgs[i].dtype))
-        return (*tensors, layouts[i].is_per_parameter, _is_number(state_steps[i], capturable))
+    def kind(i: int) -> str:  # a string, because torch 2.6 compiles no other key
+        tensors = (params[i].device, params[i].dtype, exp_avgs[i].dtype)
+        return " ".join(map(str, (*tensors, layouts[i].is_per_parameter, _is_number(state_steps[i], capturable))))
 
     # foreach operators are one launch for tensors of one device and dtype only.
-    for (_, _, _, per_parameter, numbers), indices in groupby(sorted(range(len(params)), key=kind), key=kind):
+    for _, indices in groupby(sorted(range(len(params)), key=kind), key=kind):
         at = list(indices)
+        per_parameter, numbers = layouts[at[0]].is_per_parameter, _is_number(state_steps[at[0]], capturable)
         p, g, m, v, s = ([tensors[i] for i in at] for tensors in (params, grads, exp_avgs, exp_avg_sqs, state_steps))
         here = [layouts[i] for i in at]
         if maximize:
