@@ -16,7 +16,7 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim.codecs import MomentumDtype, check_momentum_dtype, has_name
+from lightning_adam_mini.optim.codecs import MomentumDtype, check_momentum_dtype
 from lightning_adam_mini.optim.conversion import convert_state_dict, moments_of
 from lightning_adam_mini.optim.group_layouts import GroupLayouts, named_in, some, with_list
 from lightning_adam_mini.optim.options import check_options
@@ -184,7 +184,7 @@ class AdamMini(Optimizer):
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
         check_options(options)
-        if options["capturable"] and (has_name(self._momentum_dtype) or self._stochastic_rounding):
+        if options["capturable"] and (isinstance(self._momentum_dtype, str) or self._stochastic_rounding):
             raise ValueError(
                 "AdamMini(capturable=True) takes neither momentum_dtype='8bit' nor stochastic_rounding=True because their steps read"
                 " numbers off the device. Leave one of them out."

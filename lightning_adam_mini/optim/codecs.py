@@ -276,11 +276,6 @@ def check_momentum_dtype(wanted: MomentumDtype | None) -> None:
         raise ValueError(f"Invalid momentum_dtype value: {wanted!r}, because it must be a floating-point torch.dtype or {names}")
 
 
-def has_name(wanted: MomentumDtype | None) -> bool:
-    """Whether first moments are to be kept in codes."""
-    return isinstance(wanted, str)
-
-
 def codec_for(
     shape: tuple[int, ...],
     dtype: torch.dtype,

@@ -12,7 +12,7 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.broadcast import BroadcastTensor
 from lightning_adam_mini.optim.codecs import codec_of
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
-from lightning_adam_mini.optim.state import SECOND, SLOTS, STEP, Kind, Moments, elements_in, moments_in, slots_of, values_of
+from lightning_adam_mini.optim.state import SECOND, SLOTS, STEP, Kind, Moments, elements_in, moments_in, slots_of, values_of, with_elements
 
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
@@ -77,7 +77,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
         if not entry:
             moments.append(Moments(saved, None))
             continue
-        _check_entry(name, p, layout, entry)
+        _check_entry(name, p, entry)
         how = how_to_regroup(saved, layout)
         if how and not convert:
             raise ValueError(
@@ -108,7 +108,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     return Loaded({**state_dict, "state": state, "param_groups": groups}, moments, done)
 
 
-def _check_entry(name: str, p: Tensor, layout: BlockLayout, entry: Mapping[str, Any]) -> None:
+def _check_entry(name: str, p: Tensor, entry: Mapping[str, Any]) -> None:
     """Refuse the saved state of a parameter that lacks something, or is for another shape."""
     missing = {slot.name for slot in SLOTS} - entry.keys()
     if missing:
@@ -116,8 +116,8 @@ def _check_entry(name: str, p: Tensor, layout: BlockLayout, entry: Mapping[str, 
             f"The loaded state of parameter {name!r} has no {', '.join(sorted(missing))}, because another kind of optimizer wrote it"
             f" (it has {', '.join(entry)}). Load a state of AdamMini, AdamW or Adam."
         )
-    for key in (key for key in entry if key in {slot.name for slot in SLOTS} | moments_in(entry).keys()):
-        kept = entry[key]
+    per_block = {slot.name for slot in slots_of(Kind.BLOCK)}
+    for key, kept in {STEP.name: entry[STEP.name], **moments_in(entry)}.items():
         if key == STEP.name and isinstance(kept, (int, float)) and not isinstance(kept, bool):
             kept = torch.tensor(float(kept))  # as torch wrote it once
         problem = None
@@ -127,7 +127,7 @@ def _check_entry(name: str, p: Tensor, layout: BlockLayout, entry: Mapping[str, 
             problem = "a tensor without values, on the meta device"
         elif key == STEP.name and (kept.numel() != 1 or not (kept.is_meta or float(kept) >= 0)):
             problem = f"{kept}, which is no count"
-        elif key in {slot.name for slot in slots_of(Kind.BLOCK)} and not kept.is_floating_point():
+        elif key in per_block and not kept.is_floating_point():
             problem = f"a tensor in {kept.dtype}"
         if problem:
             raise ValueError(f"The loaded state of parameter {name!r} has as {key} {problem}. The checkpoint is damaged.")
@@ -223,15 +223,11 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_codes(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter's state with what is per element in floating point."""
-    entry = dict(entry)
     for slot in slots_of(Kind.ELEMENT):
         kept = elements_in(entry, slot)
-        codec = codec_of(kept)
         if len(kept) > 1:
-            for suffix in kept:
-                del entry[slot.name + suffix]
-            entry[slot.name] = values_of(kept, codec).cpu()
-    return entry
+            entry = with_elements(entry, slot, {slot.name: values_of(kept, codec_of(kept)).cpu()})
+    return dict(entry)
 
 
 def _spread(entry: Mapping[str, Any], layout: BlockLayout) -> dict[str, Tensor]:

@@ -84,6 +84,12 @@ def elements_in(state: Mapping[str, Any], slot: Slot) -> dict[str, Tensor]:
     return {suffix: state[slot.name + suffix] for suffix in SUFFIXES if slot.name + suffix in state}
 
 
+def with_elements(state: Mapping[str, Any], slot: Slot, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A parameter's state with other tensors, by name, in the place of those of a slot that is kept per element."""
+    gone = {slot.name + suffix for suffix in SUFFIXES}
+    return {**{name: kept for name, kept in state.items() if name not in gone}, **tensors}
+
+
 def fields_of(codec: Codec, block_shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Field]:
     """The tensors that are kept of a parameter, by name.
 
@@ -209,10 +215,9 @@ class StateFormat:
         if before != self.codec(p, layout):
             seen = self.local(p, dict(state))
             for slot in slots_of(Kind.ELEMENT):
-                kept = elements_in(seen, slot)
-                for suffix in kept:
-                    del state[slot.name + suffix]
-                state.update(self.keep(p, layout, slot, values_of(kept, before)))
+                now = with_elements(state, slot, self.keep(p, layout, slot, values_of(elements_in(seen, slot), before)))
+                state.clear()
+                state.update(now)
 
     def to_portable(self, state: MutableMapping[Tensor, dict[str, Any]], layouts: Mapping[Tensor, BlockLayout]) -> None:
         """Turn the state of sharded parameters into a form for all strategies and any number of ranks. Every rank has to call it.
@@ -226,14 +231,11 @@ class StateFormat:
         for p in [*self._shards.parts, *self._shards.flattened_whole]:
             if p not in state:
                 continue
-            entry, seen, codec = dict(state[p]), self.local(p, state[p]), self.codec(p, layouts[p])
-            for slot in slots_of(Kind.ELEMENT):
-                kept = elements_in(seen, slot)
-                if not isinstance(codec, Plain):
-                    for suffix in kept:
-                        del entry[slot.name + suffix]
-                    entry[slot.name] = self._shards.like(p, values_of(kept, codec))
-            state[p] = entry
+            seen, codec = self.local(p, state[p]), self.codec(p, layouts[p])
+            if not isinstance(codec, Plain):
+                for slot in slots_of(Kind.ELEMENT):
+                    values = self._shards.like(p, values_of(elements_in(seen, slot), codec))
+                    state[p] = with_elements(state[p], slot, {slot.name: values})
         self._shards.to_portable(state)
 
     def keep(self, p: Tensor, layout: BlockLayout, slot: Slot, values: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from lightning_adam_mini.optim import backends
 from lightning_adam_mini.optim.backends import Backend, Task
 from lightning_adam_mini.optim.checks import StepChecks, check_gradient
 from lightning_adam_mini.optim.codecs import Codec, Plain
+from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.rounding import Place
 from lightning_adam_mini.optim.state import SLOTS, STEP, StateFormat
 from lightning_adam_mini.optim.work import Member, Work
@@ -168,22 +169,27 @@ class Stepper:
         codec, place = self._format.codec(member.param, member.whole), None
         if self._stochastic_rounding and p.dtype == torch.bfloat16:
             place = Place.whole(member.number, p.shape) if member.place is None else member.place
-        kind, compiling = p.device.type, torch.compiler.is_compiling()
-        fast, slow, fields, problem = None, -1, None, f"there is no compiled loop for {kind}"
-        for i, backend in enumerate(self._backends):
-            if backend.device is None or (backend.device == kind and not compiling):
-                why = backend.why_not(p, codec, layout, place) if backend.slots >= _SLOTS else "its state has more slots"
-                if backend.device is None:
-                    if why is None:
-                        slow = i
-                        break
-                elif why is None and fast is None:
-                    fast, fields = i, backend.plan(p, codec, layout, place)
-                elif fast is None:
-                    problem = why
-        if fast is not None or compiling or p.numel() == 0 or p.is_meta:  # of which there is nothing to step
+        asked = (p, codec, layout, place)
+        slow, _ = self._first(None, *asked)
+        assert slow is not None  # the readable one, or slices, can step anything
+        fast = fields = problem = None
+        if not torch.compiler.is_compiling():
+            fast, problem = self._first(p.device.type, *asked)
+        if fast is not None:
+            fields = self._backends[fast].plan(*asked)
+        elif p.numel() == 0 or p.is_meta:  # of which there is nothing to step
             problem = None
         return _Row(member.param, member.whole, p.stride(), codec, place, fast, fields, problem, slow)
+
+    def _first(self, device: str | None, p: Tensor, codec: Codec, layout: Blocks, place: Place | None) -> tuple[int | None, str | None]:
+        """The first backend for a kind of device that can step a parameter, or why there is none."""
+        problem = f"there is no compiled loop for {p.device.type}"
+        for i, backend in enumerate(self._backends):
+            if backend.device == device:
+                problem = backend.why_not(p, codec, layout, place) if backend.slots >= _SLOTS else "its state has more slots"
+                if problem is None:
+                    return i, None
+        return None, problem
 
     def _tell(self, reason: str, params: Sequence[Tensor]) -> None:
         params = [p for p in params if (reason, id(p)) not in self._told]

@@ -40,6 +40,7 @@ class Shards:
         self.flat = dict(flat or {})
         self.parts: dict[Tensor, Part] = {}
         self.flattened_whole: dict[Tensor, BlockLayout] = {}
+        self._cut: dict[Tensor, Part] = {}  # the parts whose blocks other ranks hold parts of
         self._sums: CutSums | None = None
         self._kinds: list[tuple[torch.dtype, torch.device]] = []
 
@@ -88,6 +89,7 @@ class Shards:
             elif is_flattened(p):
                 flattened_whole[p] = layout
         self.parts, self.flattened_whole, self._sums = parts, flattened_whole, None
+        self._cut = {p: part for p, part in parts.items() if not part.is_uncut and not part.layout.is_per_parameter}
 
     def kept_shape(self, p: Tensor) -> tuple[int, ...] | None:
         """Shape of what this rank keeps of a sharded parameter's second moment; None if the parameter is whole here."""
@@ -101,13 +103,17 @@ class Shards:
             p: The parameter.
             wanted: What the optimizer was asked for.
         """
+        shard = self._range(p)
+        if shard is None:
+            part = self.parts[p]
+            return codec_for(part.layout.shape, p.dtype, wanted, part.pieces[0].sizes)
+        row = row_of(shard.shape)
+        return codec_for(shard.shape, p.dtype, wanted, (shard.end - shard.begin,), row, -shard.begin % row if row else 0)
+
+    def _range(self, p: Tensor) -> FlatShard | None:
+        """What this rank holds of a parameter, if that is a flat range; None if it is a rectangle."""
         part, shard = self.parts[p], self.flat.get(p)
-        shape = part.layout.shape if shard is None else shard.shape
-        if len(part.pieces) == 1 and (shard is None or not part.layout.is_per_parameter):
-            return codec_for(shape, p.dtype, wanted, part.pieces[0].sizes)
-        assert shard is not None  # a DTensor is one rectangle
-        row = row_of(shape)
-        return codec_for(shape, p.dtype, wanted, (shard.end - shard.begin,), row, -shard.begin % row if row else 0)
+        return None if len(part.pieces) == 1 and not (shard is not None and part.layout.is_per_parameter) else shard
 
     @property
     def groups(self) -> list[Any]:
@@ -135,7 +141,7 @@ class Shards:
                     here.append(member)
                 elif part.order is None or part.pieces:  # else FSDP1 leaves nothing of it here
                     p, grad = local(member.p), local_gradient(member.p, member.grad) if is_dtensor(member.p) else member.grad
-                    if not part.is_uncut and not part.layout.is_per_parameter:
+                    if member.param in self._cut:
                         squared[part] = self._effective(group, p, grad)
                     place = self._place(member.param, member.number)
                     here.append(member._replace(p=part.shaped(p), grad=part.shaped(grad), layout=part.window, place=place))
@@ -156,19 +162,16 @@ class Shards:
 
     def _place(self, p: Tensor, number: int) -> Place:
         """Where in the parameter it is what this rank holds of it."""
-        part, shard = self.parts[p], self.flat.get(p)
-        if len(part.pieces) == 1 and (shard is None or not part.layout.is_per_parameter):
+        part, shard = self.parts[p], self._range(p)
+        if shard is None:
             offsets = (corner + offset for corner, offset in zip(part.corner, part.pieces[0].offsets, strict=True))
             return Place(number, part.layout.shape, tuple(offsets), part.pieces[0].sizes)
-        assert shard is not None
         return Place(number, shard.shape, (), (shard.end - shard.begin,), shard.begin, shard.order)
 
     def _cut_sums(self) -> CutSums:
-        cut = {p: part for p, part in self.parts.items() if not part.is_uncut and not part.layout.is_per_parameter}
-        here = [local(p) for p in cut]
-        kinds = [(tensor.dtype, tensor.device) for tensor in here]  # a module may have been cast or moved, on every rank
+        kinds = [(p.dtype, p.device) for p in self._cut]  # a module may have been cast or moved, on every rank
         if self._sums is None or self._kinds != kinds:
-            self._sums, self._kinds = CutSums(list(cut.values()), here), kinds
+            self._sums, self._kinds = CutSums(list(self._cut.values()), [local(p) for p in self._cut]), kinds
         return self._sums
 
     def _zero_blocks(self, p: Tensor) -> Tensor:
