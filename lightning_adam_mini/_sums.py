@@ -96,3 +96,8 @@ def scale_down(values: Tensor) -> Tensor:
 def scale_squares_up(means: Tensor) -> Tensor:
     """Undo :func:`scale_down` in a mean of squares, in place."""
     return means.mul_(2.0 ** (2 * _EXPONENT))
+
+
+def second_moment_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of second moments: float32 at least, because a bfloat16 average with beta2 = 0.999 never moves."""
+    return torch.promote_types(dtype, torch.float32)

@@ -7,6 +7,9 @@ it. A :class:`BlockLayout` is the description of one tensor's blocks, as plain d
 - ``BlockLayout((4, 6), dims=(1,))`` averages over the second dimension. Each row is a block, 4 in all: an output neuron, a token.
 - ``BlockLayout((4, 6), dims=(1,), axis=0, lines="q:2x2")`` averages each row and then the rows that belong together. Rows 0 and 1 are
   the first block and rows 2 and 3 the second: two heads.
+- ``BlockLayout((4, 6), dims=(1,), crossed=(0,))`` keeps the mean of each row *and* of each column: it is *factored* into two *margins*,
+  4 + 6 numbers. An element's second moment is its row's mean times its column's over the mean of all, which is what the means say if
+  nothing else is assumed (Adafactor, arXiv 1804.04235).
 
 Blocks live in a tensor of ``block_shape``: the averaged dimensions are 1 long, and the dimension ``axis`` has one entry for each group of
 lines. ``average`` goes from the tensor to its blocks, ``spread`` goes back by broadcasting. Nothing else in this package reshapes a
@@ -23,7 +26,17 @@ from operator import index
 import torch
 from torch import Tensor
 
-from lightning_adam_mini._sums import all_finite, group_index, group_names, scale_down, scale_squares_up, sum_groups, sum_square
+from lightning_adam_mini._sums import (
+    all_finite,
+    group_index,
+    group_names,
+    scale_down,
+    scale_squares_up,
+    second_moment_dtype,
+    sum_groups,
+    sum_square,
+)
+from lightning_adam_mini.block_shard import BlockShard
 from lightning_adam_mini.lines import parse_lines, shorten
 
 
@@ -37,9 +50,12 @@ class BlockLayout:
         axis: Dimension whose lines are grouped by ``lines``, not one of ``dims``; None if each of its lines is a block of its own.
         lines: The groups along ``axis`` in the language of :mod:`lightning_adam_mini.lines`: each head is a block, and so are all the
             lines of a role that have no head.
+        crossed: Dimensions that a second mean averages over, ``axis`` among them if there is one; None for one mean. Where that saves
+            nothing, as for a vector, or one mean follows from the other, the finer one is kept alone.
 
     Raises:
-        ValueError: If the dimensions are not the tensor's, or the lines do not add up to its length along ``axis``.
+        ValueError: If the dimensions are not the tensor's, the lines do not add up to its length along ``axis``, or the second mean does
+            not average over ``axis``.
 
     Example:
         >>> layout = BlockLayout((12, 5), dims=(1,), axis=0, lines="q:2x2|k:2x2|v:4x1")
@@ -47,21 +63,29 @@ class BlockLayout:
         (8, (8, 1))
         >>> layout.average(torch.ones(12, 5)).shape, layout.spread(torch.ones(8, 1)).shape
         (torch.Size([8, 1]), torch.Size([12, 1]))
+        >>> factored = BlockLayout((12, 5), dims=(1,), crossed=(0,))
+        >>> factored.num_blocks, [margin.block_shape for margin in factored.margins]
+        (17, [(12, 1), (1, 5)])
     """
 
     shape: tuple[int, ...]
     dims: tuple[int, ...] = ()
     axis: int | None = None
     lines: str | None = None
+    crossed: tuple[int, ...] | None = None
     block_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    """Shape of the tensor of blocks: as many dimensions as ``shape``, and broadcastable to it unless lines are grouped."""
+    """Shape of the tensor of blocks: as many dimensions as ``shape``, and broadcastable to it unless lines are grouped. Of a factored
+    layout, that of its first margin."""
+    _crossing: tuple[BlockLayout, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         try:
             shape = tuple(index(size) for size in self.shape)
             dims = sorted({self._dimension(index(d), shape) for d in self.dims})
+            crossed = None if self.crossed is None else sorted({self._dimension(index(d), shape) for d in self.crossed})
         except TypeError:
-            raise ValueError(f"A BlockLayout has whole numbers for shape and dims, not {self.shape!r} and {self.dims!r}.") from None
+            wrong = f"{self.shape!r} and {self.dims!r}" + (f" and {self.crossed!r}" if self.crossed is not None else "")
+            raise ValueError(f"A BlockLayout has whole numbers for shape and dims, not {wrong}.") from None
         axis, lines = self.axis, self.lines
         if (axis is None) != (lines is None):
             raise ValueError(
@@ -72,6 +96,11 @@ class BlockLayout:
             order = parse_lines(lines)
             if axis in dims:
                 raise ValueError(f"A BlockLayout cannot group lines along dimension {axis} because it also averages over it: {dims=}")
+            if crossed is not None and axis not in crossed:
+                raise ValueError(
+                    f"A factored BlockLayout whose first mean groups lines along dimension {axis} has a second mean over that dimension, so"
+                    f" that the two cross; got {crossed=}"
+                )
             if order.size != shape[axis]:
                 raise ValueError(
                     f"The line order {shorten(lines)} has {order.size} lines, but dimension {axis} of a tensor of shape {shape} has"
@@ -85,12 +114,16 @@ class BlockLayout:
             elif groups == 1:
                 dims = sorted([*dims, axis])
                 axis = lines = None
+        if crossed is not None:
+            dims, axis, lines, crossed = _as_one_mean(shape, dims, axis, lines, crossed)
         block_shape = [1 if d in dims else size for d, size in enumerate(shape)]
         if axis is not None and lines is not None:
             block_shape[axis] = len(group_names(lines))
-        values = (("shape", shape), ("dims", tuple(dims)), ("axis", axis), ("lines", lines), ("block_shape", tuple(block_shape)))
-        for name, value in values:
+        values = {"shape": shape, "dims": tuple(dims), "axis": axis, "lines": lines, "block_shape": tuple(block_shape)}
+        for name, value in {**values, "crossed": None if crossed is None else tuple(crossed)}.items():
             object.__setattr__(self, name, value)
+        both = () if crossed is None else (BlockLayout(shape, self.dims, axis, lines), BlockLayout(shape, tuple(crossed)))
+        object.__setattr__(self, "_crossing", both)
 
     @staticmethod
     def _dimension(dim: int, shape: tuple[int, ...]) -> int:
@@ -115,6 +148,18 @@ class BlockLayout:
         return cls(tuple(shape), dims=tuple(d for d in range(len(shape)) if d != axis))
 
     @classmethod
+    def factored(cls, shape: Sequence[int], axis: int = 0, other: int = 1) -> BlockLayout:
+        """The mean of each line along ``axis``, and the mean of each line along ``other``: rows and columns of a matrix.
+
+        Example:
+            >>> [margin.block_shape for margin in BlockLayout.factored((8, 4, 3, 3)).margins]  # output and input channels
+            [(8, 1, 1, 1), (1, 4, 1, 1)]
+        """
+        axis, other = cls._dimension(axis, tuple(shape)), cls._dimension(other, tuple(shape))
+        rest = [tuple(d for d in range(len(shape)) if d != kept) for kept in (axis, other)]
+        return cls(tuple(shape), dims=rest[0], crossed=rest[1])
+
+    @classmethod
     def grouped(cls, shape: Sequence[int], lines: str, axis: int = 0) -> BlockLayout:
         """Groups of lines along ``axis`` are blocks, as ``lines`` says: heads of a projection, gates of an LSTM."""
         axis = cls._dimension(axis, tuple(shape))
@@ -123,14 +168,24 @@ class BlockLayout:
     # ---- what it knows -----------------------------------------------------------------------------------------------
 
     @property
+    def margins(self) -> tuple[BlockLayout, ...]:
+        """The means that are kept, each a layout of its own: this one, or two that cross."""
+        return self._crossing or (self,)
+
+    @property
     def num_blocks(self) -> int:
-        """Number of blocks, which is the number of second moments kept."""
-        return math.prod(self.block_shape)
+        """Number of second moments kept: of blocks, in all margins."""
+        return sum(math.prod(margin.block_shape) for margin in self.margins)
 
     @property
     def is_per_parameter(self) -> bool:
         """Whether each element is a block of its own."""
         return self.block_shape == self.shape
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether two means are kept, which cross."""
+        return self.crossed is not None
 
     def block_names(self) -> tuple[str, ...]:
         """Names of the groups along ``axis``, such as ``q.0``, ``q.1``, ``v``; empty if lines are not grouped."""
@@ -139,6 +194,8 @@ class BlockLayout:
         return tuple(role if head < 0 else f"{role}.{head}" for role, head in group_names(self.lines))
 
     def __str__(self) -> str:
+        if self.crossed is not None:
+            return " x ".join(map(str, self.margins))
         if self.lines is not None:
             return f"{self.lines} along dim {self.axis}"
         if self.is_per_parameter:
@@ -147,7 +204,49 @@ class BlockLayout:
             return "one block"
         return "mean over dim " + ", ".join(map(str, self.dims))
 
-    # ---- averaging and spreading --------------------------------------------------------------------------------------
+    # ---- all margins --------------------------------------------------------------------------------------------------
+
+    def mean_squares(self, grad: Tensor) -> tuple[Tensor, ...]:
+        """:meth:`mean_square` of each margin."""
+        return tuple(margin.mean_square(grad) for margin in self.margins)
+
+    def averages(self, values: Tensor) -> tuple[Tensor, ...]:
+        """:meth:`average` of each margin."""
+        return tuple(margin.average(values) for margin in self.margins)
+
+    def combine(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Each element's second moment: of a factored layout the one that has these means and assumes nothing else.
+
+        Args:
+            blocks: A tensor of ``block_shape`` for each margin.
+
+        Returns:
+            Tensor that broadcasts to ``shape``; of a factored layout, one value per element. NaN where the means overflow.
+
+        Example:
+            >>> factored = BlockLayout.factored((2, 3))
+            >>> factored.combine([torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0, 4.0, 0.0]])]).tolist()
+            [[1.0, 2.0, 0.0], [3.0, 6.0, 0.0]]
+        """
+        if self.crossed is None:
+            return self.spread(blocks[0])
+        rows, columns = self._factors(blocks)
+        return rows * columns
+
+    def roots(self, blocks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Factors whose product is the square root of each element's second moment. Each broadcasts to ``shape``.
+
+        Roots of the factors, and not of their product, because that of small gradients would be a denormal number, or 0.
+        """
+        if self.crossed is None:
+            return (self.spread(blocks[0].sqrt()),)
+        return tuple(factor.sqrt() for factor in self._factors(blocks))
+
+    def _factors(self, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        rows, columns = cross(self.margins, blocks)
+        return self.margins[0].spread(rows), columns
+
+    # ---- averaging and spreading, of one margin -----------------------------------------------------------------------
 
     def mean_square(self, grad: Tensor) -> Tensor:
         """Mean of ``grad²`` over each block.
@@ -162,6 +261,7 @@ class BlockLayout:
         Returns:
             Tensor of ``block_shape``: float64 for a float64 ``grad``, else float32.
         """
+        self._check_one_mean()
         means = self._divide_by_size(self._sum_groups(sum_square(grad, self.dims, second_moment_dtype(grad.dtype))))
         if self.is_per_parameter or all_finite(means):
             return means
@@ -177,6 +277,7 @@ class BlockLayout:
         Returns:
             Tensor of ``block_shape`` and the dtype of ``values``, but at least float32.
         """
+        self._check_one_mean()
         sums = values.double()
         if self.dims:
             sums = sums.sum(dim=self.dims, keepdim=True)
@@ -191,15 +292,21 @@ class BlockLayout:
         Returns:
             Tensor that broadcasts to ``shape``: ``blocks`` itself or, where lines are grouped, one value a line.
         """
+        self._check_one_mean()
         if self.axis is None or self.lines is None:
             return blocks
         return blocks.index_select(self.axis, group_index(self.lines, blocks.device).group_of_line)
 
     def gather(self, spread: Tensor) -> Tensor:
         """Undo :meth:`spread`: one value a block, in ``block_shape``."""
+        self._check_one_mean()
         if self.axis is None or self.lines is None:
             return spread
         return spread.index_select(self.axis, group_index(self.lines, spread.device).first_line)
+
+    def _check_one_mean(self) -> None:
+        if self.crossed is not None:
+            raise ValueError(f"A factored BlockLayout ({self}) keeps two means. Ask each of its margins, or use mean_squares and combine.")
 
     def _sum_groups(self, lines: Tensor) -> Tensor:
         if self.axis is None or self.lines is None:
@@ -229,13 +336,15 @@ class BlockLayout:
         Raises:
             ValueError: If the shard does not lie within the tensor.
         """
+        self._check_one_mean()
         return BlockShard(self, tuple(offsets), tuple(sizes))
 
     # ---- plain data ---------------------------------------------------------------------------------------------------
 
-    def to_plain(self) -> tuple[tuple[int, ...], tuple[int, ...], int | None, str | None]:
-        """The layout as tuples, numbers and a string, as checkpoints hold it."""
-        return (self.shape, self.dims, self.axis, self.lines)
+    def to_plain(self) -> tuple:
+        """The layout as tuples, numbers and a string, as checkpoints hold it: shape, dims, axis, lines and, if there is one, crossed."""
+        plain = (self.shape, self.dims, self.axis, self.lines)
+        return plain if self.crossed is None else (*plain, self.crossed)
 
     @classmethod
     def from_plain(cls, plain: Sequence) -> BlockLayout:
@@ -243,100 +352,35 @@ class BlockLayout:
 
         Example:
             >>> BlockLayout.from_plain([[4, 6], None, None, None])
-            BlockLayout(shape=(4, 6), dims=(), axis=None, lines=None)
+            BlockLayout(shape=(4, 6), dims=(), axis=None, lines=None, crossed=None)
         """
-        shape, dims, axis, lines = plain
-        return cls(tuple(shape or ()), tuple(dims or ()), axis, lines)
+        shape, dims, axis, lines, *crossed = plain
+        return cls(tuple(shape or ()), tuple(dims or ()), axis, lines, tuple(crossed[0]) if crossed else None)
 
 
-@dataclass(frozen=True)
-class BlockShard:
-    """What a rectangular shard of a tensor holds of its blocks. Made by :meth:`BlockLayout.shard`.
+def cross(margins: Sequence[BlockLayout], blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Two means as the factors of the second moment that has them: the first over the mean that both average to, and the second.
 
-    The second moment of a block that several shards hold is the sum of their :meth:`sum_square` over :attr:`block_sizes`.
-
-    Example:
-        >>> half = BlockLayout((4, 6), dims=(1,)).shard(offsets=(0, 0), sizes=(4, 3))
-        >>> half.is_whole, half.sum_square(torch.ones(4, 3)).flatten().tolist()
-        (False, [3.0, 3.0, 3.0, 3.0])
+    Args:
+        margins: The margins of a factored layout.
+        blocks: The means over their blocks; those of the second along all that the first averages over.
     """
-
-    layout: BlockLayout
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    _kept: tuple[int, ...] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        shape = self.layout.shape
-        fits = len(self.offsets) == len(self.sizes) == len(shape)
-        if not fits or any(o < 0 or n < 0 or o + n > size for o, n, size in zip(self.offsets, self.sizes, shape, strict=True)):
-            raise ValueError(f"A shard at {self.offsets} of size {self.sizes} does not lie within a tensor of shape {shape}.")
-        object.__setattr__(self, "_kept", tuple(d for d in range(len(shape)) if d not in self.layout.dims))
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether each block that the shard touches lies within it, so that its second moment needs no other shard."""
-        layout = self.layout
-        if 0 in self.sizes:
-            return True
-        if any(self.sizes[d] != layout.shape[d] for d in layout.dims):
-            return False
-        if layout.axis is None or layout.lines is None:
-            return True
-        groups = group_index(layout.lines, torch.device("cpu")).group_of_line
-        here = groups[self._range(layout.axis)]
-        return bool(torch.isin(groups, here).sum() == len(here))
-
-    @property
-    def block_sizes(self) -> Tensor:
-        """Number of elements of each of the *whole tensor's* blocks, broadcastable to ``block_shape``; at least 1, even if it has none."""
-        sizes = self.layout._block_sizes(torch.device("cpu"))
-        return torch.full([1] * len(self.sizes), sizes, dtype=torch.float32) if isinstance(sizes, int) else sizes.to(torch.float32)
-
-    def sum_square(self, grad: Tensor) -> Tensor:
-        """Sum of ``grad²`` over this shard's part of each block.
-
-        It is infinite where it is too large for its dtype, even if the mean over the block were not. Ranks add up what this returns, and
-        more bits or another scale would cost each step of each run something.
-
-        Args:
-            grad: The local gradient, of shape ``sizes``.
-
-        Returns:
-            float32 (float64 for a float64 ``grad``) tensor of the whole tensor's ``block_shape``, zero where the shard holds nothing.
-        """
-        return self._sum_lines(sum_square(grad, self.layout.dims, second_moment_dtype(grad.dtype)))
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of ``values`` over this shard's part of each block, in float64.
-
-        Args:
-            values: Tensor of shape ``sizes``.
-
-        Returns:
-            Tensor of the whole tensor's ``block_shape``, zero where the shard holds nothing.
-        """
-        values = values.double()
-        return self._sum_lines(values.sum(dim=self.layout.dims, keepdim=True) if self.layout.dims else values)
-
-    def _sum_lines(self, local: Tensor) -> Tensor:
-        layout = self.layout
-        lines = list(layout.block_shape)
-        if layout.axis is not None:
-            lines[layout.axis] = layout.shape[layout.axis]
-        full = local.new_zeros(lines)
-        full[tuple(self._range(d) if d in self._kept else slice(None) for d in range(len(lines)))] = local
-        return layout._sum_groups(full)
-
-    def spread(self, blocks: Tensor) -> Tensor:
-        """The part of :meth:`BlockLayout.spread` that broadcasts to the shard."""
-        full = self.layout.spread(blocks)
-        return full[tuple(self._range(d) if d in self._kept else slice(None) for d in range(full.ndim))]
-
-    def _range(self, dim: int) -> slice:
-        return slice(self.offsets[dim], self.offsets[dim] + self.sizes[dim])
+    first, second = blocks
+    both = second.mean(dim=[d for d in margins[0].dims if d not in margins[1].dims], keepdim=True)
+    # 0 / 0 is 0, as in a block that never had a gradient. Where the mean is infinite no ratio is right, and none is to look so.
+    return (first / both).masked_fill(both == 0, 0) + (both - both), second
 
 
-def second_moment_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of second moments: float32 at least, because a bfloat16 average with beta2 = 0.999 never moves."""
-    return torch.promote_types(dtype, torch.float32)
+def _as_one_mean(
+    shape: tuple[int, ...], dims: list[int], axis: int | None, lines: str | None, crossed: list[int]
+) -> tuple[list[int], int | None, str | None, list[int] | None]:
+    """Two means as one, where one follows from the other or both are no fewer numbers than the elements."""
+    long = {d for d, size in enumerate(shape) if size > 1}
+    if long & {*crossed} <= {*dims}:  # the second mean is the finer one
+        return crossed, None, None, None
+    if long & {*dims} <= {*crossed}:
+        return dims, axis, lines, None
+    first = BlockLayout(shape, tuple(dims), axis, lines)
+    if first.num_blocks + BlockLayout(shape, tuple(crossed)).num_blocks >= math.prod(shape):
+        return [], None, None, None
+    return dims, axis, lines, crossed

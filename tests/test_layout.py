@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_adam_mini.layout import BlockLayout, BlockShard
+from lightning_adam_mini.block_shard import BlockShard
+from lightning_adam_mini.layout import BlockLayout
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float64: 1e-13}

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini import AdamMini, BlockLayout
-from lightning_adam_mini._sums import sum_square
-from lightning_adam_mini.layout import second_moment_dtype
+from lightning_adam_mini._sums import second_moment_dtype, sum_square
 
 # Each way that a sum takes: norms of the innermost dimensions, with outer ones, squares of outer ones alone, groups of lines.
 LAYOUTS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, overload
 
@@ -24,7 +24,7 @@ from lightning_adam_mini.optim.regroup import check_nested
 from lightning_adam_mini.optim.rows import check_rows, move_rows, replace_rows
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.shards.sharded import Shards
-from lightning_adam_mini.optim.state import SECOND, STEP, Moments, StateFormat, in_blocks
+from lightning_adam_mini.optim.state import STEP, Kind, Moments, StateFormat, in_blocks, put_in_blocks, slots_of
 from lightning_adam_mini.optim.stepper import Stepper
 from lightning_adam_mini.optim.work import Member, Work, turns
 
@@ -373,7 +373,7 @@ class AdamMini(Optimizer):
         )
         self._blocks.known.update(layouts)
         for p, moments in regrouped.items():
-            self.state[p].update(moments)
+            put_in_blocks(self.state[p], moments)
 
     def _check_unsharded(self, name: str, p: Tensor) -> None:
         """Refuse to change the blocks of a sharded parameter that has been stepped.
@@ -439,41 +439,66 @@ class AdamMini(Optimizer):
         """Second moments by parameter name: the running means of g², without bias correction.
 
         Returns:
-            For each parameter that has been stepped, a new float32 tensor that broadcasts to the parameter.
+            For each parameter that has been stepped, a new float32 tensor that broadcasts to the parameter. Of factored blocks it has one
+            value per element.
         """
-        return {name: layout.spread(blocks.clone()) for name, _, _, layout, blocks in self._stepped()}
+        return {name: layout.combine([one.clone() for one in blocks]) for name, _, _, layout, blocks in self._stepped()}
 
     @torch.no_grad()
     def block_learning_rates(self) -> dict[str, Tensor]:
         """Effective learning rates ``lr / (sqrt(v / (1 - beta2^t)) + eps)`` by parameter name.
 
         Returns:
-            For each parameter that has been stepped, a float32 tensor that broadcasts to the parameter. Nothing waits for the device.
+            For each parameter that has been stepped, a float32 tensor that broadcasts to the parameter; of factored blocks with one value
+            per element. Nothing waits for the device.
         """
+        return {name: rate(layout.combine(blocks)) for name, layout, blocks, rate in self._rates()}
+
+    @torch.no_grad()
+    def margin_learning_rates(self) -> dict[str, tuple[Tensor, ...]]:
+        """What the effective learning rates would be if each of the means that are kept were the second moment: of rows, and of columns.
+
+        Returns:
+            For each parameter that has been stepped, for each margin of its blocks (one, or two of factored blocks) a float32 tensor that
+            broadcasts to the parameter: no larger than what is kept. Nothing waits for the device.
+        """
+        return {
+            name: tuple(rate(margin.spread(one)) for margin, one in zip(layout.margins, blocks, strict=True))
+            for name, layout, blocks, rate in self._rates()
+        }
+
+    def _rates(self) -> Iterator[tuple[str, BlockLayout, Sequence[Tensor], Callable[[Tensor], Tensor]]]:
+        """Name, blocks, their means, and what makes effective learning rates of second moments, of each parameter that has been stepped."""
         stepped = list(self._stepped())
         # One read of all steps on the CPU: one a parameter would take longer than the rest.
         counts = [state[STEP.name].reshape(()) for _, _, state, _, _ in stepped]
         here = [count for count in counts if count.device.type == "cpu"]
         numbers = iter(torch.stack(here).tolist() if here else [])
         steps = [next(numbers) if count.device.type == "cpu" else count.double() for count in counts]
-        rates = {}
         for (name, group, _, layout, blocks), step in zip(stepped, steps, strict=True):
-            denom = blocks.div(1 - float(group["betas"][1]) ** step).sqrt_().add_(group["eps"])
-            lr = group["lr"]
-            rates[name] = layout.spread((lr.reshape(()) if isinstance(lr, Tensor) else lr) / denom)
-        return rates
+            lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+            correction = 1 - float(group["betas"][1]) ** step
 
-    def _stepped(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout, Tensor]]:
-        """Name, group, state, blocks and their second moments of each parameter that has been stepped: of all its blocks, on every rank."""
+            def rate(v: Tensor, lr: Any = lr, correction: Any = correction, eps: float = group["eps"]) -> Tensor:
+                return lr / v.div(correction).sqrt_().add_(eps)
+
+            yield name, layout, blocks, rate
+
+    def _stepped(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout, Sequence[Tensor]]]:
+        """Name, group, state, blocks and their means of each parameter that has been stepped: of all its blocks, on every rank."""
         present = self._present()
-        kept = {p: self.state[p][SECOND.name] for p in self._shards.parts if self.state.get(p)}
+        layouts = {p: layout for _, p, layout in present}
+        kept = {p: self._means_of(p, layouts[p]) for p in self._shards.parts if self.state.get(p)}
         gathered = self._shards.gather(kept) if self._shards.parts else {}
         steps = self._shards.share_steps({p: self.state[p][STEP.name] for p in kept}) if self._shards.flat else {}
         groups = (group for group in self.param_groups for _ in group["params"])
         for group, (name, p, layout) in zip(groups, present, strict=True):
             state = self.state.get(p) or ({STEP.name: steps[p]} if p in steps else {})
             if state:
-                yield name, group, state, layout, gathered[p] if p in gathered else state[SECOND.name]
+                yield name, group, state, layout, gathered[p] if p in gathered else self._means_of(p, layout)
+
+    def _means_of(self, p: Tensor, layout: BlockLayout) -> list[Tensor]:
+        return [self.state[p][slot.name] for slot in slots_of(Kind.BLOCK, layout)]
 
     # ---- state --------------------------------------------------------------------------------------------------------
 

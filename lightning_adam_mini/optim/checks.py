@@ -12,7 +12,7 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.codecs import Field
 from lightning_adam_mini.optim.segments import is_held, overlaps
 from lightning_adam_mini.optim.shards.dtensor import local
-from lightning_adam_mini.optim.state import SLOTS, STEP, Kind, StateFormat
+from lightning_adam_mini.optim.state import SLOTS, STEP, Kind, StateFormat, slots_for
 from lightning_adam_mini.optim.work import Member
 
 
@@ -110,7 +110,7 @@ class StepChecks:
             raise RuntimeError(_overlapping(p, self._name_of(p)))
         if not state:
             return
-        missing = [slot.name for slot in SLOTS if slot.name not in state]
+        missing = [slot.name for slot in slots_for(layout) if slot.name not in state]
         if missing:
             raise RuntimeError(_damaged(p, self._name_of(p), f"has no {', '.join(map(repr, missing))}"))
         fields = self._format.fields(p, layout)

@@ -12,10 +12,26 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.broadcast import BroadcastTensor
 from lightning_adam_mini.optim.codecs import codec_of
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
-from lightning_adam_mini.optim.state import SECOND, SLOTS, STEP, Kind, Moments, elements_in, moments_in, slots_of, values_of, with_elements
+from lightning_adam_mini.optim.state import (
+    CROSSING,
+    SECOND,
+    STEP,
+    Kind,
+    Moments,
+    elements_in,
+    moments_in,
+    slots_for,
+    slots_of,
+    values_of,
+    with_elements,
+)
 
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
+
+
+_ROWS = "exp_avg_sq_row"
+"""Where the first margin of a factored second moment stands in what AdamW can load; ``exp_avg_sq`` is dense there."""
 
 
 class Loaded(NamedTuple):
@@ -77,7 +93,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
         if not entry:
             moments.append(Moments(saved, None))
             continue
-        _check_entry(name, p, entry)
+        entry = _own(entry, saved)
+        _check_entry(name, p, entry, saved)
         how = how_to_regroup(saved, layout)
         if how and not convert:
             raise ValueError(
@@ -90,12 +107,12 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
                 f"The loaded second moment of parameter {name!r} has blocks ({saved}) that are neither finer nor coarser than the present"
                 f" ones ({layout}). Resume with the partition that it was written with."
             )
-        for slot in slots_of(Kind.BLOCK):
+        for slot, margin in zip(slots_of(Kind.BLOCK, saved), saved.margins, strict=True):
             shape = entry[slot.name].shape
-            if shape != saved.block_shape and shape != p.shape:
+            if shape != margin.block_shape and shape != p.shape:
                 raise ValueError(
                     f"The loaded {slot.what} of parameter {name!r} has shape {tuple(shape)}, which is neither the parameter's shape"
-                    f" {tuple(p.shape)} nor that of its blocks ({saved}): {saved.block_shape}. The checkpoint is damaged or of another"
+                    f" {tuple(p.shape)} nor that of its blocks ({margin}): {margin.block_shape}. The checkpoint is damaged or of another"
                     " program."
                 )
         kept = moments_in(entry)
@@ -108,9 +125,15 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     return Loaded({**state_dict, "state": state, "param_groups": groups}, moments, done)
 
 
-def _check_entry(name: str, p: Tensor, entry: Mapping[str, Any]) -> None:
+def _own(entry: Mapping[str, Any], saved: BlockLayout) -> dict[str, Any]:
+    """A parameter's saved state without what :func:`to_adamw_state_dict` added for AdamW."""
+    rows = entry.get(_ROWS) if saved.is_factored else None
+    return {**{k: v for k, v in entry.items() if k != _ROWS}, **({} if rows is None else {SECOND.name: rows})}
+
+
+def _check_entry(name: str, p: Tensor, entry: Mapping[str, Any], saved: BlockLayout) -> None:
     """Refuse the saved state of a parameter that lacks something, or is for another shape."""
-    missing = {slot.name for slot in SLOTS} - entry.keys()
+    missing = {slot.name for slot in slots_for(saved)} - entry.keys()
     if missing:
         raise ValueError(
             f"The loaded state of parameter {name!r} has no {', '.join(sorted(missing))}, because another kind of optimizer wrote it"
@@ -151,7 +174,7 @@ def _saved_layout(group: Mapping[str, Any], place: int, present: BlockLayout, se
         return BlockLayout.per_parameter(present.shape)
     saved = BlockLayout.from_plain(group["layouts"][place])
     # torch's AdamW keeps unknown keys of the groups that it loads, but its second moments are per parameter again from its first step.
-    if "amsgrad" in group and (second_moment is None or second_moment.shape != saved.block_shape):
+    if "amsgrad" in group and (second_moment is None or second_moment.shape != saved.block_shape):  # also if it is factored
         return BlockLayout.per_parameter(present.shape)
     return saved
 
@@ -178,7 +201,7 @@ def moments_of(
         entry = state.get(p) or {}
         group = {} if plain is None else {"layouts": [plain], "amsgrad": None}
         blocks = _saved_layout(group, 0, layout, entry.get(SECOND.name))
-        if not entry.keys() >= {slot.name for slot in SLOTS}:
+        if not entry.keys() >= {slot.name for slot in slots_for(blocks)}:
             moments.append(Moments(blocks, None))
             continue
         check_nested(name, blocks, layout)
@@ -189,9 +212,10 @@ def moments_of(
 def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Turn a state dict of AdamMini into one that torch's AdamW and Adam load.
 
-    Each second moment gets its parameter's shape, but hardly any memory: it is a broadcast view of its blocks (on disk too). It is
-    float64 so that AdamW, which casts what it loads to the parameter's dtype, makes a dense tensor of its own from it. AdamMini loads the
-    result as well, and gets its blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
+    Each second moment gets its parameter's shape. One that is not factored hardly takes memory: it is a broadcast view of its blocks (on
+    disk too), float64 so that AdamW, which casts what it loads to the parameter's dtype, makes a dense tensor of its own from it. One that
+    is factored is a dense tensor, as large as AdamW's, and its means stay beside it. AdamMini loads the result as well, and gets its blocks
+    back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
 
     Args:
         state_dict: What ``AdamMini.state_dict()`` returned, left as it is.
@@ -232,14 +256,14 @@ def _without_codes(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _spread(entry: Mapping[str, Any], layout: BlockLayout) -> dict[str, Tensor]:
     """What a parameter's state has per block, as if it were per element."""
-    spread: dict[str, Tensor] = {}
-    for slot in slots_of(Kind.BLOCK):
-        blocks = entry[slot.name]
-        if layout.is_per_parameter:
-            continue
-        if blocks.shape == layout.shape:  # from FSDP1, with one value an element
-            blocks = layout.average(blocks)
-        wide = layout.spread(blocks.double()).expand(layout.shape).as_subclass(BroadcastTensor)
-        # AdamW would keep a view of its dtype, and then write through it.
-        spread[slot.name] = wide.contiguous() if blocks.dtype == torch.float64 else wide
-    return spread
+    if layout.is_per_parameter:
+        return {}
+    kept = [entry[slot.name] for slot in slots_of(Kind.BLOCK, layout)]
+    # From FSDP1 they come with one value per element.
+    kept = [blocks if blocks.shape != layout.shape else of.average(blocks) for blocks, of in zip(kept, layout.margins, strict=True)]
+    if layout.is_factored:
+        dense = layout.combine([blocks.double() for blocks in kept]).to(kept[0].dtype)
+        return {SECOND.name: dense, CROSSING.name: kept[1], _ROWS: kept[0]}
+    wide = layout.spread(kept[0].double()).expand(layout.shape).as_subclass(BroadcastTensor)
+    # AdamW would keep a view of its dtype, and then write through it.
+    return {SECOND.name: wide.contiguous() if kept[0].dtype == torch.float64 else wide}

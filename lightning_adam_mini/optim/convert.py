@@ -16,7 +16,7 @@ from lightning_adam_mini.optim.codecs import MomentumDtype, Plain
 from lightning_adam_mini.optim.own_step import check_step, is_of_a_scheduler
 from lightning_adam_mini.optim.regroup import check_nested
 from lightning_adam_mini.optim.shards.flat import FlatShard
-from lightning_adam_mini.optim.state import FIRST, Kind, Moments, StateFormat, in_blocks, moments_in, slots_of
+from lightning_adam_mini.optim.state import FIRST, Kind, Moments, StateFormat, in_blocks, moments_in, put_in_blocks, slots_of
 
 
 class AdamMiniAdam(AdamMini, Adam):
@@ -207,9 +207,9 @@ def _convert_state(optimizer: AdamMini, before: tuple[Mapping[Tensor, BlockLayou
             if before is not None or not format.is_sharded(p):
                 was = Plain(format.codec(p, layout).shape, state[FIRST.name].dtype) if before is None else before[1].codec(p, old)
                 format.recode(p, layout, state, was)
-                if old != layout or any(state[slot.name].dtype != slot.dtype(p.dtype) for slot in slots_of(Kind.BLOCK)):
-                    wide = {slot.name: state[slot.name].to(slot.dtype(p.dtype)) for slot in slots_of(Kind.BLOCK)}
-                    state.update(in_blocks(wide, old, layout))
+                if old != layout or any(state[slot.name].dtype != slot.dtype(p.dtype) for slot in slots_of(Kind.BLOCK, old)):
+                    wide = {slot.name: state[slot.name].to(slot.dtype(p.dtype)) for slot in slots_of(Kind.BLOCK, old)}
+                    put_in_blocks(state, in_blocks(wide, old, layout))
             else:
                 kept = moments_in(state)
                 for slot in slots_of(Kind.ELEMENT):

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.naming import match_names
-from lightning_adam_mini.optim.state import SECOND
+from lightning_adam_mini.optim.state import SECOND, Kind, block_shapes, slots_of
 
 # Groups hold layouts as plain tuples, which copies, pickles and checkpoints of them survive; checking one again at each step would cost.
 from_plain = lru_cache(maxsize=65536)(BlockLayout.from_plain)
@@ -212,9 +212,10 @@ class GroupLayouts:
                         self._names[p] = self._names[old]
 
     def _by_state(self, p: Tensor, name: str, state: Mapping[str, Any], shape_of: ShapeOf) -> BlockLayout:
-        second, shape, layout = state.get(SECOND.name), shape_of(p, name, None), self.known.get(name)
-        held = tuple(second.shape) if isinstance(second, Tensor) else None
-        if layout is not None and layout.shape == shape and held == layout.block_shape:
+        shape, layout = shape_of(p, name, None), self.known.get(name)
+        kept = {slot.name: state[slot.name] for slot in slots_of(Kind.BLOCK) if isinstance(state.get(slot.name), Tensor)}
+        held = tuple(kept[SECOND.name].shape) if SECOND.name in kept else None
+        if layout is not None and layout.shape == shape and [tuple(t.shape) for t in kept.values()] == block_shapes(layout):
             return layout
         if held == tuple(p.shape):
             return BlockLayout.per_parameter(shape)

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
 
 
-def regroup(second_moment: Tensor, saved: BlockLayout, present: BlockLayout) -> Tensor:
+def regroup(second_moment: Sequence[Tensor], saved: BlockLayout, present: BlockLayout) -> tuple[Tensor, ...]:
     """A second moment in other blocks: the mean over blocks that grow, a copy in blocks that split.
 
     Args:
-        second_moment: Of ``saved``'s ``block_shape``, or of the parameter's shape.
+        second_moment: For each margin of ``saved`` a tensor of its ``block_shape``, or of the parameter's shape.
         saved: The blocks that it has.
         present: The blocks that it gets; finer or coarser.
 
     Returns:
-        A tensor of ``present``'s ``block_shape``.
+        For each margin of ``present`` a tensor of its ``block_shape``.
 
     Example:
         >>> rows, matrix = BlockLayout((2, 3), dims=(1,)), BlockLayout.whole((2, 3))
-        >>> regroup(torch.tensor([[1.0], [3.0]]), rows, matrix).tolist()
+        >>> regroup([torch.tensor([[1.0], [3.0]])], rows, matrix)[0].tolist()
         [[2.0]]
     """
-    if second_moment.shape == saved.block_shape and saved != present:
-        second_moment = saved.spread(second_moment).expand(saved.shape)
-    return second_moment if second_moment.shape == present.block_shape else present.average(second_moment)
+    second_moment = [
+        blocks if blocks.shape == margin.block_shape else margin.average(blocks)
+        for blocks, margin in zip(second_moment, saved.margins, strict=True)
+    ]
+    if saved == present:
+        return tuple(second_moment)
+    return tuple(_margin_of(second_moment, saved, margin) for margin in present.margins)
+
+
+def _margin_of(second_moment: Sequence[Tensor], saved: BlockLayout, margin: BlockLayout) -> Tensor:
+    """The mean over each block of a margin; from one margin of what was saved if it tells, because its numbers are not rounded again."""
+    for values, there in zip(second_moment, saved.margins, strict=True):
+        if there == margin:
+            return values
+        if _is_margin_finer(there, margin):
+            return margin.average(there.spread(values).expand(there.shape))
+    wide = [values.double() for values in second_moment]
+    return margin.average(saved.combine(wide).expand(saved.shape)).to(second_moment[0].dtype)
 
 
 def check_nested(name: str, old: BlockLayout, new: BlockLayout) -> None:
@@ -52,6 +69,11 @@ def how_to_regroup(saved: BlockLayout, present: BlockLayout) -> str | None:
 
 
 def _is_finer(fine: BlockLayout, coarse: BlockLayout) -> bool:
+    """Whether the means of ``fine`` tell those of ``coarse``: whether each margin of it is coarser than some margin of ``fine``."""
+    return all(any(_is_margin_finer(one, other) for one in fine.margins) for other in coarse.margins)
+
+
+def _is_margin_finer(fine: BlockLayout, coarse: BlockLayout) -> bool:
     """Whether each block of ``fine`` lies within one block of ``coarse``."""
     if fine.is_per_parameter or coarse.num_blocks == 1:
         return True

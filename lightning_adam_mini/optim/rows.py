@@ -64,14 +64,17 @@ def move_rows(state: Mapping[str, Tensor], new: Tensor, old: BlockLayout, rows: 
     for slot in slots_of(Kind.ELEMENT):
         kept = elements_in(state, slot)
         moved.update(format.keep(new, layout, slot, _take(values_of(kept, codec_of(kept)), rows)))
-    for slot in slots_of(Kind.BLOCK):
-        moved[slot.name] = state[slot.name] if 0 in old.dims else _take(state[slot.name], rows)
+    for slot, margin in zip(slots_of(Kind.BLOCK, old), old.margins, strict=True):
+        moved[slot.name] = state[slot.name] if 0 in margin.dims else _take(state[slot.name], rows)
+    if old.is_factored and not layout.is_factored:  # so few rows are left that two means save nothing
+        wide = old.combine([moved.pop(slot.name) for slot in slots_of(Kind.BLOCK, old)]).expand(new.shape)
+        moved.update((slot.name, mean) for slot, mean in zip(slots_of(Kind.BLOCK, layout), layout.averages(wide), strict=True))
     return moved
 
 
 def replace_rows(old: BlockLayout, new: Tensor) -> BlockLayout:
     """The blocks of a parameter that has other rows."""
-    return BlockLayout(tuple(new.shape), old.dims, old.axis, old.lines)
+    return BlockLayout(tuple(new.shape), old.dims, old.axis, old.lines, old.crossed)
 
 
 def _take(values: Tensor, rows: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What an optimizer keeps per parameter, as a list of slots. All that makes, checks, saves, loads, converts or counts state loops over it.
 
 A slot has a value per element (the first moment), per block (the second moment), or is one number (the steps taken). What is per element
-is kept by a codec (``codecs.py``), which may take more than one tensor; what is per block has the layout's ``block_shape``. Of a sharded
-parameter, the state holds what this rank has.
+is kept by a codec (``codecs.py``), which may take more than one tensor; what is per block has a slot for each margin of the layout, of the
+margin's ``block_shape``. Of a sharded parameter, the state holds what this rank has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini._sums import second_moment_dtype
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.codecs import SUFFIXES, Codec, Field, MomentumDtype, Plain, codec_for, codec_of
 from lightning_adam_mini.optim.regroup import regroup
 from lightning_adam_mini.optim.shards.dtensor import local
@@ -41,23 +42,31 @@ class Slot:
         what: What users call it.
         kind: What it has a value for.
         dtype: Its dtype, from the parameter's; what is kept per element has the codec's.
+        margin: Which margin of a layout it has a value per block of; layouts with fewer margins do not have it.
     """
 
     name: str
     what: str
     kind: Kind
     dtype: Callable[[torch.dtype], torch.dtype]
+    margin: int = 0
 
 
 STEP = Slot("step", "step count", Kind.NUMBER, lambda _: torch.float32)
 FIRST = Slot("exp_avg", "first moment", Kind.ELEMENT, lambda dtype: dtype)
 SECOND = Slot("exp_avg_sq", "second moment", Kind.BLOCK, second_moment_dtype)
-SLOTS = (STEP, FIRST, SECOND)
+CROSSING = Slot("exp_avg_sq_col", "second moment of the other margin", Kind.BLOCK, second_moment_dtype, margin=1)
+SLOTS = (STEP, FIRST, SECOND, CROSSING)
 
 
-def slots_of(kind: Kind) -> Iterator[Slot]:
-    """The slots of one kind."""
-    return (slot for slot in SLOTS if slot.kind is kind)
+def slots_of(kind: Kind, layout: BlockLayout | None = None) -> Iterator[Slot]:
+    """The slots of one kind: all that there are, or those of a layout."""
+    return (slot for slot in SLOTS if slot.kind is kind and (layout is None or slot.margin < len(layout.margins)))
+
+
+def slots_for(layout: BlockLayout) -> Iterator[Slot]:
+    """All slots of a layout."""
+    return (slot for slot in SLOTS if slot.margin < len(layout.margins))
 
 
 class Moments(NamedTuple):
@@ -90,26 +99,31 @@ def with_elements(state: Mapping[str, Any], slot: Slot, tensors: Mapping[str, Te
     return {**{name: kept for name, kept in state.items() if name not in gone}, **tensors}
 
 
-def fields_of(codec: Codec, block_shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Field]:
+def fields_of(codec: Codec, block_shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> dict[str, Field]:
     """The tensors that are kept of a parameter, by name.
 
     Args:
         codec: How its first moment is kept.
-        block_shape: Shape of what is kept per block.
+        block_shapes: Shape of what is kept per block of each margin.
         dtype: Dtype of the parameter.
 
     Example:
         >>> from lightning_adam_mini.optim.codecs import Plain
-        >>> {name: field.shape for name, field in fields_of(Plain((4, 6), torch.float32), (4, 1), torch.float32).items()}
+        >>> {name: field.shape for name, field in fields_of(Plain((4, 6), torch.float32), [(4, 1)], torch.float32).items()}
         {'step': (), 'exp_avg': (4, 6), 'exp_avg_sq': (4, 1)}
     """
     fields: dict[str, Field] = {}
     for slot in SLOTS:
         if slot.kind is Kind.ELEMENT:
             fields.update((slot.name + suffix, field) for suffix, field in codec.fields.items())
-        else:
-            fields[slot.name] = Field(block_shape if slot.kind is Kind.BLOCK else (), slot.dtype(dtype))
+        elif slot.margin < len(block_shapes):
+            fields[slot.name] = Field(block_shapes[slot.margin] if slot.kind is Kind.BLOCK else (), slot.dtype(dtype))
     return fields
+
+
+def block_shapes(layout: BlockLayout) -> list[tuple[int, ...]]:
+    """Shape of what is kept per block of each margin."""
+    return [margin.block_shape for margin in layout.margins]
 
 
 def fields_by_slot(layout: BlockLayout, dtype: torch.dtype, momentum_dtype: MomentumDtype | None) -> dict[str, list[Field]]:
@@ -120,9 +134,16 @@ def fields_by_slot(layout: BlockLayout, dtype: torch.dtype, momentum_dtype: Mome
         dtype: Its dtype.
         momentum_dtype: What first moments are kept in; None for the parameters' dtype.
     """
-    fields = fields_of(codec_for(layout.shape, dtype, momentum_dtype), layout.block_shape, dtype)
+    fields = fields_of(codec_for(layout.shape, dtype, momentum_dtype), block_shapes(layout), dtype)
     suffixes = {slot.name: SUFFIXES if slot.kind is Kind.ELEMENT else ("",) for slot in SLOTS}
     return {name: [fields[name + suffix] for suffix in some if name + suffix in fields] for name, some in suffixes.items()}
+
+
+def put_in_blocks(state: MutableMapping[str, Any], blocks: Mapping[str, Tensor]) -> None:
+    """Replace what is per block of a parameter's state."""
+    for slot in slots_of(Kind.BLOCK):
+        state.pop(slot.name, None)
+    state.update(blocks)
 
 
 def in_blocks(state: Mapping[str, Tensor], old: BlockLayout, new: BlockLayout) -> dict[str, Tensor]:
@@ -133,8 +154,9 @@ def in_blocks(state: Mapping[str, Tensor], old: BlockLayout, new: BlockLayout) -
         old: The blocks that it has.
         new: The blocks that it gets; finer or coarser.
     """
-    kept = {slot.name: regroup(state[slot.name], old, new) for slot in slots_of(Kind.BLOCK)}
-    return {name: blocks.clone(memory_format=torch.contiguous_format) for name, blocks in kept.items()}
+    kept = regroup([state[slot.name] for slot in slots_of(Kind.BLOCK, old)], old, new)
+    names = (slot.name for slot in slots_of(Kind.BLOCK, new))
+    return {name: blocks.clone(memory_format=torch.contiguous_format) for name, blocks in zip(names, kept, strict=True)}
 
 
 class StateFormat:
@@ -166,9 +188,9 @@ class StateFormat:
 
     def fields(self, p: Tensor, layout: BlockLayout) -> dict[str, Field]:
         """The tensors that are kept of a parameter here, by name."""
-        codec, block_shape = self.codec(p, layout), self._shards.kept_shape(p)
-        fields = fields_of(codec, layout.block_shape if block_shape is None else block_shape, p.dtype)
-        if block_shape is not None:  # a flat range may be seen as a rectangle, but it is kept as it is
+        codec, kept_shapes = self.codec(p, layout), self._shards.kept_shapes(p)
+        fields = fields_of(codec, block_shapes(layout) if kept_shapes is None else kept_shapes, p.dtype)
+        if kept_shapes is not None:  # a flat range may be seen as a rectangle, but it is kept as it is
             here = tuple(local(p).shape)
             for slot in slots_of(Kind.ELEMENT):
                 field = fields[slot.name]
@@ -270,22 +292,23 @@ class StateFormat:
             count_there: Of each, whether its steps are counted on its device.
         """
         for (_, p, layout), moments, there in zip(present, loaded, count_there, strict=True):
-            kept, part, blocks = moments.kept, self._shards.parts.get(p), {}
-            for slot in slots_of(Kind.BLOCK):
-                values = None if kept is None else kept[slot.name]
-                if part is not None:  # every rank, even one that holds nothing
-                    values = self._shards.adopt_blocks(p, values, moments.layout, layout)
-                elif values is not None:
-                    values = regroup(values, moments.layout, layout)
-                blocks[slot] = values
-            if kept is None or None in blocks.values():
+            kept, part, blocks = moments.kept, self._shards.parts.get(p), None
+            saved = None if kept is None else [kept[slot.name] for slot in slots_of(Kind.BLOCK, moments.layout)]
+            if part is not None:  # every rank, even one that holds nothing
+                blocks = self._shards.adopt_blocks(p, saved, moments.layout, layout)
+            elif saved is not None:
+                blocks = regroup(saved, moments.layout, layout)
+            if kept is None or blocks is None:
                 continue
             entry, device = state[p], local(p).device
-            for slot, values in blocks.items():
-                entry[slot.name] = values.to(device, slot.dtype(p.dtype)).clone(memory_format=torch.contiguous_format)
+            own = {
+                slot.name: values.to(device, slot.dtype(p.dtype)).clone(memory_format=torch.contiguous_format)
+                for slot, values in zip(slots_of(Kind.BLOCK, layout), blocks, strict=True)
+            }
+            put_in_blocks(entry, own)
             for slot in slots_of(Kind.ELEMENT):
-                saved = elements_in(kept, slot)
-                values = values_of(saved, codec_of(saved))
+                elements = elements_in(kept, slot)
+                values = values_of(elements, codec_of(elements))
                 if part is not None:
                     values = part.shaped(local(self._shards.adopt_elements(p, values)))
                 entry.update(self.keep(p, layout, slot, values))

@@ -43,7 +43,7 @@ class Backend(Protocol):
     """
 
     device: str | None = None
-    slots: frozenset[str] = frozenset({"step", "exp_avg", "exp_avg_sq"})
+    slots: frozenset[str] = frozenset({"step", "exp_avg", "exp_avg_sq", "exp_avg_sq_col"})
 
     def counts_there(self, group: Mapping[str, Any]) -> bool:
         """Whether it counts the steps of a group's parameters on their device; else on the CPU."""

@@ -35,6 +35,7 @@ class Readable(Backend):
                 [task.state["exp_avg_sq"] for task in tasks],
                 [task.state["step"] for task in tasks],
                 [task.layout for task in tasks],
+                [task.state.get("exp_avg_sq_col") for task in tasks],
                 lr=group["lr"],
                 beta1=beta1,
                 beta2=beta2,

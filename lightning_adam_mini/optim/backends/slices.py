@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_adam_mini.optim.backends.protocol import Backend, Task
 from lightning_adam_mini.optim.codecs import Codec, Plain
-from lightning_adam_mini.optim.functional import Blocks
+from lightning_adam_mini.optim.functional import Blocks, update_bound
 from lightning_adam_mini.optim.rounding import Place, round_at_random, seed_of
 from lightning_adam_mini.optim.state import FIRST, elements_in
 
@@ -49,18 +49,18 @@ def _step(task: Task, group: Mapping[str, Any]) -> None:
     if p.numel() == 0:
         return
     step = int(state["step"].item())  # on the CPU: waits for nothing
+    moments = [state[name] for name in ("exp_avg_sq", "exp_avg_sq_col") if name in state]
     if layout.is_per_parameter:
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     else:
-        exp_avg_sq.mul_(beta2).add_(layout.mean_square(grad), alpha=1 - beta2)
-    denom = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
-    # addcdiv takes numbers only, and reading the number off a GPU would wait for it.
-    by_tensor = isinstance(lr, Tensor)
-    denom = layout.spread(denom.mul_((1 - beta1**step) / -lr) if by_tensor else denom)
-    size = 1.0 if by_tensor else -lr / (1 - beta1**step)
+        for moment, mean in zip(moments, layout.mean_squares(grad), strict=True):
+            moment.mul_(beta2).add_(mean, alpha=1 - beta2)
+    factors = layout.roots(moments) if layout.is_factored else (layout.spread(exp_avg_sq.sqrt()),)
+    correction1, bound = 1 - beta1**step, update_bound(beta1, beta2)
+    rows_of, *columns_of = (t if t.ndim else t.view(1) for t in (factors[0] / (1 - beta2**step) ** 0.5, *factors[1:]))
     seed = 0 if place is None else seed_of(step, place.number)
 
-    p, grad, denom = (t if t.ndim else t.view(1) for t in (p, grad, denom))
+    p, grad = (t if t.ndim else t.view(1) for t in (p, grad))
     kept = {suffix: t if t.ndim else t.view(1) for suffix, t in kept.items()}
     wide, out, scratch = exp_avg_sq.dtype, None, None
     for piece, rows, at in codec.slices(_SLICE):
@@ -78,9 +78,20 @@ def _step(task: Task, group: Mapping[str, Any]) -> None:
         weights = weights.to(wide)
         if decay != 0:
             weights.mul_(1 - lr * decay)
-        weights.addcdiv_(now, denom if denom.shape[0] == 1 else denom[rows], value=size)
+        denom = _of(rows_of, rows)
+        for crossing in columns_of:
+            denom = denom * _of(crossing, rows)
+        update = now / (denom + group["eps"])
+        if columns_of:
+            update.clamp_(-bound * correction1, bound * correction1)
+        weights.sub_(update.mul_(lr / correction1))
         if place is not None:
             weights = round_at_random(weights, place.indices(rows, p.device), seed)
         if p.dtype != wide:
             p[rows] = weights
         piece.encode_(now, of_piece, here[1])
+
+
+def _of(factor: Tensor, rows: slice) -> Tensor:
+    """What broadcasts to some rows, of what broadcasts to all."""
+    return factor if factor.shape[0] == 1 else factor[rows]

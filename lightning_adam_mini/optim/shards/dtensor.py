@@ -6,13 +6,14 @@ that separate blocks, replicated elsewhere. So its global shape, and with it a c
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim.shards.part import Part, keeps_apart, window_of
+from lightning_adam_mini.optim.shards.part import Part, apart_in, window_of
 
 
 def is_dtensor(tensor: Any) -> bool:
@@ -55,18 +56,23 @@ def dtensor_part(p: Any, layout: BlockLayout, name: str) -> Part:
     offsets, sizes = _rectangle(p, name)
     mesh = p.device_mesh
     sharded = [(i, placement) for i, placement in enumerate(p.placements) if not placement.is_replicate() and mesh.size(i) > 1]
-    window, corner = window_of(layout, offsets, sizes)
-    piece = window.shard([o - c for o, c in zip(offsets, corner, strict=True)], sizes)
-    return Part(
-        layout,
-        window,
-        corner,
-        (piece,),
-        None,
-        cutting=tuple(mesh.get_group(i) for i, placement in sharded if not keeps_apart(layout, placement.dim)),
-        groups=tuple(mesh.get_group(i) for i, _ in sharded),
-        device=torch.device(mesh.device_type),
-    )
+
+    def part(margin: BlockLayout, apart: tuple[bool, ...]) -> Part:
+        window, corner = window_of(margin, apart, offsets, sizes)
+        return Part(
+            margin,
+            apart,
+            window,
+            corner,
+            (window.shard([o - c for o, c in zip(offsets, corner, strict=True)], sizes),),
+            None,
+            cutting=tuple(mesh.get_group(i) for i, placement in sharded if not apart[placement.dim]),
+            groups=tuple(mesh.get_group(i) for i, _ in sharded),
+            device=torch.device(mesh.device_type),
+        )
+
+    first, *second = (part(margin, apart) for margin, apart in zip(layout.margins, apart_in(layout), strict=True))
+    return replace(first, crossing=second[0] if second else None)
 
 
 def _rectangle(p: Any, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -104,9 +110,7 @@ def blocks_to_dtensor(p: Any, part: Part, blocks: Tensor) -> Tensor:
     """Second moments of a part's window, which are right on every rank, as a DTensor of the whole layout's ``block_shape``."""
     from torch.distributed.tensor import DTensor, Replicate
 
-    placements = [
-        placement if not placement.is_replicate() and keeps_apart(part.layout, placement.dim) else Replicate() for placement in p.placements
-    ]
+    placements = [placement if not placement.is_replicate() and part.apart[placement.dim] else Replicate() for placement in p.placements]
     shape = torch.Size(part.layout.block_shape)
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(blocks, p.device_mesh, placements, run_check=False, shape=shape, stride=stride)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.segments import memory_order
-from lightning_adam_mini.optim.shards.part import Part, keeps_apart, window_of
+from lightning_adam_mini.optim.shards.part import Part, apart_in, window_of
 
 
 class FlatShard(NamedTuple):
@@ -90,29 +91,27 @@ def flat_part(shard: FlatShard, layout: BlockLayout) -> Part:
     if layout.is_per_parameter:  # a flat tensor like any other
         n = shard.end - shard.begin
         flat = BlockLayout.per_parameter((n,))
-        return Part(
-            BlockLayout.per_parameter((math.prod(shape),)),
-            flat,
-            (shard.begin,),
-            (flat.shard((0,), (n,)),),
-            None,
-            (),
-            (shard.group,),
-            shard.device,
-        )
+        whole = BlockLayout.per_parameter((math.prod(shape),))
+        pieces = (flat.shard((0,), (n,)),)
+        return Part(whole, (True,), flat, (shard.begin,), pieces, None, (), (shard.group,), shard.device)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     rectangles = [
         ([offsets[d] for d in inverse], [sizes[d] for d in inverse])
         for offsets, sizes in _rectangles([shape[d] for d in order], shard.begin, shard.end)
     ]
-    offsets, sizes = [0] * len(shape), list(shape)
-    if shape and keeps_apart(layout, order[0]):
-        outer = order[0]
-        offsets[outer] = min((o[outer] for o, _ in rectangles), default=0)
-        sizes[outer] = max((o[outer] + n[outer] for o, n in rectangles), default=0) - offsets[outer]
-    window, corner = window_of(layout, offsets, sizes)
-    pieces = tuple(window.shard([o - c for o, c in zip(at, corner, strict=True)], n) for at, n in rectangles)
-    return Part(layout, window, corner, pieces, order, (shard.group,), (shard.group,), shard.device)
+
+    def part(margin: BlockLayout, apart: tuple[bool, ...]) -> Part:
+        offsets, sizes = [0] * len(shape), list(shape)
+        if shape and apart[order[0]]:
+            outer = order[0]
+            offsets[outer] = min((o[outer] for o, _ in rectangles), default=0)
+            sizes[outer] = max((o[outer] + n[outer] for o, n in rectangles), default=0) - offsets[outer]
+        window, corner = window_of(margin, apart, offsets, sizes)
+        pieces = tuple(window.shard([o - c for o, c in zip(at, corner, strict=True)], n) for at, n in rectangles)
+        return Part(margin, apart, window, corner, pieces, order, (shard.group,), (shard.group,), shard.device)
+
+    first, *second = (part(margin, apart) for margin, apart in zip(layout.margins, apart_in(layout), strict=True))
+    return replace(first, crossing=second[0] if second else None)
 
 
 def _rectangles(shape: Sequence[int], begin: int, end: int) -> Iterator[tuple[list[int], list[int]]]:

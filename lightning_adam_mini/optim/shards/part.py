@@ -6,6 +6,9 @@ are grouped. The window has blocks of its own, a plain :class:`~lightning_adam_m
 
 - If the rectangle fills the window, no block is cut, and the parameter steps like any other, with the window's blocks.
 - Else the blocks are cut, or some of them: their sums of g² are added up over ranks before the step (``reduce.py``).
+
+Of factored blocks each margin has a window of its own. The second one's is whole along what the first averages over, because the mean that
+both average to is taken of it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import BlockLayout, BlockShard, second_moment_dtype
+from lightning_adam_mini._sums import second_moment_dtype
+from lightning_adam_mini.block_shard import BlockShard
+from lightning_adam_mini.layout import BlockLayout, cross
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +32,8 @@ class Part:
     """What this rank holds of a parameter.
 
     Attributes:
-        layout: Blocks of the whole parameter.
+        layout: Blocks of the whole parameter, of one margin.
+        apart: For each dimension whether the window is cut down to the rank's lines along it.
         window: Blocks of the window.
         corner: Where the window begins in the tensor, and its blocks among the tensor's.
         pieces: The rectangles, as shards of the window, in the order of memory.
@@ -35,9 +41,11 @@ class Part:
         cutting: Process groups whose ranks may hold parts of the same blocks.
         groups: All process groups over which the parameter is sharded.
         device: Where these groups communicate.
+        crossing: The same of the second margin, of a factored layout.
     """
 
     layout: BlockLayout
+    apart: tuple[bool, ...]
     window: BlockLayout
     corner: tuple[int, ...]
     pieces: tuple[BlockShard, ...]
@@ -45,6 +53,26 @@ class Part:
     cutting: tuple[Any, ...]
     groups: tuple[Any, ...]
     device: torch.device
+    crossing: Part | None = None
+
+    @property
+    def margins(self) -> tuple[Part, ...]:
+        """What this rank holds of each margin."""
+        return (self,) if self.crossing is None else (self, self.crossing)
+
+    @cached_property
+    def blocks(self) -> BlockLayout | None:
+        """The blocks of all margins as a layout of what the rank holds; None if other ranks hold parts of some."""
+        if not all(margin.is_uncut for margin in self.margins):
+            return None
+        crossed = None if self.crossing is None else self.crossing.window.dims
+        here = BlockLayout(self.window.shape, self.window.dims, self.window.axis, self.window.lines, crossed)
+        return here if here.is_factored == (crossed is not None) else None
+
+    @cached_property
+    def needs_all(self) -> bool:
+        """Whether the step needs blocks that this rank may hold nothing of."""
+        return any(keeps_apart(self.layout, d) and not apart for d, apart in enumerate(self.apart))
 
     @cached_property
     def is_uncut(self) -> bool:
@@ -112,19 +140,36 @@ class Part:
 
 @dataclass(frozen=True)
 class CutBlocks:
-    """The blocks of a part whose mean squares are known, in the form that the arithmetic asks for."""
+    """The blocks of a part some of whose mean squares other ranks had to tell, in the form that the arithmetic asks for.
+
+    Attributes:
+        part: The part.
+        means: The mean squares of each margin; None where no block is cut.
+    """
 
     part: Part
-    mean: Tensor
+    means: tuple[Tensor | None, ...]
     is_per_parameter: bool = False
 
-    def mean_square(self, grad: Tensor) -> Tensor:
+    @property
+    def is_factored(self) -> bool:
+        """Whether two means are kept, which cross."""
+        return self.part.crossing is not None
+
+    def mean_squares(self, grad: Tensor) -> tuple[Tensor, ...]:
         """The mean squares of the gradients of all ranks; this rank's is only a part of them."""
-        return self.mean
+        margins = zip(self.means, self.part.margins, strict=True)
+        return tuple(margin.window.mean_square(grad) if mean is None else mean for mean, margin in margins)
 
     def spread(self, blocks: Tensor) -> Tensor:
         """The rank's part of what the blocks spread to."""
         return self.part.spread(blocks)
+
+    def roots(self, blocks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The rank's part of the factors of the root of each element's second moment."""
+        margins = self.part.margins
+        factors = cross([margin.layout for margin in margins], blocks)
+        return tuple(margin.spread(factor.sqrt()) for margin, factor in zip(margins, factors, strict=True))
 
 
 def _in_shape(flat: Tensor, sizes: Sequence[int], order: Sequence[int]) -> Tensor:
@@ -137,9 +182,25 @@ def keeps_apart(layout: BlockLayout, dim: int) -> bool:
     return dim not in layout.dims and dim != layout.axis
 
 
-def window_of(layout: BlockLayout, offsets: Sequence[int], sizes: Sequence[int]) -> tuple[BlockLayout, tuple[int, ...]]:
-    """The window around a rectangle, and its corner."""
-    apart = [keeps_apart(layout, d) for d in range(len(layout.shape))]
+def apart_in(layout: BlockLayout) -> tuple[tuple[bool, ...], ...]:
+    """For each margin and dimension whether its window is cut down to the rank's lines: see the top of this module."""
+    dims = range(len(layout.shape))
+    first, *second = layout.margins
+    kept = tuple(keeps_apart(first, d) for d in dims)
+    return (kept, *(tuple(keeps_apart(margin, d) and kept[d] for d in dims) for margin in second))
+
+
+def window_of(
+    layout: BlockLayout, apart: Sequence[bool], offsets: Sequence[int], sizes: Sequence[int]
+) -> tuple[BlockLayout, tuple[int, ...]]:
+    """The window around a rectangle, and its corner.
+
+    Args:
+        layout: Blocks of the whole parameter, of one margin.
+        apart: For each dimension whether the window is cut down to the rectangle.
+        offsets: Where the rectangle begins.
+        sizes: Its sizes.
+    """
     shape = tuple(n if cut else size for cut, n, size in zip(apart, sizes, layout.shape, strict=True))
     corner = tuple(o if cut else 0 for cut, o in zip(apart, offsets, strict=True))
     return BlockLayout(shape, layout.dims, layout.axis, layout.lines), corner

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from lightning_adam_mini.layout import second_moment_dtype
+from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.optim.shards.part import Part
 
 
@@ -59,7 +59,7 @@ class CutSums:
         found: dict[Any, list[tuple[Tensor, Tensor, int]]] = {}
         start = 0
         for part, length in zip(batch.parts, batch.lengths, strict=True):
-            is_cut = holders[part] > 1
+            is_cut = torch.ones_like(holders[part], dtype=torch.bool) if part.needs_all else holders[part] > 1
             number = (is_cut.reshape(-1).cumsum(0) - 1).view(is_cut.shape)
             source = is_cut[part.block_slices()].reshape(-1).nonzero().reshape(-1)
             slot = number[part.block_slices()].reshape(-1)[source]

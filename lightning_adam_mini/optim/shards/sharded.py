@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini._sums import second_moment_dtype
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.codecs import Codec, MomentumDtype, codec_for, row_of
 from lightning_adam_mini.optim.regroup import how_to_regroup, regroup
 from lightning_adam_mini.optim.rounding import Place
@@ -40,7 +41,7 @@ class Shards:
         self.flat = dict(flat or {})
         self.parts: dict[Tensor, Part] = {}
         self.flattened_whole: dict[Tensor, BlockLayout] = {}
-        self._cut: dict[Tensor, Part] = {}  # the parts whose blocks other ranks hold parts of
+        self._cut: dict[Part, Tensor] = {}  # the margins whose blocks other ranks hold parts of, and whose they are
         self._sums: CutSums | None = None
         self._kinds: list[tuple[torch.dtype, torch.device]] = []
 
@@ -89,12 +90,14 @@ class Shards:
             elif is_flattened(p):
                 flattened_whole[p] = layout
         self.parts, self.flattened_whole, self._sums = parts, flattened_whole, None
-        self._cut = {p: part for p, part in parts.items() if not part.is_uncut and not part.layout.is_per_parameter}
+        self._cut = {
+            margin: p for p, part in parts.items() for margin in part.margins if not margin.is_uncut and not margin.layout.is_per_parameter
+        }
 
-    def kept_shape(self, p: Tensor) -> tuple[int, ...] | None:
-        """Shape of what this rank keeps of a sharded parameter's second moment; None if the parameter is whole here."""
+    def kept_shapes(self, p: Tensor) -> list[tuple[int, ...]] | None:
+        """Shape of what this rank keeps of each margin of a sharded parameter's second moment; None if the parameter is whole here."""
         part = self.parts.get(p) if self.parts else None
-        return None if part is None else part.window.block_shape
+        return None if part is None else [margin.window.block_shape for margin in part.margins]
 
     def codec(self, p: Tensor, wanted: MomentumDtype | None) -> Codec:
         """How what this rank holds of a sharded parameter's first moment is kept: codes have runs that end where the shard does.
@@ -132,6 +135,7 @@ class Shards:
             The same with members of which this rank holds a part only.
         """
         squared: dict[Part, Tensor] = {}
+        cut: dict[Tensor, Part] = {}
         held: list[tuple[dict[str, Any], list[Member]]] = []
         for group, members in work:
             here = []
@@ -141,13 +145,14 @@ class Shards:
                     here.append(member)
                 elif part.order is None or part.pieces:  # else FSDP1 leaves nothing of it here
                     p, grad = local(member.p), local_gradient(member.p, member.grad) if is_dtensor(member.p) else member.grad
-                    if member.param in self._cut:
-                        squared[part] = self._effective(group, p, grad)
+                    if part.blocks is None and not part.layout.is_per_parameter:
+                        cut[member.param], effective = part, self._effective(group, p, grad)
+                        squared.update((margin, effective) for margin in part.margins if margin in self._cut)
                     place = self._place(member.param, member.number)
-                    here.append(member._replace(p=part.shaped(p), grad=part.shaped(grad), layout=part.window, place=place))
+                    here.append(member._replace(p=part.shaped(p), grad=part.shaped(grad), layout=part.blocks or part.window, place=place))
             held.append((group, here))
         means = self._cut_sums().means(squared)
-        blocks = {p: CutBlocks(part, means[part]) for p, part in self.parts.items() if part in squared}
+        blocks = {p: CutBlocks(part, tuple(means.get(margin) for margin in part.margins)) for p, part in cut.items()}
         return [
             (group, [m._replace(layout=blocks[m.param]) if m.param in blocks else m for m in members] if blocks else members)
             for group, members in held
@@ -169,28 +174,30 @@ class Shards:
         return Place(number, shard.shape, (), (shard.end - shard.begin,), shard.begin, shard.order)
 
     def _cut_sums(self) -> CutSums:
-        kinds = [(p.dtype, p.device) for p in self._cut]  # a module may have been cast or moved, on every rank
+        kinds = [(p.dtype, p.device) for p in self._cut.values()]  # a module may have been cast or moved, on every rank
         if self._sums is None or self._kinds != kinds:
-            self._sums, self._kinds = CutSums(list(self._cut.values()), [local(p) for p in self._cut]), kinds
+            self._sums, self._kinds = CutSums(list(self._cut), [local(p) for p in self._cut.values()]), kinds
         return self._sums
 
-    def _zero_blocks(self, p: Tensor) -> Tensor:
-        """Second moments of the blocks that this rank holds some of, all zero."""
-        part = self.parts[p]
-        return torch.zeros(part.window.block_shape, dtype=second_moment_dtype(p.dtype), device=local(p).device)
+    @staticmethod
+    def _zero_blocks(p: Tensor, margin: Part) -> Tensor:
+        """Means over the blocks of a margin that this rank holds some of, all zero."""
+        return torch.zeros(margin.window.block_shape, dtype=second_moment_dtype(p.dtype), device=local(p).device)
 
     # ---- what it has learned ------------------------------------------------------------------------------------------
 
-    def gather(self, second_moments: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """Second moments of all blocks, in the ``block_shape`` of the whole layout. Every rank has to call it.
+    def gather(self, second_moments: Mapping[Tensor, Sequence[Tensor]]) -> dict[Tensor, list[Tensor]]:
+        """Second moments of all blocks: for each margin, in the ``block_shape`` of the whole layout. Every rank has to call it.
 
         Args:
             second_moments: What this rank keeps, by parameter; zeros are taken where it keeps nothing.
         """
-        ours = list(self.parts)
-        values = [second_moments[p] if p in second_moments else self._zero_blocks(p) for p in ours]
-        gathered = gather_blocks(list(self.parts.values()), values, everywhere=True)
-        return {p: self._in_shape(p, blocks) for p, blocks in zip(ours, gathered, strict=True)}
+        ours = [(p, i, margin) for p, part in self.parts.items() for i, margin in enumerate(part.margins)]
+        values = [second_moments[p][i] if p in second_moments else self._zero_blocks(p, margin) for p, i, margin in ours]
+        gathered: dict[Tensor, list[Tensor]] = {}
+        for (p, _, _), blocks in zip(ours, gather_blocks([margin for _, _, margin in ours], values, everywhere=True), strict=True):
+            gathered.setdefault(p, []).append(self._in_shape(p, blocks))
+        return gathered
 
     def _in_shape(self, p: Tensor, blocks: Tensor) -> Tensor:
         if p not in self.flat or not self.parts[p].layout.is_per_parameter:
@@ -217,18 +224,19 @@ class Shards:
         """Turn the state of sharded parameters into a form for all strategies and any number of ranks. Every rank has to call it.
 
         That of a DTensor is a DTensor. That of a parameter that FSDP1 has flattened is what FSDP's ``optim_state_dict`` takes: one value an
-        element, of one dtype.
+        element, of one dtype; for each margin of its blocks.
 
         Args:
             state: The state of each parameter that has one, without codes; its entries are replaced.
         """
         ours = [p for p in self.parts if p not in self.flat]
         for slot in slots_of(Kind.BLOCK):
-            kept = [state[p][slot.name] if p in state else self._zero_blocks(p) for p in ours]
-            right = gather_blocks([self.parts[p] for p in ours], kept, everywhere=False)
-            for p, blocks in zip(ours, right, strict=True):
+            margins = {p: self.parts[p].margins[slot.margin] for p in ours if slot.margin < len(self.parts[p].margins)}
+            kept = [state[p][slot.name] if p in state else self._zero_blocks(p, margin) for p, margin in margins.items()]
+            right = gather_blocks(list(margins.values()), kept, everywhere=False)
+            for (p, margin), blocks in zip(margins.items(), right, strict=True):
                 if p in state:
-                    state[p] = {**state[p], slot.name: blocks_to_dtensor(p, self.parts[p], blocks)}
+                    state[p] = {**state[p], slot.name: blocks_to_dtensor(p, margin, blocks)}
         for p in [*self.flat, *self.flattened_whole]:
             if p in state:
                 state[p] = {**state[p], **self._dense(p, state[p])}
@@ -237,11 +245,14 @@ class Shards:
         """The moments of a parameter that FSDP1 has flattened, per element and of one dtype."""
         dense: dict[str, Tensor] = {}
         for slot in slots_of(Kind.BLOCK):
-            blocks = state[slot.name]
+            blocks = state.get(slot.name)
+            if blocks is None:
+                continue
             if p in self.flattened_whole:
-                dense[slot.name] = self.flattened_whole[p].spread(blocks).expand(p.shape).clone()
+                dense[slot.name] = self.flattened_whole[p].margins[slot.margin].spread(blocks).expand(p.shape).clone()
             else:
-                dense[slot.name] = blocks.clone() if self.parts[p].layout.is_per_parameter else self.parts[p].flat(blocks)
+                margin = self.parts[p].margins[slot.margin]
+                dense[slot.name] = blocks.clone() if margin.layout.is_per_parameter else margin.flat(blocks)
         dtype = next(iter(dense.values())).dtype
         return {**dense, **{slot.name: state[slot.name].to(dtype) for slot in slots_of(Kind.ELEMENT)}}
 
@@ -267,27 +278,57 @@ class Shards:
             return values
         return with_local(p, torch.empty_like(like, dtype=here.dtype).copy_(here))
 
-    def adopt_blocks(self, p: Tensor, values: Tensor | None, saved: BlockLayout, present: BlockLayout) -> Tensor:
+    def adopt_blocks(self, p: Tensor, values: Sequence[Tensor] | None, saved: BlockLayout, present: BlockLayout) -> list[Tensor] | None:
         """A loaded second moment, as this rank keeps it. Every rank has to call it with the same blocks.
 
         Args:
             p: The parameter.
-            values: What was loaded: blocks of ``saved``, or one value an element, whole or sharded; None if this rank holds nothing.
+            values: What was loaded, for each margin of ``saved``: its blocks, or one value an element, whole or sharded; None if this rank
+                holds nothing.
             saved: The blocks that it was written with.
             present: The parameter's blocks, finer or coarser.
+
+        Returns:
+            For each margin of ``present`` what this rank keeps.
+
+        Raises:
+            ValueError: If factored second moments of FSDP1 are to be per element, of which no rank has all that it takes.
         """
         part = self.parts[p]
+        is_dense = values is None or p in self.flat or (values[0].shape == p.shape and values[0].shape != saved.block_shape)
+        if saved == present or is_dense or saved.is_per_parameter:
+            sources = [self._source(saved, margin) for margin in present.margins]
+            return [
+                self._adopt_margin(p, of, None if values is None else values[i], saved.margins[i], margin)
+                for i, of, margin in zip(sources, part.margins, present.margins, strict=True)
+            ]
+        assert values is not None
+        blocks = regroup([whole(one) for one in values], saved, present)
+        return [one[of.block_slices()].contiguous() for one, of in zip(blocks, part.margins, strict=True)]
+
+    @staticmethod
+    def _source(saved: BlockLayout, margin: BlockLayout) -> int:
+        """Which of the means that were saved tells those of a margin."""
+        found = next((i for i, one in enumerate(saved.margins) if how_to_regroup(one, margin) in (None, "averaged")), None)
+        if found is None and saved.is_factored:
+            raise ValueError(
+                f"The loaded second moment has factored blocks ({saved}), and FSDP1 keeps of them too little to make others ({margin}) of"
+                " it. Resume with the partition that it was written with."
+            )
+        return found or 0
+
+    def _adopt_margin(self, p: Tensor, part: Part, values: Tensor | None, saved: BlockLayout, present: BlockLayout) -> Tensor:
+        """The same of one margin: from its own blocks, or from one value an element."""
         dense = values is None or p in self.flat or (values.shape == p.shape and values.shape != saved.block_shape)
         if not dense and saved.is_per_parameter and not present.is_per_parameter:
             dense = True
         if not dense:
             assert values is not None
-            blocks = whole(values) if saved != present or not is_dtensor(values) else None
-            if blocks is None:
-                like = blocks_to_dtensor(p, part, self._zero_blocks(p))
-                same = values.redistribute(like.device_mesh, like.placements)  # type: ignore[attr-defined]
-                return local(same).clone()
-            return regroup(blocks, saved, present)[part.block_slices()].contiguous()
+            if not is_dtensor(values):
+                return values[part.block_slices()].contiguous()
+            like = blocks_to_dtensor(p, part, self._zero_blocks(p, part))
+            same = values.redistribute(like.device_mesh, like.placements)  # type: ignore[attr-defined]
+            return local(same).clone()
         if part.layout.is_per_parameter:
             return torch.empty(0) if values is None else local(momentum_like(p, values) if is_dtensor(p) else values).clone()
         if is_dtensor(p) and values is not None:
