@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from benchmarks.workloads import Workload
 from lightning_adam_mini import AdamMini, BlockLayout
 from recipes.rivals import RIVALS as RIVALS_OF_RECIPES
-from recipes.rivals import Settings
+from recipes.rivals import Settings, hidden_matrices
 
 LR = 1e-5  # small, so that thousands of steps on the same gradient lead nowhere
 ON_CHIP = 2**16  # elements of a block that a processor core's cache or a GPU's block holds, so that they are read once
@@ -102,6 +102,16 @@ def bytes_of(layout: BlockLayout, momentum_bytes: int = 4) -> float:
     return elements * (8 + gradient + 2 * momentum_bytes) + 8 * layout.num_blocks
 
 
+def orthogonalised(_: Workload, model: nn.Module) -> float:
+    """Return the floor of Muon beside AdamW, the products of matrices left out: p and m read and written, g read; the rest as AdamW's.
+
+    Args:
+        model: The model.
+    """
+    hidden = hidden_matrices(model)
+    return sum((20 if p in hidden else 28) * p.numel() for p in model.parameters())
+
+
 def _adamw(**options: Any) -> Build:
     return lambda _, model: torch.optim.AdamW(model.parameters(), lr=LR, **options)
 
@@ -130,7 +140,7 @@ def _pytorch_optimizer(workload: Workload, model: nn.Module) -> Optimizer:
 
 
 def _of_recipes(name: str) -> Build:
-    return lambda _, model: RIVALS_OF_RECIPES[name].build([{"params": list(model.parameters())}], Settings(LR))
+    return lambda _, model: RIVALS_OF_RECIPES[name].build([{"params": list(model.parameters())}], Settings(LR, model=model))
 
 
 def _ours(**options: object) -> Build:
@@ -160,6 +170,8 @@ RIVALS = (
     Rival("AdamMini (pytorch-optimizer)", _pytorch_optimizer, blockwise(), package="pytorch-optimizer"),
     Rival("AdamW8bit (torchao)", _of_recipes("adamw_8bit"), per_element(16), package="torchao"),
     Rival("Lion (timm)", _of_recipes("lion"), per_element(20), package="timm"),
+    *([Rival("Muon", _of_recipes("muon"), orthogonalised)] if hasattr(torch.optim, "Muon") else []),
+    Rival("NorMuon (pytorch-optimizer)", _of_recipes("normuon"), orthogonalised, package="pytorch-optimizer"),
     Rival("AdamMini", _ours(), blockwise()),
     *([Rival("AdamMini fused=False", _ours(fused=False), blockwise())] if _has("fused") else []),
     *([Rival("AdamMini bfloat16 momentum", _ours(momentum_dtype=torch.bfloat16), blockwise(2))] if _has("momentum_dtype") else []),

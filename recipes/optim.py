@@ -36,6 +36,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, end: float = 0
 def configure(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     total_steps: int,
+    model: nn.Module | None = None,
     *,
     optimizer: str = "adamw",
     lr: float = 1e-3,
@@ -51,8 +52,9 @@ def configure(
     Args:
         parameters: What to train.
         total_steps: Length of the run (``trainer.estimated_stepping_batches``).
+        model: What is trained, for an optimizer that must know what each matrix is for.
         optimizer: ``adamw``, which `AdamMiniCallback` turns into Adam-mini, or the name of a rival: adafactor, adafactor_zhai, sm3, came,
-            lamb, lion, novograd, adamw_8bit, galore or sophia.
+            lamb, lion, novograd, adamw_8bit, galore, sophia, muon or normuon.
         lr: Peak learning rate.
         betas: AdamW's decay of the first and the second moment.
         eps: Added to the root of the second moment.
@@ -66,7 +68,7 @@ def configure(
         raise MisconfigurationException(f"Invalid warmup value: {warmup}, because it is a share of the run; give a number in [0, 1)")
     given = list(parameters)
     groups = [one for one in given if isinstance(one, dict)] or [{"params": given}]
-    settings = Settings(lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
+    settings = Settings(lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, model=model)
     made = find_rival(optimizer).build(groups, settings)
     warmup_steps = round(warmup * total_steps)
     if schedule == "cosine":

@@ -57,7 +57,7 @@ class Recipe(pl.LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule; `AdamMiniCallback` turns it into Adam-mini."""
-        return configure(self.parameter_groups(), int(self.trainer.estimated_stepping_batches), **self.optimizer_args)
+        return configure(self.parameter_groups(), int(self.trainer.estimated_stepping_batches), self, **self.optimizer_args)
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

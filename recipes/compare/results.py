@@ -25,6 +25,7 @@ class Result:
         state_bytes: Bytes of its optimizer's state.
         steps_per_second: Training steps a second.
         losses: The training loss of every step; none where an earlier version made the result.
+        parameters: How many numbers are trained; none where an earlier version made the result.
     """
 
     run: Run
@@ -34,6 +35,7 @@ class Result:
     state_bytes: int
     steps_per_second: float | None
     losses: tuple[float, ...] = ()
+    parameters: int | None = None
 
     def metric(self, split: str, point: str = "1") -> float | None:
         """Return the headline metric of a split.
@@ -81,6 +83,7 @@ def load_result(plan: Plan, run: Run) -> Result | None:
         state_bytes=stored["state_bytes"],
         steps_per_second=stored["steps_per_second"],
         losses=tuple(stored.get("losses", ())),
+        parameters=stored.get("parameters"),
     )
 
 

@@ -24,6 +24,7 @@ class Row:
         points: Test metric by share of the steps: mean and standard deviation over seeds.
         difference: To the first optimizer at the end, paired by seed, with its 95 % interval; none for the first itself.
         state_bytes: Bytes of the optimizer's state.
+        bytes_each: The same for each trained parameter; nan where their number is not known.
         steps_per_second: Mean speed.
         spikes: Loss spikes of all runs together; none where the losses are not known.
         highest: Highest training loss of all runs, the first steps' too, in which no spike is counted; inf where one was not finite.
@@ -35,6 +36,7 @@ class Row:
     points: tuple[tuple[float, float], ...]
     difference: Interval | None
     state_bytes: int
+    bytes_each: float
     steps_per_second: float
     spikes: int | None
     highest: float | None
@@ -63,6 +65,7 @@ def build_rows(chosen: Mapping[str, Sequence[Result]]) -> list[Row]:
                 points=tuple((fmean(column), deviation(column)) for column in columns),
                 difference=None if name == first or not pairs else mean_interval(pairs),
                 state_bytes=max(result.state_bytes for result in runs),
+                bytes_each=max(result.state_bytes / (result.parameters or math.nan) for result in runs),
                 steps_per_second=fmean(speeds) if speeds else math.nan,
                 spikes=sum(len(find_spikes(result.losses)) for result in runs) if known else None,
                 highest=max(loss if math.isfinite(loss) else math.inf for loss in losses) if known else None,
@@ -100,7 +103,7 @@ def markdown(rows: Sequence[Row], baseline: str, title: str, settings: Sequence[
         choice = f" Chosen on validation{by} from: {'; '.join(setting.text() for setting in settings)}"
         choice += " (* at the edge of these)." if any(at_edge(row.setting, settings) for row in rows) else "."
     shares = [f"{point:.0%} of steps" for point in POINTS]
-    head = ["optimizer", "lr", *shares, f"difference to {baseline} [95 %]", "state", "steps/s", "spikes", "highest loss"]
+    head = ["optimizer", "lr", *shares, f"difference to {baseline} [95 %]", "state", "bytes/parameter", "steps/s", "spikes", "highest loss"]
     lines = [
         f"Test {title}, mean ± standard deviation over {theirs.seeds} seed{'s' if theirs.seeds != 1 else ''}, the best "
         f"first; the difference is paired by seed, at the end of training.{choice}",
@@ -117,6 +120,7 @@ def markdown(rows: Sequence[Row], baseline: str, title: str, settings: Sequence[
             *points,
             "-" if row.difference is None else row.difference.text("+.4f"),
             f"{row.state_bytes / 1e6:.2f} MB{share}",
+            "-" if math.isnan(row.bytes_each) else f"{row.bytes_each:.2f}",
             "-" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.2f}",
             "-" if row.spikes is None else str(row.spikes),
             "-" if row.highest is None else mean_text(row.highest, math.nan, ".3g"),
@@ -149,14 +153,15 @@ def csv_text(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     points = [f"test_{kind}_{point:g}" for point in POINTS for kind in ("mean", "std")]
-    rest = ["difference", "low95", "high95", "state_bytes", "steps_per_second", "spikes", "highest_loss"]
+    rest = ["difference", "low95", "high95", "state_bytes", "bytes_per_parameter", "steps_per_second", "spikes", "highest_loss"]
     writer.writerow(["optimizer", "lr", "betas", "seeds", *points, *rest])
     for row in rows:
         difference = row.difference or (math.nan, math.nan, math.nan)
         numbers = [value for pair in row.points for value in pair] + list(difference)
         texts = ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
+        each = "" if math.isnan(row.bytes_each) else f"{row.bytes_each:.4f}"
         speed = "" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.4f}"
         losses = ["" if value is None else value for value in (row.spikes, row.highest)]
         chosen = ["" if row.setting.lr is None else row.setting.lr, row.setting.betas_text()]
-        writer.writerow([row.optimizer, *chosen, row.seeds, *texts, row.state_bytes, speed, *losses])
+        writer.writerow([row.optimizer, *chosen, row.seeds, *texts, row.state_bytes, each, speed, *losses])
     return buffer.getvalue()

@@ -117,6 +117,7 @@ def train(plan: Plan, run: Run, threads: int | None = None) -> None:
         "curve": curve.rows,
         "losses": curve.losses,
         "state_bytes": summary.state_bytes,
+        "parameters": sum(parameter.numel() for parameter in cli.model.parameters() if parameter.requires_grad),
         "steps": trainer.global_step,
         "steps_per_second": timer.steps_per_second(),
     }

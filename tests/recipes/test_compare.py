@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lightning_adam_mini import partition_model
@@ -44,7 +46,7 @@ SMALL = ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"
 
 def result(optimizer, seed, test, lr=None, val=0.5, headline=ACCURACY):
     points = {point: {"val/acc": val, "test/acc": test} for point in ("0.25", "0.5", "0.75", "1")}
-    return Result(Run(optimizer, seed, Setting(lr)), headline, points, [], 800 if optimizer == "adamw" else 401, 2.0)
+    return Result(Run(optimizer, seed, Setting(lr)), headline, points, [], 800 if optimizer == "adamw" else 401, 2.0, parameters=100)
 
 
 def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, capsys):
@@ -174,6 +176,34 @@ def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys
     assert "8 of 8 runs were finished before" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muon_beside_adamw(tmp_path):
+    """Each at the rate that is best for its mean over the seeds on validation, and judged there on test."""
+    small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "2"]
+    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), "--out", "out", *small, "--optimizers", "adamw,muon"]
+    assert main([*command, "--seeds", "3", "--lrs", "1e-5,1e-2"]) == 0
+    reached = {}
+    for file in (tmp_path / "out" / "runs").glob("*.json"):
+        stored = json.loads(file.read_text())
+        reached[stored["optimizer"], stored["lr"], stored["seed"]] = stored["points"]["1"]
+    assert len(reached) == 2 * 2 * 3
+    with (tmp_path / "out" / "table.csv").open() as file:
+        rows = {row["optimizer"]: row for row in csv.DictReader(file)}
+    tests = {}
+    for name, row in rows.items():
+        val = {lr: fmean(reached[name, lr, seed]["val/loss"] for seed in range(3)) for lr in (1e-5, 1e-2)}
+        assert float(row["lr"]) == min(val, key=val.__getitem__)
+        tests[name] = np.array([reached[name, float(row["lr"]), seed]["test/loss"] for seed in range(3)])
+        assert float(row["test_mean_1"]) == pytest.approx(tests[name].mean(), abs=1e-6)
+    difference = tests["muon"] - tests["adamw"]
+    half = 4.302653 * difference.std(ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    ends = [float(rows["muon"][key]) for key in ("low95", "difference", "high95")]
+    assert ends == pytest.approx([difference.mean() - half, difference.mean(), difference.mean() + half], abs=1e-5)
+    assert float(rows["adamw"]["bytes_per_parameter"]) == pytest.approx(8.0, abs=0.01)
+    hidden, others = 12 * 32**2, 256 * 32 + 3 * 32  # of one layer; the tokens and three norms
+    assert float(rows["muon"]["bytes_per_parameter"]) == pytest.approx((4 * hidden + 8 * others) / (hidden + others), abs=0.01)
+
+
 def test_runs_that_diverge_are_in_the_tables(tmp_path, capsys):
     small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "1"]
     command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), *small, "--optimizers", "adamw,lion", "--seeds", "2"]
@@ -216,6 +246,7 @@ def test_queries_and_keys_by_tensor():
         (["--optimizers", "adamw,adamw"], "each once"),
         (["--optimizers", "adamw,adam_mini:4bit"], "no momentum_dtype='4bit'"),
         (["--optimizers", "adamw:8bit"], "There is no optimizer 'adamw:8bit'"),
+        (["--optimizers", "muonn"], "There is no optimizer 'muonn'"),
         (["--optimizers", "adam_mini:embedding=nun"], "embedding='nun'"),
         (["--seeds", "2", "--tune-seeds", "3"], "--tune-seeds 3 between 1 and --seeds"),
         (["--betas", "0.9"], "must be pairs"),
@@ -276,7 +307,9 @@ def test_difference_is_paired_by_seed():
     table = markdown([tensor, baseline], "adamw", "accuracy")
     assert "| tensor | config | 0.9200 ± 0.0110 |" in table
     assert "+0.0100 [+0.0075, +0.0125]" in table
-    assert "(50.1%)" in table
+    assert "(50.1%) | 4.01 |" in table
+    older = [replace(one, parameters=None) for one in results]  # of an earlier version
+    assert "(50.1%) | - |" in markdown(build_rows(results_at(older, select_each(older, ["adamw", "tensor"]))), "adamw", "accuracy")
 
 
 def test_runs_are_ordered_so_that_every_optimizer_is_there_early():

@@ -1,15 +1,21 @@
 import math
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+from torchvision.models import resnet18
 
 import recipes.rivals
 from recipes.__main__ import main
 from recipes.held import state_bytes
 from recipes.language import GPTModel, TextFolder
-from recipes.rivals import RIVALS, SOPHIA_CLIP, Settings, find_rival, wants_graph
+from recipes.rivals import RIVALS, SOPHIA_CLIP, Rival, Settings, find_rival, hidden_matrices, wants_graph
 
 from .conftest import CONFIGS, QUIET
 
@@ -25,12 +31,23 @@ FEW = {  # bytes of state a parameter; the factored ones add a row and a column 
     "adamw_8bit": (2.0, 5.0),
     "galore": (2.0, 4.0),
     "sophia": (12.0, 12.1),  # a buffer of the last estimate beside the two averages
+    "muon": (5.0, 6.1),  # 4 for hidden matrices, 8 for the rest
+    "normuon": (5.0, 6.1),
 }
+HIDDEN = [f"net.blocks.0.{name}_proj.weight" for name in ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down")]
+
+
+def need(name: str) -> Rival:
+    """Return a rival, or skip the test where it is not installed."""
+    try:
+        return find_rival(name)
+    except MisconfigurationException as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_rival_trains_a_gpt_and_holds_its_bytes(name, texts):
-    pytest.importorskip(RIVALS[name].module)
+    need(name)
     pl.seed_everything(0)
     rate = {"lion": 3e-4, "lamb": 1e-2, "sm3": 3e-2, "novograd": 3e-2}.get(name, 3e-3)
     model = GPTModel(context=16, layers=1, heads=2, width=64, optimizer=name, lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
@@ -62,7 +79,7 @@ class StopAfterFirstEpoch(pl.Callback):
 )
 def test_every_rival_resumes(name, texts, tmp_path):
     """An interrupted run ends with the weights of an unbroken one, to the bit."""
-    pytest.importorskip(RIVALS[name].module)
+    need(name)
 
     def run(*callbacks: pl.Callback, resume: str | None = None) -> pl.Trainer:
         pl.seed_everything(0)
@@ -122,6 +139,80 @@ def test_sophia_is_that_of_the_paper():
         torch.testing.assert_close(x.detach(), expected)
 
 
+def orthogonal(matrix):
+    """Muon's five Newton-Schulz steps in float64, where torch takes them in bfloat16."""
+    x = (matrix.T if matrix.shape[0] > matrix.shape[1] else matrix) / matrix.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48)])
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_hidden_matrices_take_the_steps_of_the_papers(name, shape):
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(*shape[::-1], bias=False), nn.ReLU(), nn.Linear(shape[0], 2))
+    weight, lr, decay = model[0].weight, 0.01, 0.1
+    optimizer = need(name).build([{"params": list(model.parameters())}], Settings(lr, weight_decay=decay, model=model))
+    m, v = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[0], 1, dtype=torch.float64)
+    for _ in range(4):
+        gradient = torch.randn(shape, generator=generator) * torch.linspace(0.1, 3.0, shape[0])[:, None]  # rows of unlike size
+        weight.grad, before = gradient.clone(), weight.detach().double()
+        optimizer.step()
+        m = 0.95 * m + 0.05 * gradient.double()
+        update = orthogonal(0.05 * gradient.double() + 0.95 * m)
+        if name == "muon":
+            update *= 0.2 * max(shape) ** 0.5
+        else:
+            v = 0.95 * v + 0.05 * update.square().mean(dim=1, keepdim=True)
+            update /= v.sqrt()
+            update *= 0.2 / update.square().mean().sqrt()
+        taken = (before * (1.0 - lr * decay) - weight.detach().double()) / lr
+        assert (taken - update).norm() / update.norm() < 0.03  # bfloat16's; the two rivals are .1 to .3 apart
+
+
+def test_muon_is_torchs_beside_adamw_to_the_bit():
+    """Under a schedule and clipped gradients, with vectors that do not decay, stepped by hand."""
+    rival = need("muon")
+    torch.manual_seed(0)
+    ours, theirs = (GPTModel(context=16, layers=1, heads=2, width=32, weight_decay=0.1) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = rival.build(ours.parameter_groups(), Settings(3e-3, (0.9, 0.95), weight_decay=0.1, model=ours))
+    named = dict(theirs.named_parameters())
+    vectors = [p for p in named.values() if p.ndim < 2]
+    rest = [p for name, p in named.items() if p.ndim == 2 and name not in HIDDEN]
+    by_hand = [
+        torch.optim.Muon([named[name] for name in HIDDEN], lr=3e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([{"params": rest}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1),
+    ]
+    schedulers = [LambdaLR(one, lambda step: (step + 1) / 4) for one in (optimizer, *by_hand)]
+    for step in range(6):
+        tokens = torch.randint(256, (4, 17), generator=torch.Generator().manual_seed(step))
+        for model in (ours, theirs):
+            model.zero_grad()
+            cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 0.5)
+        clip_grad_norm_([p for one in by_hand for group in one.param_groups for p in group["params"]], 0.5)
+        for one in (optimizer, *by_hand, *schedulers):
+            one.step()
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    assert {group["lr"] for group in optimizer.param_groups} == {3e-3 * 7 / 4}
+    assert state_bytes(optimizer) == sum(map(state_bytes, by_hand))
+
+
+def test_hidden_matrices_are_no_embedding_convolution_or_output_layer():
+    model = GPTModel(context=16, layers=1, heads=2, width=32)
+    hidden = hidden_matrices(model)
+    assert sorted(name for name, p in model.named_parameters() if p in hidden) == sorted(HIDDEN)
+    model = resnet18()
+    assert hidden_matrices(model) == set()
+    with pytest.raises(MisconfigurationException, match="normuon has nothing to do.*convolutions.*take the optimizer adamw"):
+        need("normuon").build([{"params": list(model.parameters())}], Settings(1e-3, model=model))
+    with pytest.raises(MisconfigurationException, match="normuon must know the model"):
+        need("normuon").build([{"params": list(model.parameters())}], Settings(1e-3))
+
+
 def test_weight_decay_of_each_group_survives():
     for name in ("adafactor", "lamb", "lion", "novograd", "adafactor_zhai"):
         groups = GPTModel(layers=1, width=32, weight_decay=0.1).parameter_groups()
@@ -137,6 +228,12 @@ def test_a_rival_that_is_not_installed_names_the_extra(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "--config", config, "--optimizers", "adamw,galore"])
     assert "lightning-adam-mini[rivals]" in capsys.readouterr().err
+
+
+def test_a_torch_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setitem(RIVALS, "muon", replace(RIVALS["muon"], since="99.0"))
+    with pytest.raises(MisconfigurationException, match=r"muon needs torch 99\.0 or later, but this is .*pip install 'torch>=99\.0'"):
+        find_rival("muon")
 
 
 def test_an_unknown_optimizer_is_one_clear_error(capsys):
