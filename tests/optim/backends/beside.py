@@ -53,11 +53,12 @@ class Beside:
         state = self.optimizer.state[p]
         if not state:
             return exact.at_start(double(p), self.kinds[name].numbers)
-        assert state["exp_avg_sq"].shape == self.kinds[name].layout.block_shape
+        kept = [state[key] for key in ("exp_avg_sq", "exp_avg_sq_col") if key in state]
+        assert [tuple(v.shape) for v in kept] == [margin.block_shape for margin in self.kinds[name].layout.margins]
         m = double(state["exp_avg"])
         if "exp_avg_scale" in state:
             m = exact.decoded(m, double(state["exp_avg_scale"]), self.lengths(name))
-        return exact.Moments(double(p), m, double(state["exp_avg_sq"]).ravel())
+        return exact.Moments(double(p), m, np.concatenate([double(v).ravel() for v in kept]))
 
     def lengths(self, name):
         shape = self.kinds[name].shape

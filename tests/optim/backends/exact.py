@@ -40,8 +40,27 @@ def labels(text):
     return [word[0] for word in text.split() for _ in range(int(word[1:]))]
 
 
+class Margins(NamedTuple):
+    """The numbers of each element's blocks where rows and columns cross.
+
+    Attributes:
+        first: In the first margin.
+        second: In the second, whose blocks are counted after those of the first.
+        both: In what both average to.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    both: np.ndarray
+
+
+def crossed(first, second, both):
+    """Numbers of :func:`block_numbers` of two margins, and of what both average to."""
+    return Margins(first, second + first.max(initial=-1) + 1, both)
+
+
 class Moments(NamedTuple):
-    """Weights, first moments and second moments: the latter one a block."""
+    """Weights, first moments and second moments: the latter one a block, those of the first margin first."""
 
     p: Any
     m: Any
@@ -51,11 +70,30 @@ class Moments(NamedTuple):
 def at_start(p, numbers):
     """Weights that have not been stepped."""
     p = np.array(p, dtype=np.float64)
-    return Moments(p, np.zeros_like(p), np.zeros(numbers.max(initial=-1) + 1))
+    last = numbers.second if isinstance(numbers, Margins) else numbers
+    return Moments(p, np.zeros_like(p), np.zeros(last.max(initial=-1) + 1))
 
 
 def _mean(values, numbers):
+    if isinstance(numbers, Margins):
+        second = numbers.second - numbers.first.max(initial=-1) - 1
+        return np.concatenate([_mean(values, numbers.first), _mean(values, second)])
     return np.bincount(numbers.ravel(), values.ravel()) / np.bincount(numbers.ravel())
+
+
+def spread(v, numbers):
+    """The second moment of each element: where two means cross, the first times the second over the mean of both."""
+    if not isinstance(numbers, Margins):
+        return v[numbers]
+    first, second = v[numbers.first], v[numbers.second]
+    both = _mean(second, numbers.both)[numbers.both]
+    with np.errstate(all="ignore"):
+        return np.where(both == 0, 0, first / both) * second
+
+
+def largest_update(beta1, beta2):
+    """Adam's own bound of an update, in learning rates, which updates by crossed means keep to."""
+    return max(1.0, (1 - beta1) / np.sqrt(1 - beta2))
 
 
 def one_step(before, g, t, numbers, options):
@@ -65,7 +103,7 @@ def one_step(before, g, t, numbers, options):
         before: :class:`Moments` in float64.
         g: Gradients.
         t: Number of the step, from 1 on.
-        numbers: Of :func:`block_numbers`.
+        numbers: Of :func:`block_numbers`, or :class:`Margins`.
         options: Those of the optimizer, all of them.
     """
     (p, m, v), (beta1, beta2), lr, decay = before, options["betas"], float(options["lr"]), options["weight_decay"]
@@ -77,7 +115,10 @@ def one_step(before, g, t, numbers, options):
             g = g + decay * p
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * _mean(g * g, numbers)
-        p = p - lr / (1 - beta1**t) * m / (np.sqrt(v / (1 - beta2**t))[numbers] + options["eps"])
+        update = m / (1 - beta1**t) / (np.sqrt(spread(v, numbers) / (1 - beta2**t)) + options["eps"])
+        if isinstance(numbers, Margins):
+            update = np.clip(update, -largest_update(beta1, beta2), largest_update(beta1, beta2))
+        p = p - lr * update
     return Moments(p, m, v)
 
 
@@ -97,13 +138,20 @@ def bounds(before, g, t, numbers, options, dtype, momentum_dtype, roundings=1):
     in_g = 3 * _unit(dtype) if roundings > 1 and not decoupled and dtype.itemsize == 2 else 0  # of decay, its product and the sum
     size_m = beta1 * np.abs(m) + (1 - beta1) * size_g
     bound_m = (8 * unit + in_g) * size_m + 2 * _rounding(size_m, momentum_dtype, unit)
-    in_mean = min(unit * (16 + np.bincount(numbers.ravel()).max(initial=1)), 1e-4) + 2 * in_g
+    margins = numbers[:2] if isinstance(numbers, Margins) else (numbers,)
+    longest = max(np.bincount(margin.ravel()).max(initial=1) for margin in margins)
+    in_mean = min(unit * (16 + longest), 1e-4) + 2 * in_g
     bound_v = in_mean * (beta2 * v + (1 - beta2) * _mean(size_g * size_g, numbers))
     after = one_step(before, g, t, numbers, options)
     with np.errstate(all="ignore"):
         correction, rate = 1 - beta2**t, lr / (1 - beta1**t)
-        least = (np.sqrt(np.maximum(after.v - bound_v, 0) / correction) + options["eps"])[numbers]
-        most = (np.sqrt((after.v + bound_v) / correction) + options["eps"])[numbers]
+        if isinstance(numbers, Margins):
+            relative = np.where(after.v > 0, bound_v / after.v, 0)
+            off = relative[numbers.first] + 2 * relative[numbers.second].max(initial=0) + 16 * unit  # of a product and a mean
+            low, high = (spread(after.v, numbers) * np.maximum(1 + sign * off, 0) for sign in (-1, 1))
+        else:
+            low, high = np.maximum(after.v - bound_v, 0)[numbers], (after.v + bound_v)[numbers]
+        least, most = (np.sqrt(value / correction) + options["eps"] for value in (low, high))
         size_p = np.abs(p) + rate * size_m / least
         by_moments = rate * (bound_m / least + np.abs(after.m) * (1 / least - 1 / most))
         bound_p = 16 * unit * size_p + 1.02 * roundings * _rounding(size_p, dtype, unit) + by_moments

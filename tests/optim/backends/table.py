@@ -21,7 +21,7 @@ from lightning_adam_mini.optim.backends.cpp.build import load_kernel
 from lightning_adam_mini.optim.backends.readable import Readable
 from lightning_adam_mini.optim.backends.slices import Slices
 from lightning_adam_mini.optim.backends.triton.backend import Triton
-from tests.optim.backends.exact import block_numbers, labels
+from tests.optim.backends.exact import Margins, block_numbers, crossed, labels
 
 GPU = torch.cuda.is_available()
 CPU = torch.device("cpu")
@@ -133,12 +133,12 @@ class Kind(NamedTuple):
 
     Attributes:
         layout: Its blocks.
-        numbers: The number of each element's block, worked out by hand.
+        numbers: The number of each element's block, worked out by hand; of each margin, if means cross.
         order: Dimensions from the outermost in memory to the innermost; None if in order.
     """
 
     layout: BlockLayout
-    numbers: np.ndarray
+    numbers: np.ndarray | Margins
     order: tuple[int, ...] | None = None
 
     @property
@@ -201,6 +201,52 @@ FEW = (
 )
 
 
+def crossed_kind(layout, first, second, both=(), lines=None, order=None):
+    """A factored tensor.
+
+    Args:
+        layout: Its blocks.
+        first: Dimensions that the first mean keeps.
+        second: Dimensions that the second mean keeps.
+        both: Dimensions that tell products apart.
+        lines: Labels of the first mean's lines along the layout's axis.
+        order: As of a :class:`Kind`.
+    """
+    shape = layout.shape
+    names = None if lines is None else labels(lines)
+    return Kind(
+        layout, crossed(block_numbers(shape, first, layout.axis, names), block_numbers(shape, second), block_numbers(shape, both)), order
+    )
+
+
+FACTORED = {
+    "rows and columns": crossed_kind(BlockLayout.factored((7, 9)), (0,), (1,)),
+    "rows and columns in multiples of 8": crossed_kind(BlockLayout.factored((16, 24)), (0,), (1,)),
+    "short rows and columns": crossed_kind(BlockLayout.factored((40, 3)), (0,), (1,)),
+    "long rows and columns": crossed_kind(BlockLayout.factored((3, 150)), (0,), (1,)),
+    "columns and rows": crossed_kind(BlockLayout.factored((10, 6), 1, 0), (1,), (0,)),
+    "rows and columns, transposed": crossed_kind(BlockLayout.factored((12, 7)), (0,), (1,), order=(1, 0)),
+    "output and input channels": crossed_kind(BlockLayout.factored(_CONVOLUTION), (0,), (1,)),
+    "output and input channels, channels last": crossed_kind(BlockLayout.factored(_CONVOLUTION), (0,), (1,), order=_IMAGE),
+    "output and input channels of a transposed convolution": crossed_kind(BlockLayout.factored(_CONVOLUTION, 1, 0), (1,), (0,)),
+    "output channels, and inputs of each position": crossed_kind(BlockLayout(_CONVOLUTION, dims=(1, 2, 3), crossed=(0,)), (0,), (1, 2, 3)),
+    "channels and positions": crossed_kind(BlockLayout((9, 1, 3, 2), dims=(1, 2, 3), crossed=(0, 1)), (0,), (2, 3)),
+    "rows and columns of experts": crossed_kind(BlockLayout((2, 6, 5), dims=(2,), crossed=(1,)), (0, 1), (0, 2), (0,)),
+    "rows and columns of experts, permuted": crossed_kind(
+        BlockLayout((2, 6, 5), dims=(2,), crossed=(1,)), (0, 1), (0, 2), (0,), order=(1, 2, 0)
+    ),
+    "heads and columns": crossed_kind(BlockLayout((11, 6), (1,), 0, _HEADS, crossed=(0,)), (0,), (1,), lines=_HEADS_BY_HAND),
+    "gates that interleave, and columns": crossed_kind(
+        BlockLayout((8, 16), (1,), 0, _GATES, crossed=(0,)), (0,), (1,), lines=_GATES_BY_HAND
+    ),
+}
+"""Tensors whose rows and columns both have means."""
+FEW_FACTORED = (
+    "rows and columns", "rows and columns in multiples of 8", "long rows and columns", "output and input channels, channels last",
+    "rows and columns of experts", "heads and columns",
+)  # fmt: skip
+
+
 def layouts_of(kinds):
     return {name: kind.layout for name, kind in kinds.items()}
 
@@ -232,6 +278,19 @@ def large_kinds(rows, columns):
         "elements": kind(BlockLayout.per_parameter((rows, columns)), (0, 1)),
         "convolution": kind(BlockLayout(image, dims=(0, 2)), (1, 3)),
         "convolution, channels last": kind(BlockLayout(image, dims=(0, 2)), (1, 3), order=_IMAGE),
+    }
+
+
+def large_factored(rows, columns):
+    """The factored kinds again, in other sizes."""
+    image = (8, columns, 3, rows // 4)
+    return {
+        "rows and columns": crossed_kind(BlockLayout.factored((rows, columns)), (0,), (1,)),
+        "a few rows and many columns": crossed_kind(BlockLayout.factored((3, rows * columns // 3)), (0,), (1,)),
+        "many rows and a few columns": crossed_kind(BlockLayout.factored((rows * columns // 3, 3)), (0,), (1,)),
+        "convolution": crossed_kind(BlockLayout.factored(image), (0,), (1,)),
+        "convolution, channels last": crossed_kind(BlockLayout.factored(image), (0,), (1,), order=_IMAGE),
+        "experts": crossed_kind(BlockLayout((4, rows, columns // 2), dims=(2,), crossed=(1,)), (0, 1), (0, 2), (0,)),
     }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import BlockLayout, second_moment_dtype
+from lightning_adam_mini._sums import second_moment_dtype
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.backends.protocol import Task
 from lightning_adam_mini.optim.backends.triton import step as triton
 from lightning_adam_mini.optim.backends.triton.plan import make_plan
@@ -22,6 +23,11 @@ _LAYOUTS = (
     BlockLayout.grouped((24, 40), "q:2x5|k:2x5|v:4x1"),
     BlockLayout.whole((33, 65)),
     BlockLayout.per_parameter((300,)),
+    BlockLayout.factored((48, 296)),
+    BlockLayout.factored((300, 20), axis=1, other=0),
+    BlockLayout.factored((10, 30, 3, 3)),
+    BlockLayout((3, 20, 40), dims=(2,), crossed=(1,)),
+    BlockLayout((24, 40), dims=(1,), axis=0, lines="q:2x5|k:2x5|v:4x1", crossed=(0,)),
 )
 _BETAS = (0.9, 0.95)
 _OPTIONS: dict[str, Any] = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": False}
@@ -64,6 +70,7 @@ def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dty
             [state["exp_avg_sq"] for _, state in theirs],
             [state["step"] for _, state in theirs],
             _LAYOUTS,
+            [state.get("exp_avg_sq_col") for _, state in theirs],
             beta1=_BETAS[0],
             beta2=_BETAS[1],
             foreach=False,
@@ -78,14 +85,11 @@ def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dty
 
 
 def _tensors(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    return [
-        (
-            torch.linspace(-1, 1, math.prod(layout.shape)).view(layout.shape).to(device, dtype),
-            {
-                "exp_avg": torch.zeros(layout.shape, device=device, dtype=momentum_dtype),
-                "exp_avg_sq": torch.zeros(layout.block_shape, device=device, dtype=second_moment_dtype(dtype)),
-                "step": torch.zeros((), device=device),
-            },
-        )
-        for layout in _LAYOUTS
-    ]
+    tensors = []
+    for layout in _LAYOUTS:
+        p = torch.linspace(-1, 1, math.prod(layout.shape)).view(layout.shape).to(device, dtype)
+        state = {"step": torch.zeros((), device=device), "exp_avg": torch.zeros_like(p, dtype=momentum_dtype)}
+        for name, margin in zip(("exp_avg_sq", "exp_avg_sq_col"), layout.margins, strict=False):
+            state[name] = torch.zeros(margin.block_shape, device=device, dtype=second_moment_dtype(dtype))
+        tensors.append((p, state))
+    return tensors

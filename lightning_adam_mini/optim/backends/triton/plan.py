@@ -12,6 +12,9 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.segments import EACH, ROWS, SEGMENTS, Segments, block_numbers, find_segments, memory_order
 
+LINES = 64
+"""Rows or columns of a program of ``finish_lines``."""
+
 
 class Sizes(NamedTuple):
     """How much a program does.
@@ -33,30 +36,51 @@ class Sizes(NamedTuple):
     rows: int = 256
 
 
+def _none(columns: int) -> Tensor:
+    return torch.empty(0, columns, dtype=torch.int64)
+
+
 class Plan(NamedTuple):
     """The rows of a tensor in the kernels' tables, but for the number of the tensor.
 
     Attributes:
         items: For each program of ``step_blocks``: the tile's shape, first element, elements a block, number of blocks, first run.
         pieces: For each of ``step_pieces``: whether a run, first element or row, number of them, (first) block, first column, first sum.
-        blocks: For each of ``finish``: block, size, first of its ``entries``, number of them.
-        entries: int32 numbers of the sums of squares of these blocks, block by block.
+        blocks: For each of ``finish``: its margin, block, size, first of its ``entries``, number of them, 0.
+        entries: int32 numbers of the sums of squares of these blocks, block by block; of ``means``, numbers of blocks.
         sums: Number of sums.
         numbers: int32 block number of each run, or of each column; on the tensor's device. None where it counts up from 0.
         order: int32 rows of the matrix, those with one first block together; on the tensor's device. None where they are.
         wide: Columns of the matrix.
         divisible: Whether every program's memory begins and ends at multiples of 8 elements.
+        tiles: For each program of ``step_tiles``: first row, number of rows, first column, first block of columns, where the mean of both
+            margins is, first sum of a row, first sum of a column.
+        lines: For each of ``finish_lines``: margin, first row or column, number of them, what is added to their block numbers, first sum,
+            distance and number of the sums of each, size of each block.
+        means: For each of ``average``: margin, where the mean goes, number of blocks, first of their ``entries``, number of them, 0.
+        row_numbers: int32 block number of each row of a factored tensor's matrix, in the order of ``order``; on the tensor's device. None
+            where it counts up from 0.
+        columns: Columns of a tile.
+        swapped: Whether rows are blocks of the second margin; margin 0 of the tables is that of rows.
+        apart: Of how many rows elements lie in turns, which is the distance of the elements of one.
     """
 
-    items: Tensor
-    pieces: Tensor
-    blocks: Tensor
-    entries: Tensor
+    items: Tensor = _none(5)
+    pieces: Tensor = _none(6)
+    blocks: Tensor = _none(6)
+    entries: Tensor = _none(1).flatten().int()
     sums: int = 0
     numbers: Tensor | None = None
     order: Tensor | None = None
     wide: int = 0
     divisible: bool = True
+    tiles: Tensor = _none(7)
+    lines: Tensor = _none(8)
+    means: Tensor = _none(6)
+    row_numbers: Tensor | None = None
+    columns: int = 0
+    swapped: bool = False
+    apart: int = 1
 
 
 @lru_cache(maxsize=65536)
@@ -68,6 +92,8 @@ def make_plan(layout: BlockLayout, strides: tuple[int, ...], device: torch.devic
         >>> plan.items.tolist()
         [[4, 0, 6, 4, 0]]
     """
+    if layout.is_factored:
+        return _plan_crossed(layout, strides, device, sizes)
     segments = find_segments(layout, strides, torch.device("cpu"))
     assert segments is not None
     numel = math.prod(layout.shape)
@@ -75,7 +101,7 @@ def make_plan(layout: BlockLayout, strides: tuple[int, ...], device: torch.devic
         start = torch.arange(0, numel, sizes.tile)
         length = (numel - start).clamp_max(sizes.tile)
         items = _table(sizes.widths + 1, start, length, 1, 0)
-        return Plan(items, _none(6), _none(4), _none(1).flatten().int(), divisible=numel % 8 == 0)
+        return Plan(items, divisible=numel % 8 == 0)
     runs = _contiguous(segments, layout, numel)
     return _plan_matrix(layout, strides, device, sizes, segments) if runs is None else _plan_runs(*runs, device, sizes)
 
@@ -94,7 +120,7 @@ def _contiguous(segments: Segments, layout: BlockLayout, numel: int) -> tuple[Te
 
 def _plan_runs(blocks: Tensor, lengths: Tensor, device: torch.device, sizes: Sizes) -> Plan:
     starts = lengths.cumsum(0) - lengths
-    items, pieces, rows, sums = [_none(5)], [_none(6)], [_none(4)], 0
+    items, pieces, rows, sums = [_none(5)], [_none(6)], [_none(6)], 0
     stretch_lengths, counts = lengths.unique_consecutive(return_counts=True)
     first = 0
     for length, count in zip(stretch_lengths.tolist(), counts.tolist(), strict=True):
@@ -110,18 +136,17 @@ def _plan_runs(blocks: Tensor, lengths: Tensor, device: torch.device, sizes: Siz
             each = torch.arange(0, length, sizes.run)
             for block in blocks[first : first + count].tolist():
                 pieces.append(_table(1, start + each, (length - each).clamp_max(sizes.run), block, 0, sums + torch.arange(len(each))))
-                rows.append(torch.tensor([[block, length, sums, len(each)]]))
+                rows.append(torch.tensor([[0, block, length, sums, len(each), 0]]))
                 sums += len(each)
                 start += length
         first += count
-    numbers = None if torch.equal(blocks, torch.arange(len(blocks))) else blocks.to(device, torch.int32)
     return Plan(
         torch.cat(items),
         torch.cat(pieces),
         torch.cat(rows),
         torch.arange(sums, dtype=torch.int32),
         sums,
-        numbers,
+        _unless_counting(blocks, device),
         divisible=not bool((lengths % 8).any()) and sizes.run % 8 == 0,
     )
 
@@ -136,35 +161,138 @@ def _plan_matrix(layout: BlockLayout, strides: tuple[int, ...], device: torch.de
     if not bool(base.any()) and len(number) < sizes.columns:
         fold = min(len(base), -(-sizes.columns // len(number)))  # several short rows are one long row
         number, base = number.repeat(fold), base[: -(-len(base) // fold)]
-    by_base = base.argsort(stable=True)
-    bases, counts = base[by_base].unique_consecutive(return_counts=True)
-    chunks = []
-    begin = 0
-    for block, count in zip(bases.tolist(), counts.tolist(), strict=True):
-        start = torch.arange(begin, begin + count, sizes.rows)
-        chunks.append(_table(start, (begin + count - start).clamp_max(sizes.rows), block))
-        begin += count
-    chunk = torch.cat(chunks)
+    by_base, chunk = _chunks(base, sizes.rows)
     wide = len(number)
     left = torch.arange(0, wide, sizes.columns)
     sums = torch.arange(len(chunk))[:, None] * wide + left
     start, length, block = (field[:, None].expand_as(sums).flatten() for field in chunk.unbind(1))
     pieces = _table(0, start, length, block, left.repeat(len(chunk)), sums.flatten())
-    block_of_sum = (chunk[:, 2, None] + number).flatten()
-    index = block_of_sum.argsort(stable=True)
-    block, count = block_of_sum[index].unique_consecutive(return_counts=True)
+    block, first, count, index = _by_block((chunk[:, 2, None] + number).flatten())
     size = torch.full_like(block, numel // layout.num_blocks) if segments.size is None else segments.size.long()[block]
     return Plan(
-        _none(5),
-        pieces,
-        _table(block, size, count.cumsum(0) - count, count),
-        index.int(),
-        len(index),
-        None if torch.equal(number, torch.arange(wide)) else number.to(device, torch.int32),
-        None if torch.equal(by_base, torch.arange(len(by_base))) else by_base.to(device, torch.int32),
-        wide,
+        pieces=pieces,
+        blocks=_table(0, block, size, first, count, 0),
+        entries=index,
+        sums=len(index),
+        numbers=_unless_counting(number, device),
+        order=_unless_counting(by_base, device),
+        wide=wide,
         divisible=wide % 8 == 0 and numel % 8 == 0,
     )
+
+
+def _plan_crossed(layout: BlockLayout, strides: tuple[int, ...], device: torch.device, sizes: Sizes) -> Plan:
+    """The tensor as a matrix whose row ``r`` is in block ``line[r]`` of a margin; the other has ``(r, c)`` in ``base[r] + number[c]``."""
+    order = memory_order(layout.shape, strides)
+    assert order is not None
+    numel = math.prod(layout.shape)
+    # What both means keep along the innermost dimensions in memory tells rows apart; of the dimension before, one of them is taken.
+    end = next(i for i in range(len(order), 0, -1) if any(order[i - 1] in margin.dims for margin in layout.margins))
+    ways = [
+        (cut, margin) for margin, rows in enumerate(layout.margins) for cut in range(1, end) if all(d in rows.dims for d in order[cut:end])
+    ]
+
+    def cost(cut: int, margin: int) -> float:
+        outer, wide = order[:cut] + order[end:], math.prod(layout.shape[d] for d in order[cut:end])
+        rows, bases = numel // wide, math.prod(layout.margins[1 - margin].block_shape[d] for d in outer)
+        across = math.ceil(wide / _tile_columns(wide, sizes))
+        sums = rows * across + bases * math.ceil(rows / bases / sizes.rows) * wide
+        return rows * across * _tile_columns(wide, sizes) / numel + 3 * sums / numel
+
+    cut, margin = min(ways, key=lambda way: cost(*way))
+    rows, others = layout.margins[margin], layout.margins[1 - margin]
+    common = BlockLayout(layout.shape, tuple({*layout.dims, *(layout.crossed or ())}))
+    line, base, both = (block_numbers(each, order[:cut] + order[end:]).long() for each in (rows, others, common))
+    number = block_numbers(others, order[cut:end]).long()
+    by_base, chunk = _chunks(base, sizes.rows)
+    line, both, height, wide = line[by_base], both[by_base], len(line), len(number)
+    columns = _tile_columns(wide, sizes)
+    left = torch.arange(0, wide, columns)
+    # Row by row for each tile of columns, then column by column for each chunk, then the means.
+    column_sums, means = len(left) * height, len(left) * height + len(chunk) * wide
+    start, length, base = chunk.unbind(1)
+    tiles = torch.cat(
+        [
+            _table(start, length, x, base, means + both[start], i * height + start, column_sums + torch.arange(len(chunk)) * wide + x)
+            for i, x in enumerate(left.tolist())
+        ]
+    )
+    lines, blocks, entries = [_none(8)], [_none(6)], []
+    # An ordinary row or column is a block. What groups them, or repeats them along the kernel of a convolution, needs lists.
+    if len(line.unique()) == height:
+        lines.append(_lines(0, height, 0, 0, height, len(left), wide))
+    else:
+        block, first, count, index = _by_block(line.repeat(len(left)))
+        size = torch.bincount(line)[block] * wide
+        blocks.append(_table(0, block, size, first, count, 0))
+        entries.append(index)
+    listed = sum(map(len, entries))
+    bases, chunks = base.unique_consecutive(return_counts=True)
+    if len(number.unique()) == wide:
+        sums = column_sums
+        for block, count, size in zip(bases.tolist(), chunks.tolist(), length.split(chunks.tolist()), strict=True):
+            lines.append(_lines(1, wide, block, sums, wide, count, int(size.sum())))
+            sums += count * wide
+    else:
+        of_sum = (base[:, None] + number).flatten()
+        block, first, count, index = _by_block(of_sum)
+        size = torch.zeros(int(of_sum.max()) + 1, dtype=torch.int64).index_add_(0, of_sum, length.repeat_interleave(wide))[block]
+        blocks.append(_table(1, block, size, listed + first, count, 0))
+        entries.append(index + column_sums)
+        listed += len(index)
+    second = layout.margins[1].block_shape
+    of_block = block_numbers(BlockLayout(second, common.dims), tuple(range(len(second))))
+    block, first, count, index = _by_block(of_block.long())
+    entries.append(index)
+    return Plan(
+        blocks=torch.cat(blocks),
+        entries=torch.cat(entries),
+        sums=means + len(block),
+        numbers=_unless_counting(number, device),
+        order=_unless_counting(by_base, device),
+        wide=wide,
+        divisible=wide % 8 == 0 and numel % 8 == 0 and end == len(order),
+        tiles=tiles,
+        lines=torch.cat(lines),
+        means=_table(1 - margin, means + block, count, listed + first, count, 0),
+        row_numbers=_unless_counting(line, device),
+        columns=columns,
+        swapped=margin == 1,
+        apart=math.prod(layout.shape[d] for d in order[end:]),
+    )
+
+
+def _tile_columns(wide: int, sizes: Sizes) -> int:
+    """Columns of a tile of a factored matrix: more than otherwise, because each row of it has a sum, and few where there are few."""
+    return 2 * sizes.columns if 2 * wide > sizes.columns else sizes.columns // 4
+
+
+def _lines(margin: int, number: int, base: int, sums: int, apart: int, count: int, size: int) -> Tensor:
+    first = torch.arange(0, number, LINES)
+    return _table(margin, first, (number - first).clamp_max(LINES), base, sums + first, apart, count, size)
+
+
+def _chunks(base: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Rows in the order of their bases; and chunks of no more than so many rows with one base: first row, number of rows, base."""
+    by_base = base.argsort(stable=True)
+    bases, counts = base[by_base].unique_consecutive(return_counts=True)
+    chunks, begin = [], 0
+    for block, count in zip(bases.tolist(), counts.tolist(), strict=True):
+        start = torch.arange(begin, begin + count, most)
+        chunks.append(_table(start, (begin + count - start).clamp_max(most), block))
+        begin += count
+    return by_base, torch.cat(chunks)
+
+
+def _by_block(block_of_each: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The blocks, where the list of each begins, how long it is, and the lists."""
+    index = block_of_each.argsort(stable=True)
+    block, count = block_of_each[index].unique_consecutive(return_counts=True)
+    return block, count.cumsum(0) - count, count, index.int()
+
+
+def _unless_counting(numbers: Tensor, device: torch.device) -> Tensor | None:
+    return None if torch.equal(numbers, torch.arange(len(numbers))) else numbers.to(device, torch.int32)
 
 
 def _cost(layout: BlockLayout, order: tuple[int, ...], cut: int, numel: int, sizes: Sizes) -> float:
@@ -178,7 +306,3 @@ def _cost(layout: BlockLayout, order: tuple[int, ...], cut: int, numel: int, siz
 
 def _table(*columns: Tensor | int) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(column) for column in columns)), dim=1)
-
-
-def _none(columns: int) -> Tensor:
-    return torch.empty(0, columns, dtype=torch.int64)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import second_moment_dtype
+from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.optim.backends.protocol import Task
-from lightning_adam_mini.optim.backends.triton.plan import Plan, Sizes
+from lightning_adam_mini.optim.backends.triton.plan import LINES, Plan, Sizes
 from lightning_adam_mini.optim.segments import in_memory_of, put_in_order
 
 SIZES = Sizes()
@@ -85,7 +85,7 @@ class _Batch:
         self.momentum_dtype = momentum_dtype
         self.sent_fields, self.sent_options, self.sent_plans = array("q"), array("d"), []
         self.tasks = self.options = self.scalars = self.partials = torch.empty(0)
-        self.tables: dict[tuple[str, bool], Tensor] = {}
+        self.tables: dict[tuple, Tensor] = {}
         self.lrs: dict[int, Tensor] = {}
         self.captured: list[Tensor] = []
         self.begin()
@@ -104,8 +104,10 @@ class _Batch:
         return self.lrs[g].data_ptr()
 
     def add(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], plan: Plan, group: int, lr: int) -> None:
-        numbers, order = plan.numbers, plan.order
-        pointers = (p.data_ptr(), grad.data_ptr(), state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr())
+        numbers, order, row_numbers = plan.numbers, plan.order, plan.row_numbers
+        margins = [state["exp_avg_sq"].data_ptr(), state["exp_avg_sq_col"].data_ptr() if len(plan.tiles) else 0]
+        rows, others = reversed(margins) if plan.swapped else margins
+        pointers = (p.data_ptr(), grad.data_ptr(), state["exp_avg"].data_ptr(), rows)
         self.fields.extend(
             (
                 *pointers,
@@ -116,6 +118,8 @@ class _Batch:
                 0 if order is None else order.data_ptr(),
                 plan.wide,
                 p.numel(),
+                others,
+                0 if row_numbers is None else row_numbers.data_ptr(),
             )
         )
         aligned = plan.divisible and not (pointers[0] | pointers[1] | pointers[2] | pointers[3]) & 15
@@ -140,43 +144,51 @@ class _Batch:
         p, m, compute = (getattr(tl, DTYPES[dtype]) for dtype in (self.dtype, self.momentum_dtype, self.compute))
         lanes = kernels.PREPARE_LANES
         kernels.prepare[(-(-n // lanes),)](self.tasks, self.options, self.scalars, n, LANES=lanes, num_warps=2)
-        for aligned in (True, False):
-            items = self.tables.get(("items", aligned))
-            if items is not None:
-                kernels.step_blocks[(len(items),)](
-                    items, self.tasks, self.scalars, p, m, compute, sizes.tile, sizes.widths, aligned, num_warps=8
-                )
-        if ("blocks", True) not in self.tables:
-            return
-        blocks, index = self.tables["blocks", True], self.tables["index", True]
+        dtypes, index = (p, m, compute), self.tables.get(("index",))
+        for (kind, *shape), table in self.tables.items():
+            if kind == "items":
+                kernels.step_blocks[(len(table),)](table, self.tasks, self.scalars, *dtypes, sizes.tile, sizes.widths, *shape, num_warps=8)
         for update in (False, True):
-            for aligned in (True, False):
-                pieces = self.tables.get(("pieces", aligned))
-                if pieces is not None:
-                    shape = (sizes.tile, sizes.columns, aligned, update)
-                    kernels.step_pieces[(len(pieces),)](pieces, self.tasks, self.scalars, self.partials, p, m, compute, *shape, num_warps=8)
-            if not update:
+            for (kind, *shape), table in self.tables.items():
+                if kind in ("pieces", "tiles"):
+                    kernel = kernels.step_pieces if kind == "pieces" else kernels.step_tiles
+                    kernel[(len(table),)](table, self.tasks, self.scalars, self.partials, *dtypes, sizes.tile, *shape, update, num_warps=8)
+            if update:
+                break
+            blocks, lines, means = (self.tables.get((kind,)) for kind in ("blocks", "lines", "means"))
+            if blocks is not None:
                 lanes = kernels.FINISH_LANES
                 kernels.finish[(len(blocks),)](blocks, index, self.tasks, self.scalars, self.partials, compute, lanes, num_warps=1)
+            if lines is not None:
+                lanes = (LINES, kernels.LINES_AT_ONCE)
+                kernels.finish_lines[(len(lines),)](lines, self.tasks, self.scalars, self.partials, compute, *lanes, num_warps=2)
+            if means is not None:
+                lanes = kernels.AVERAGE_LANES
+                kernels.average[(len(means),)](means, index, self.tasks, self.partials, compute, lanes, num_warps=4)
 
     def _send_plans(self) -> None:
-        rows: dict[tuple[str, bool], list[Tensor]] = {}
+        kernels = load_kernels()
+        assert not isinstance(kernels, str)
+        rows: dict[tuple, list[Tensor]] = {}
         sums = listed = 0
         for tensor, (plan, aligned) in enumerate(self.plans):
             parts = {
                 ("items", aligned): plan.items,
-                ("pieces", aligned): _plus(plan.pieces, 5, sums),
-                ("blocks", True): _plus(plan.blocks, 2, listed),
+                ("pieces", SIZES.columns, aligned): _plus(plan.pieces, sums, 5),
+                ("tiles", plan.columns, aligned, plan.apart): _plus(plan.tiles, sums, 4, 5, 6),
+                ("blocks",): _plus(_plus(plan.blocks, listed, 3), sums, 5),
+                ("means",): _plus(_plus(plan.means, listed, 3), sums, 5),
+                ("lines",): _plus(plan.lines, sums, 4),
             }
             for key, part in parts.items():
                 if len(part):
                     rows.setdefault(key, []).append(torch.cat([part.new_full((len(part), 1), tensor), part], dim=1))
-            if plan.sums:
-                rows.setdefault(("index", True), []).append(plan.entries + sums)
+            if len(plan.entries):
+                rows.setdefault(("index",), []).append(plan.entries)
             sums += plan.sums
             listed += len(plan.entries)
         self.tables = {key: self._send(torch.cat(parts)) for key, parts in rows.items()}
-        self.scalars = torch.empty(len(self.plans), 9, dtype=torch.float64, device=self.device)
+        self.scalars = torch.empty(len(self.plans), kernels.SCALARS, dtype=torch.float64, device=self.device)
         self.partials = torch.empty(max(sums, 1), dtype=self.compute, device=self.device)
         self._keep(self.scalars, self.partials)
         self.sent_plans = self.plans
@@ -195,9 +207,9 @@ class _Batch:
             self.captured.extend(tensors)
 
 
-def _plus(table: Tensor, column: int, number: int) -> Tensor:
+def _plus(table: Tensor, number: int, *columns: int) -> Tensor:
     if not number or not len(table):
         return table
     table = table.clone()
-    table[:, column] += number
+    table[:, list(columns)] += number
     return table

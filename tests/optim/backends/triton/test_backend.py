@@ -98,6 +98,8 @@ def test_three_times_as_many_tensors_are_no_more_launches(monkeypatch):
         (BlockLayout.whole((17, 4096)), torch.float32, None, 24),
         (BlockLayout.each_line((256, 256), axis=1), torch.float32, None, 24),
         (BlockLayout.grouped((256, 256), "q:2x64|k:2x64", axis=1), torch.bfloat16, None, 12),
+        (BlockLayout.factored((256, 512)), torch.float32, None, 24),
+        (BlockLayout.factored((1024, 64, 2, 2)), torch.bfloat16, None, 12),
     ],
 )
 def test_bytes_that_the_kernels_read_and_write_a_parameter(monkeypatch, layout, dtype, momentum_dtype, expected):
@@ -134,7 +136,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from lightning_adam_mini.optim.backends.triton import kernel
-from lightning_adam_mini.optim.backends.triton.plan import Sizes
+from lightning_adam_mini.optim.backends.triton.plan import LINES, Sizes
 
 def compile(fn, pointers, warps, **constants):
     names = fn.arg_names
@@ -148,12 +150,17 @@ def compile(fn, pointers, warps, **constants):
 
 sizes, types = Sizes(), dict(P=tl.bfloat16, M=tl.bfloat16, COMPUTE=tl.float32)
 tables = dict(tasks="*i64", scalars="*fp64")
+partials = dict(tables, partials="*fp32")
 compile(kernel.prepare, dict(tables, groups="*fp64", n="i32"), 2, LANES=kernel.PREPARE_LANES)
-compile(kernel.finish, dict(tables, blocks="*i64", index="*i32", partials="*fp32"), 1, COMPUTE=tl.float32, LANES=kernel.FINISH_LANES)
+compile(kernel.finish, dict(partials, blocks="*i64", index="*i32"), 1, COMPUTE=tl.float32, LANES=kernel.FINISH_LANES)
+compile(kernel.average, dict(partials, blocks="*i64", index="*i32"), 4, COMPUTE=tl.float32, LANES=kernel.AVERAGE_LANES)
+compile(kernel.finish_lines, dict(partials, lines="*i64"), 2, COMPUTE=tl.float32, LANES=LINES, AT_ONCE=kernel.LINES_AT_ONCE)
 rest = dict(types, TILE=sizes.tile, ALIGNED=True)
+compile(kernel.step_tiles, dict(partials, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, APART=1, UPDATE=False, **rest)
 for ptx in (
     compile(kernel.step_blocks, dict(tables, items="*i64"), 8, WIDTHS=sizes.widths, **rest),
-    compile(kernel.step_pieces, dict(tables, pieces="*i64", partials="*fp32"), 8, COLUMNS=sizes.columns, UPDATE=True, **rest),
+    compile(kernel.step_pieces, dict(partials, pieces="*i64"), 8, COLUMNS=sizes.columns, UPDATE=True, **rest),
+    compile(kernel.step_tiles, dict(partials, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, APART=1, UPDATE=True, **rest),
 ):
     assert re.search(r"ld\\.global[\\w.:]*\\.v4\\.b32", ptx) and "st.global.v4.b32" in ptx, "16 bytes a thread"
     assert not re.search(r"(ld|st)\\.global[\\w.:]*\\.b16", ptx), "nothing less of parameters"
