@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
 
-EACH, ROWS, SEGMENTS, COLUMNS = range(4)
+EACH, ROWS, SEGMENTS, COLUMNS, CROSSED = range(5)
+_LONG = 256  # elements of one block that are worth a loop of their own
 
 
 class Segments(NamedTuple):
@@ -20,11 +21,16 @@ class Segments(NamedTuple):
 
     Attributes:
         kind: ``EACH``: every element is a block, with second moments in the same order. ``ROWS``: every run is a block. ``SEGMENTS``: run
-            ``s`` belongs to block ``segment[s]``. ``COLUMNS``: element ``c`` of it belongs to block ``segment[s] + column[c]``.
+            ``s`` belongs to block ``segment[s]``. ``COLUMNS``: element ``c`` of it is of column ``segment[s] + c``, and column ``i`` is of
+            block ``column[i]``. ``CROSSED``, of factored layouts: the same of one margin; of the other, block ``line[s] + across[c]``.
         length: Elements of a run.
         segment: int32 table of runs, on the layout's device; None where all are 0, or for ``ROWS`` and ``EACH``.
-        column: int32 table of the elements of a run; None where it counts up from 0.
-        size: float64 number of elements of each block; None where all blocks have the same.
+        column: int32 table of columns; None where it counts up from 0.
+        size: float64 number of elements of each block of the (first) margin; None where all blocks have the same.
+        line: int32 table of runs; None where it counts up from 0 or, if there is ``across``, all are 0.
+        across: int32 table of the elements of a run; None where all are 0, which is much faster.
+        common: int32 table of the blocks of both margins: the number of the block of their common, coarser mean; None if there is one.
+        turned: Whether the columns are those of the first margin, and not of the second.
     """
 
     kind: int
@@ -32,6 +38,10 @@ class Segments(NamedTuple):
     segment: Tensor | None = None
     column: Tensor | None = None
     size: Tensor | None = None
+    line: Tensor | None = None
+    across: Tensor | None = None
+    common: Tensor | None = None
+    turned: bool = False
 
 
 def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -122,32 +132,76 @@ def find_segments(layout: BlockLayout, strides: tuple[int, ...], device: torch.d
     numel = math.prod(layout.shape)
     if order is None or numel == 0:
         return None
+    if layout.is_factored:
+        return _find_crossed(layout, order, device)
     if layout.num_blocks == numel:
         return Segments(EACH, 1)
-    size = layout._block_sizes(torch.device("cpu"))
-    sizes = None if isinstance(size, int) else size.expand(layout.block_shape).reshape(-1).to(device, torch.float64)
+    sizes = _block_sizes(layout, device)
     inner = next((i for i in range(len(order) + 1) if all(d in layout.dims for d in order[i:])), len(order))
     if inner < len(order) or not order:
-        length = math.prod(layout.shape[d] for d in order[inner:])
+        length = _run(layout, order, inner)
         table = block_numbers(layout, order[:inner])
         if layout.num_blocks == 1:
             return Segments(SEGMENTS, length, None, None, sizes)
         if torch.equal(table, torch.arange(numel // length, dtype=torch.int32)):
             return Segments(ROWS, length, None, None, sizes)
-        return Segments(SEGMENTS, length, table.to(device), None, sizes)
+        if length >= _LONG or len(table.unique_consecutive()) == layout.num_blocks:
+            return Segments(SEGMENTS, length, table.to(device), None, sizes)
+        inner = _cut(layout, order)
+        return Segments(COLUMNS, _run(layout, order, inner), *_find_columns(layout, order, inner, device), sizes)
     inner = next(i for i in range(len(order) + 1) if not any(d in layout.dims for d in order[i:]))
-    length = math.prod(layout.shape[d] for d in order[inner:])
+    return Segments(COLUMNS, _run(layout, order, inner), *_find_columns(layout, order, inner, device), sizes)
+
+
+def _run(layout: BlockLayout, order: tuple[int, ...], cut: int) -> int:
+    """Elements of a run of the dimensions ``order[cut:]``."""
+    return math.prod(layout.shape[d] for d in order[cut:])
+
+
+def _cut(layout: BlockLayout, order: tuple[int, ...]) -> int:
+    """Where to cut the dimensions so that there are few runs and few columns."""
+
+    def cost(cut: int) -> int:
+        bases = math.prod(layout.block_shape[d] for d in order[:cut])
+        return _run(layout, order, 0) // _run(layout, order, cut) + bases * _run(layout, order, cut)
+
+    return min(range(len(order)), key=cost)
+
+
+def _find_crossed(layout: BlockLayout, order: tuple[int, ...], device: torch.device) -> Segments:
+    """Runs as long as all of their elements are of one block of a margin; if there are none, so that the tables are short."""
+    first, second = layout.margins
+    cuts = [next(i for i in range(len(order) + 1) if all(d in margin.dims for d in order[i:])) for margin in (first, second)]
+    cut, turned = min(cuts), cuts[1] < cuts[0]
+    across = None
+    if cut == len(order):
+        cut = _cut(second, order)
+        across = block_numbers(first, order[cut:]).to(device)
+    lines, columns = (second, first) if turned else (first, second)
+    line = block_numbers(lines, order[:cut])
+    counts = across is None and torch.equal(line, torch.arange(lines.num_blocks, dtype=torch.int32))
+    both = BlockLayout(layout.shape, tuple({*first.dims, *second.dims}))
+    common = None
+    if both.num_blocks > 1:
+        numbers = torch.arange(both.num_blocks, dtype=torch.int32).view(both.block_shape)
+        common = torch.cat([numbers.expand(margin.block_shape).flatten() for margin in layout.margins]).to(device)
+    tables = (*_find_columns(columns, order, cut, device), _block_sizes(first, device))
+    return Segments(CROSSED, _run(layout, order, cut), *tables, None if counts else line.to(device), across, common, turned)
+
+
+def _find_columns(layout: BlockLayout, order: tuple[int, ...], cut: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """The first column of each run of the dimensions ``order[cut:]``, and the block of each column."""
     # Block numbers are sums of one term a dimension, so a run's first block and the steps within a run tell all.
-    table = block_numbers(layout, order[:inner])
-    column = block_numbers(layout, order[inner:])
-    counts = torch.equal(column, torch.arange(length, dtype=torch.int32))
-    return Segments(
-        COLUMNS,
-        length,
-        table.to(device) if bool(table.any()) else None,
-        None if counts else column.to(device),
-        sizes,
-    )
+    starts, run = block_numbers(layout, order[:cut]).unique(return_inverse=True)
+    steps = block_numbers(layout, order[cut:])
+    column = (starts[:, None] + steps).flatten()
+    counts = torch.equal(column, torch.arange(len(column), dtype=torch.int32))
+    return (run * len(steps)).to(device, torch.int32) if len(starts) > 1 else None, None if counts else column.to(device)
+
+
+def _block_sizes(layout: BlockLayout, device: torch.device) -> Tensor | None:
+    size = layout._block_sizes(torch.device("cpu"))
+    return None if isinstance(size, int) else size.expand(layout.block_shape).reshape(-1).to(device, torch.float64)
 
 
 def block_numbers(layout: BlockLayout, dims: tuple[int, ...]) -> Tensor:

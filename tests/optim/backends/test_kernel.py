@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-EACH, ROWS, SEGMENTS, COLUMNS = range(4)
+EACH, ROWS, SEGMENTS, COLUMNS, CROSSED = range(5)
 F32, F64, BF16, F16, CODES = range(5)
 PAIRS = [(F32, F32), (F32, BF16), (F32, CODES), (F64, F64), (F64, CODES), (BF16, F32), (BF16, BF16), (BF16, CODES)]
 PAIRS += [(F16, F32), (F16, BF16), (F16, F16), (F16, CODES)]
@@ -99,52 +99,84 @@ class Case:
         order: The place by its indices of each element of a row in memory; None if the same.
         length: Elements of a segment.
         segment: Block of each segment; None for the obvious one.
-        column: What is added for each element of a segment; None if it counts up.
+        column: Block of each column; None if it counts up.
+        line: Of kind CROSSED, block of each segment in the other mean; None if it counts up.
+        across: What is added for each element of a segment; None if nothing.
+        common: The number of the common mean of each block of one mean, and then of the other; None if there is one.
+        turned: Whether the second mean is that of the lines.
         place: Number of the tensor for random rounding; -1 for rounding to the nearest.
         first: Number of its first element.
         options: Those of its group that differ.
     """
 
     def __init__(
-        self, rng, kind, dtypes, rows, row, order=None, length=1, segment=None, column=None, place=-1, first=0, steps=1, options=None
+        self,
+        rng,
+        kind,
+        dtypes,
+        rows,
+        row,
+        order=None,
+        length=1,
+        segment=None,
+        column=None,
+        line=None,
+        across=None,
+        common=None,
+        turned=False,
+        place=-1,
+        first=0,
+        steps=1,
+        options=None,
     ):
         self.rng, self.kind, self.dtypes, self.rows, self.row, self.order = rng, kind, dtypes, rows, row, order
         self.length, self.segment, self.column, self.place, self.first, self.steps = length, segment, column, place, first, steps
         self.options = {**OPTIONS, **(options or {})}
         n = self.n = rows * row
         at = np.arange(n)
+        self.columns = 0
         if kind == EACH:
-            self.block = at
-        elif kind == COLUMNS:
-            of = np.zeros(n // length, np.int32) if segment is None else segment
-            self.block = of[at // length] + (np.arange(length) if column is None else column)[at % length]
+            blocks = [at]
+        elif kind in (COLUMNS, CROSSED):
+            at_column = (np.zeros(n // length, np.int64) if segment is None else segment)[at // length] + at % length
+            self.columns = int(at_column.max(initial=-1)) + 1
+            blocks = [at_column if column is None else column[at_column]]
+            if kind == CROSSED:
+                of = np.arange(n // length) * (across is None) if line is None else line
+                blocks.append(of[at // length] + (0 if across is None else across[at % length]))
         else:
-            self.block = at // length if segment is None else segment[at // length]
-        self.blocks = int(self.block.max(initial=-1)) + 1
+            blocks = [at // length if segment is None else segment[at // length]]
+        if kind == CROSSED and not turned:
+            blocks.reverse()
+        self.means = blocks  # the block of each element, in each mean
+        self.blocks = [int(of.max(initial=-1)) + 1 for of in blocks]
+        self.columns = self.columns or self.blocks[0]
+        self.common, self.turned = common, turned
         inside = np.arange(row) if order is None else order
         self.index = (at // row) * row + inside[at % row] if n else at  # in the order of the indices
         self.run = (at // row) * -(-row // RUN) + inside[at % row] // RUN if n else at
-        count = np.bincount(self.block, minlength=self.blocks)
+        count = np.bincount(blocks[0], minlength=self.blocks[0])
         sizes = None if kind == EACH or (count == count[0]).all() else count.astype(np.float64)
-        self.tables = [None if t is None else Memory(t) for t in (segment, column, sizes, order)]
+        self.tables = [None if t is None else Memory(t) for t in (segment, column, sizes, order, line, across, common)]
         dtype, momentum = dtypes
         wide = np.float64 if dtype == F64 else np.float32
         self.p = Memory(narrow(rng.standard_normal(n), dtype))
         self.g = Memory(narrow(rng.standard_normal(n) * 10.0 ** rng.uniform(-4, 1), dtype))
-        self.v = Memory((rng.random(self.blocks) * 1e-3).astype(wide))
+        self.v, *self.w = (Memory((rng.random(count) * 1e-3).astype(wide)) for count in self.blocks)
         self.t = Memory(np.array([steps - 1], np.float32))
         moments = rng.standard_normal(n) * 0.01
         self.scale = Memory(np.abs(rng.standard_normal(rows * -(-row // RUN)) * 0.01).astype(np.float32)) if momentum == CODES else None
         self.m = Memory(rng.integers(-127, 128, n).astype(np.int8) if momentum == CODES else narrow(moments, momentum))
 
     def fields(self, group):
-        addresses = [self.p, self.g, self.m, self.v, self.t, self.scale, *self.tables]
-        numbers = [self.kind, self.n, self.length, self.blocks, *self.dtypes, self.row, self.first, self.place, group]
+        addresses = [self.p, self.g, self.m, self.v, self.t, self.scale, *(self.w or [None]), *self.tables]
+        numbers = [self.kind, self.n, self.length, self.blocks[0], *self.dtypes, self.columns, self.blocks[-1], self.turned]
+        numbers += [self.row, self.first, self.place, group]
         return [0 if a is None else a.address for a in addresses] + numbers
 
     def state(self):
         """What a step changes."""
-        return [a.array for a in (self.p, self.m, self.v, self.t, self.scale) if a is not None]
+        return [a.array for a in (self.p, self.m, self.v, *self.w, self.t, self.scale) if a is not None]
 
     def moments(self):
         if self.dtypes[1] != CODES:
@@ -169,22 +201,35 @@ class Expected:
     def __init__(self, case):
         o, (dtype, _) = case.options, case.dtypes
         eps = EPS[F64 if dtype == F64 else F32]
-        p, g, m, v = widen(case.p.array, dtype), widen(case.g.array, dtype), case.moments(), case.v.array.astype(np.float64)
+        p, g, m = widen(case.p.array, dtype), widen(case.g.array, dtype), case.moments()
         coupled = 0 if o["decoupled"] else o["weight_decay"]
         gradient = (-g if o["maximize"] else g) + coupled * p
-        count = np.bincount(case.block, minlength=case.blocks)
-        square = np.bincount(case.block, gradient**2, minlength=case.blocks) / count
-        self.v = o["beta2"] * v + (1 - o["beta2"]) * square
+        off = 2 * eps * (np.abs(g) + coupled * np.abs(p))  # what the two may cancel
+        self.v, self.v_bound = [], []
+        for v, block, blocks in zip((case.v, *case.w), case.means, case.blocks, strict=True):
+            count = np.bincount(block, minlength=blocks)
+            square = np.bincount(block, gradient**2, minlength=blocks) / count
+            self.v.append(o["beta2"] * v.array.astype(np.float64) + (1 - o["beta2"]) * square)
+            cancelled = np.bincount(block, 2 * np.abs(gradient) * off, minlength=blocks) / count
+            self.v_bound.append(40 * eps * self.v[-1] + cancelled + 1e-44)
+        relative = [bound / np.maximum(v, 1e-300) for v, bound in zip(self.v, self.v_bound, strict=True)]
+        in_root = sum(of[block] for of, block in zip(relative, case.means, strict=True)) + 40 * eps
+        root, most = self.v[0][case.means[0]], np.inf
+        if case.w:
+            first, second = self.v
+            common = np.zeros(len(first) + len(second), np.int64) if case.common is None else case.common
+            of_first, of_second = common[: len(first)], common[len(first) :]
+            both = np.bincount(of_second, second, minlength=common.max() + 1) / np.bincount(of_second, minlength=common.max() + 1)
+            root = root * second[case.means[1]] / both[of_first[case.means[0]]]
+            in_root = in_root + relative[1].max()
+            most = max(1, (1 - o["beta1"]) / (1 - o["beta2"]) ** 0.5)
         self.m = m + (1 - o["beta1"]) * (gradient - m)
-        denominator = np.sqrt(self.v / (1 - o["beta2"] ** case.steps)) + o["eps"]
-        change = o["lr"] / (1 - o["beta1"] ** case.steps) * self.m / denominator[case.block]
+        denominator = np.sqrt(root / (1 - o["beta2"] ** case.steps)) + o["eps"]
+        change = o["lr"] * np.clip(self.m / (1 - o["beta1"] ** case.steps) / denominator, -most, most)
         kept = p * (1 - o["lr"] * o["weight_decay"] if o["decoupled"] else 1)
         self.p = kept - change
-        off = 2 * eps * (np.abs(g) + coupled * np.abs(p))  # what the two may cancel
-        self.v_bound = 40 * eps * self.v + np.bincount(case.block, 2 * np.abs(gradient) * off, minlength=case.blocks) / count + 1e-44
         self.m_bound = off + 4 * eps * (np.abs(m) + np.abs(gradient)) + 1e-44
-        relative = (self.v_bound / np.maximum(self.v, 1e-300))[case.block] + 40 * eps
-        self.p_bound = 4 * eps * np.abs(kept) + relative * np.abs(change) + self.m_bound * np.abs(change / np.where(self.m == 0, 1, self.m))
+        self.p_bound = 4 * eps * np.abs(kept) + in_root * np.abs(change) + self.m_bound * np.abs(change / np.where(self.m == 0, 1, self.m))
         self.p_bound += 1e-44
 
 
@@ -201,7 +246,8 @@ def spacing(values, dtype):
 def check(case, expected):
     dtype, momentum = case.dtypes
     assert case.t.array[0] == case.steps
-    assert_within(case.v.array.astype(np.float64), expected.v, expected.v_bound, "second moments")
+    for got, v, bound in zip((case.v, *case.w), expected.v, expected.v_bound, strict=True):
+        assert_within(got.array.astype(np.float64), v, bound, "second moments")
     got = widen(case.p.array, dtype)
     if case.place == -1:
         assert_within(got, expected.p, expected.p_bound + 0.51 * spacing(expected.p, dtype), "weights")
@@ -237,8 +283,37 @@ def covering(rng, n, blocks):
     return rng.permutation(np.arange(n) % blocks).astype(np.int32)
 
 
+def random_tables(rng, segments, length, crossed):
+    """Columns, and lines that cross them. All blocks of the second mean, which has no sizes, are of one size."""
+    groups, tables, turned = divisor(rng, segments) if rng.random() < 0.3 else 1, {}, bool(crossed and rng.random() < 0.5)
+    if groups > 1:
+        by_turns = np.repeat(np.arange(groups), segments // groups).astype(np.int32) * length
+        tables["segment"] = by_turns if rng.random() < 0.5 else rng.permutation(by_turns)
+    columns = groups * length
+    if rng.random() < 0.5:
+        tables["column"] = covering(rng, columns, int(rng.integers(1, columns + 1)) if turned or not crossed else divisor(rng, columns))
+    if not crossed:
+        return tables
+    lines = segments
+    if rng.random() < 0.5:
+        lines = divisor(rng, segments) if turned else int(rng.integers(1, segments + 1))
+        tables["line"] = covering(rng, segments, lines)
+    if rng.random() < 0.3:
+        wide = divisor(rng, length)
+        lines = (lines if "line" in tables else 1) * wide
+        if "line" in tables:
+            tables["line"] *= wide
+        tables["across"] = covering(rng, length, wide)
+    if rng.random() < 0.3:
+        second = lines if turned else int(tables["column"].max()) + 1 if "column" in tables else columns
+        first = int(tables["column"].max()) + 1 if turned and "column" in tables else columns if turned else lines
+        numbers = int(rng.integers(1, second + 1))
+        tables["common"] = np.concatenate([rng.integers(0, numbers, first).astype(np.int32), covering(rng, second, numbers)])
+    return {**tables, "turned": turned}
+
+
 def random_case(rng, kind=None, dtypes=None, large=False):
-    kind = int(rng.integers(4)) if kind is None else kind
+    kind = int(rng.integers(5)) if kind is None else kind
     dtypes = PAIRS[rng.integers(len(PAIRS))] if dtypes is None else dtypes
     rows = int(rng.integers(1, 6)) if rng.random() < 0.5 else int(rng.integers(1, 80))
     row = int(rng.choice([1, 3, 8, 16, 50, 64, 127, 128, 256, 257, 300, 512, 600, 768, 1000]))
@@ -253,25 +328,21 @@ def random_case(rng, kind=None, dtypes=None, large=False):
         order = np.arange(row, dtype=np.int32).reshape(inner, -1).T.reshape(-1).copy() if rng.random() < 0.7 else None
         if order is None and row < 2000:
             order = rng.permutation(row).astype(np.int32)
-    length, segment, column = 1, None, None
+    length, tables = 1, {}
     if kind in (ROWS, SEGMENTS):
         length = row * divisor(rng, rows) if rng.random() < 0.7 else divisor(rng, row)
         if row % RUN == 0 and rng.random() < 0.3:
             length = RUN
         if kind == SEGMENTS:
             segments = rows * row // length
-            segment = covering(rng, segments, int(rng.integers(1, segments + 1)))
-    if kind == COLUMNS:
+            tables["segment"] = covering(rng, segments, int(rng.integers(1, segments + 1)))
+    if kind in (COLUMNS, CROSSED):
         length = row if rng.random() < 0.7 else divisor(rng, row)
-        wide = length if rng.random() < 0.5 else int(rng.integers(1, length + 1))
-        column = None if wide == length and rng.random() < 0.7 else covering(rng, length, wide)
-        segments = rows * row // length
-        groups = int(rng.integers(1, segments + 1)) if rng.random() < 0.5 else 1
-        segment = None if groups == 1 else covering(rng, segments, groups) * wide
+        tables = random_tables(rng, rows * row // length, length, kind == CROSSED)
     place = int(rng.integers(0, 50)) if dtypes[0] == BF16 and rng.random() < 0.6 else -1
     first = int(rng.choice([0, 5, 2**32 - 100, 2**32 + 7, 2**40 - 1000]))
     steps = int(rng.integers(1, 30))
-    return Case(rng, kind, dtypes, rows, row, order, length, segment, column, place, first, steps, options)
+    return Case(rng, kind, dtypes, rows, row, order, length, **tables, place=place, first=first, steps=steps, options=options)
 
 
 def run_random_cases(kernel, seed, count, threads, large):
@@ -279,7 +350,7 @@ def run_random_cases(kernel, seed, count, threads, large):
     rng = np.random.default_rng(seed)
     pairs = PAIRS if kernel.has_half() else [pair for pair in PAIRS if F16 not in pair]
     for done in range(0, count, 4):
-        cases = [random_case(rng, (done + i) % 4, pairs[rng.integers(len(pairs))], rng.random() < large) for i in range(4)]
+        cases = [random_case(rng, (done + i) % 5, pairs[rng.integers(len(pairs))], rng.random() < large) for i in range(4)]
         expected = [Expected(case) for case in cases]
         step(kernel, cases, threads)
         for case, after in zip(cases, expected, strict=True):
@@ -344,7 +415,7 @@ def test_no_address_outside_of_a_tensor_is_touched(tmp_path):
 def large_cases():
     """Tensors that are cut into pieces of work: of all kinds, with momentum as it is and in codes, and with random rounding."""
     for dtypes, place in [((F32, F32), -1), ((F32, CODES), -1), ((BF16, BF16), 2), ((BF16, CODES), 2)]:
-        for kind in range(4):
+        for kind in range(5):
             for order in (False, True):
                 yield random_large(kind, dtypes, place, 300, 600, order)
             yield random_large(kind, dtypes, place, 1, 180_000, False)
@@ -353,7 +424,7 @@ def large_cases():
 def random_large(kind, dtypes, place, rows, row, ordered):
     rng = np.random.default_rng(3)
     order = np.arange(row, dtype=np.int32).reshape(-1, 6).T.reshape(-1).copy() if ordered else None
-    length = {EACH: 1, ROWS: row if rows > 1 else 1000, SEGMENTS: 400, COLUMNS: 600}[kind]
+    length = {EACH: 1, ROWS: row if rows > 1 else 1000, SEGMENTS: 400, COLUMNS: 600, CROSSED: 600}[kind]
     segment = covering(rng, rows * row // length, 7) if kind == SEGMENTS else None
     return Case(rng, kind, dtypes, rows, row, order, length, segment, place=place, steps=2)
 
@@ -370,18 +441,19 @@ def test_the_number_of_threads_changes_no_bit(kernel):
 
 @pytest.mark.parametrize("size", [1e18, 1e19, 3e19])
 @pytest.mark.parametrize("momentum", [F32, CODES])
-@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("kind", range(5))
 def test_sums_of_squares_past_the_largest_float(kernel, kind, momentum, size):
     """As AdamW with eps = 0: the first step has the size of the learning rate, however large the gradient."""
     rows, row = 40, 5003
-    length = {EACH: 1, ROWS: row, SEGMENTS: row, COLUMNS: row}[kind]
+    length = 1 if kind == EACH else row
     segment = np.zeros(rows, np.int32) if kind == SEGMENTS else None
     options = dict(eps=0.0, weight_decay=0.0, beta2=0.999)
     case = Case(np.random.default_rng(0), kind, (F32, momentum), rows, row, None, length, segment, options=options)
     sign = case.rng.choice([-1.0, 1.0], case.n)
     case.p.array[...], case.g.array[...], case.v.array[...], case.m.array[...] = 0, sign * size, 0, 0
     step(kernel, [case], 1)
-    np.testing.assert_allclose(case.v.array, 0.001 * size**2, rtol=1e-5)
+    for mean in (case.v, *case.w):
+        np.testing.assert_allclose(mean.array, 0.001 * size**2, rtol=1e-5)
     np.testing.assert_allclose(case.p.array, -0.01 * sign, rtol=1e-5)
     np.testing.assert_allclose(case.moments(), 0.1 * sign * size, rtol=1e-5)
 

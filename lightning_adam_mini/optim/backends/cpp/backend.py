@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.backends.cpp.build import load_kernel
 from lightning_adam_mini.optim.backends.cpp.prepared import Prepared
-from lightning_adam_mini.optim.backends.cpp.run import Row, options_of, run_kernel
+from lightning_adam_mini.optim.backends.cpp.run import STATE, Row, options_of, run_kernel
 from lightning_adam_mini.optim.backends.protocol import Backend, Task
 from lightning_adam_mini.optim.codecs import Codec, EightBit, leading_dims, row_of
 from lightning_adam_mini.optim.functional import Blocks
@@ -63,19 +63,23 @@ class Cpp(Backend):
         dtypes = (_code(p.dtype) or 0, _CODES[codec.name])
         segments = find_segments(layout, p.stride(), _CPU)
         if segments is None:  # of an empty tensor the step is counted
-            return (0, 0, 0, 0, EACH, 0, 1, 0, *dtypes, 1, 0, _NEAREST)
+            return (*[0] * 7, EACH, 0, 1, 0, *dtypes, 0, 0, 0, 1, 0, _NEAREST)
         in_rows = place is not None or isinstance(codec, EightBit)
-        row = row_of(p.shape)
         order = order_in_rows(tuple(p.shape), p.stride(), leading_dims(p.shape)) if in_rows else None
-        tables = (0 if t is None else t.data_ptr() for t in (segments.segment, segments.column, segments.size, order))  # kept by caches
+        tables = (segments.segment, segments.column, segments.size, order, segments.line, segments.across, segments.common)
+        blocks = [margin.num_blocks for margin in layout.margins]
+        of_columns = blocks[0] if segments.turned else blocks[-1]
         return (
-            *tables,
+            *(0 if table is None else table.data_ptr() for table in tables),  # kept by caches
             segments.kind,
             p.numel(),
             segments.length,
-            layout.num_blocks,
+            blocks[0],
             *dtypes,
-            row,
+            of_columns if segments.column is None else len(segments.column),
+            blocks[-1],
+            segments.turned,
+            row_of(p.shape),
             *((0, _NEAREST) if place is None else (place.first or 0, place.number)),
         )
 
@@ -89,9 +93,8 @@ class Cpp(Backend):
                 grad = in_memory_of(p, task.grad)
                 held.append(grad)
                 put_in_order(p, state)
-                scales = state.get("exp_avg_scale")
-                addresses = (p, grad, state["exp_avg"], state["exp_avg_sq"], state["step"])
-                tasks.extend((*(t.data_ptr() for t in addresses), 0 if scales is None else scales.data_ptr(), *task.plan, g))
+                tensors = (p, grad, *(state.get(name) for name in STATE))
+                tasks.extend((*(0 if t is None else t.data_ptr() for t in tensors), *task.plan, g))
         run_kernel(tasks, groups, [task.p for _, members in work for task in members])
 
     def prepare(

@@ -18,10 +18,11 @@ from pathlib import Path
 from lightning_adam_mini._warnings import AdamMiniWarning
 
 _SOURCE = Path(__file__).with_name("kernel.cpp")
+_SOURCES = [_SOURCE, *sorted(_SOURCE.parent.glob("*.h"))]
 _FLAGS = ("-O3", "-mprefer-vector-width=512", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 _SECONDS = 120
 CACHE = "LIGHTNING_ADAM_MINI_CACHE"
-FIELDS = 20
+FIELDS = 27
 """Numbers that the kernel takes per tensor: its ``Task``."""
 OPTIONS = 7
 """Numbers that it takes per group: its ``Group``."""
@@ -48,8 +49,8 @@ def _load() -> ctypes.CDLL:
     compiler = next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))), None)
     if compiler is None:
         raise RuntimeError("there is no C++ compiler: install g++ or clang++, or name one in the environment variable CXX")
-    source = _SOURCE.read_text(encoding="utf-8")
-    key = hashlib.sha256("\0".join((source, compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
+    sources = (source.read_text(encoding="utf-8") for source in _SOURCES)
+    key = hashlib.sha256("\0".join((*sources, compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
     library = _cache_folder() / f"adam_mini_{key}.so"
     problem = _distrust(library) if library.exists() else None
     if problem is None and library.exists():

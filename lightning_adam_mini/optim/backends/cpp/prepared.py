@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 from array import array
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lightning_adam_mini.optim.backends.cpp.build import FIELDS
-from lightning_adam_mini.optim.backends.cpp.run import Row, options_of, run_kernel
+from lightning_adam_mini.optim.backends.cpp.run import STATE, Row, options_of, run_kernel
 from lightning_adam_mini.optim.segments import in_memory_of, is_held
 
 TensorGuards: Any = None
@@ -56,23 +57,23 @@ class Prepared:
             members.extend([g] * sum(has_grad))
             self._groups.append(_Group(None if all(has_grad) else has_grad, _modes(group)))
         self._tasks = array("q", bytes(8 * FIELDS * len(fields)))
-        for column, values in enumerate(zip(*fields, strict=True), start=6):
+        for column, values in enumerate(zip(*fields, strict=True), start=2 + len(STATE)):
             self._tasks[column::FIELDS] = array("q", values)
         self._tasks[FIELDS - 1 :: FIELDS] = members
         self._addresses: list[array[int]] = []
         self._guards: Any = None
+        stepped = [p for group in groups for p in group["params"] if p.grad is not None]
+        self._members = [[i for i, p in enumerate(stepped) if name in state[p]] for name in STATE]  # not all have the last two
         columns = self._columns(groups, state)
         if (
             columns is not None
             and TensorGuards is not None
             and all(in_memory_of(p, grad) is grad for p, grad in zip(columns[0], columns[1], strict=True))
         ):
-            self._scaled = sum(t is not None for t in columns[5])
-            tensors = [t for column in columns for t in column if t is not None]
-            self._guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+            self._guards = TensorGuards(*chain(*columns), dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
     def _columns(self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]) -> list[list[Any]] | None:
-        """Parameters, gradients, first and second moments, steps, scales; None if other ones have gradients or one has no state."""
+        """Parameters, gradients, and what the kernel takes of their state; None if other ones have gradients or one has no state."""
         params: list[Tensor] = []
         grads: list[Any] = []
         for group, was in zip(groups, self._groups, strict=True):
@@ -89,14 +90,9 @@ class Prepared:
             grads += there
         try:
             states = [state[p] for p in params]
-            return [
-                params,
-                grads,
-                [s["exp_avg"] for s in states],
-                [s["exp_avg_sq"] for s in states],
-                [s["step"] for s in states],
-                [s.get("exp_avg_scale") for s in states],
-            ]
+            kept = ([s[name] for s in states] for name in STATE[:3])
+            more = ([states[i][name] for i in self._members[k]] for k, name in enumerate(STATE[3:], start=3))
+            return [params, grads, *kept, *more]
         except KeyError:
             return None
 
@@ -115,21 +111,21 @@ class Prepared:
         columns = self._columns(groups, state)
         if columns is None:
             return False
-        scales = [t for t in columns[5] if t is not None]
-        if len(scales) != self._scaled or not self._guards.check(*columns[0], *columns[1], *columns[2], *columns[3], *columns[4], *scales):
+        if not self._guards.check(*chain(*columns)):
             return False
-        addresses = [array("q", map(Tensor.data_ptr, column)) for column in columns[:5]]
-        addresses.append(
-            array("q", [0 if t is None else t.data_ptr() for t in columns[5]]) if scales else array("q", bytes(8 * len(columns[5])))
-        )
+        addresses = [array("q", map(Tensor.data_ptr, column)) for column in columns]
         # A storage can be freed or cut under a tensor that keeps its shape; it is elsewhere then.
-        before = self._addresses or [array("q")] * 6
+        before = self._addresses or [array("q")] * len(columns)
         for column, now, then in zip(columns, addresses, before, strict=True):
-            if now != then and not all(t is None or is_held(t) for t in column):
+            if now != then and not all(map(is_held, column)):
                 return False
         self._addresses = addresses
         for column, now in enumerate(addresses):
-            self._tasks[column::FIELDS] = now
+            if len(now) == len(columns[0]):
+                self._tasks[column::FIELDS] = now
+                continue
+            for i, address in zip(self._members[column - 2], now, strict=True):
+                self._tasks[i * FIELDS + column] = address
         options = array("d")
         for group in groups:
             options.extend(options_of(group))

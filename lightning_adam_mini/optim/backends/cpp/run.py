@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lightning_adam_mini.optim.backends.cpp.build import FIELDS, load_kernel
 
+STATE = ("exp_avg", "exp_avg_sq", "step", "exp_avg_scale", "exp_avg_sq_col")
+"""What the kernel takes of a parameter's state; it need not have the last two."""
 Row: TypeAlias = tuple[int, ...]
 """The fields of a parameter's task that do not change from step to step."""
 

@@ -72,6 +72,18 @@ def test_what_was_compiled_is_found_again_in_silence(cache, monkeypatch):
     assert stat.S_IMODE(the_library(cache).stat().st_mode) == 0o700
 
 
+def test_with_another_header_it_is_another_kernel(cache, monkeypatch, tmp_path):
+    header = build._SOURCES[-1]
+    assert f'#include "{header.name}"' in build._SOURCE.read_text()
+    changed = tmp_path / header.name
+    changed.write_text(header.read_text() + "// changed")
+    monkeypatch.setattr(build, "_SOURCES", [*build._SOURCES[:-1], changed])
+    wanted = []
+    monkeypatch.setattr(build, "_compile", lambda compiler, library: wanted.append(library))
+    assert isinstance(build.load_kernel(), str)
+    assert [library.exists() for library in wanted] == [False]
+
+
 def truncated(file):
     file.write_bytes(file.read_bytes()[:5000])
 

@@ -22,6 +22,7 @@ def make(momentum_dtype=None, dtype=torch.float32, **options):
     ps = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
     ps[3].data = ps[3].data.to(memory_format=torch.channels_last)
     layouts = {str(i): BlockLayout.each_line(p.shape) if p.ndim > 1 else BlockLayout.whole(p.shape) for i, p in enumerate(ps)}
+    layouts["4"] = BlockLayout.factored(SHAPES[4])
     groups = [{"params": [(str(i), ps[i]) for i in part], **more} for part, more in (((0, 1, 2), {"lr": 1e-2}), ((3, 4), {}))]
     return ps, AdamMini(groups, layouts=layouts, momentum_dtype=momentum_dtype, **options)
 
@@ -104,7 +105,7 @@ def cut(t):
 
 
 @pytest.mark.parametrize("change", [freed, cut])
-@pytest.mark.parametrize("which", ["parameter", "gradient", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("which", ["parameter", "gradient", "exp_avg", "exp_avg_sq", "exp_avg_sq_col"])
 def test_memory_that_is_gone_is_refused(change, which):
     ps, optimizer = make()
     for step in range(3):
