@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_adam_mini.detection import ModelReport, inspect_model, parameter_names
 from lightning_adam_mini.optim.codecs import MomentumDtype
-from lightning_adam_mini.optim.state import FIRST, SECOND, STEP, fields_by_slot
+from lightning_adam_mini.optim.state import Kind, fields_by_slot, slots_of
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
 
 PARTITIONS = ("auto", "adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
@@ -134,9 +134,9 @@ def count_memory(
     for partition in partitions:
         decided = partition_model(report, partition, strict=strict)
         kept = [fields_by_slot(decided[name], dtypes[name], momentum_dtype) for name in trained]
-        sizes = {slot.name: sum(field.bytes for fields in kept for field in fields[slot.name]) for slot in (FIRST, SECOND, STEP)}
+        sizes = {kind: sum(field.bytes for fields in kept for slot in slots_of(kind) for field in fields[slot.name]) for kind in Kind}
         blocks = sum(decided[name].num_blocks for name in trained)
-        states.append(StateMemory("AdamMini", str(partition), sizes[FIRST.name], blocks, sizes[SECOND.name], sizes[STEP.name]))
+        states.append(StateMemory("AdamMini", str(partition), sizes[Kind.ELEMENT], blocks, sizes[Kind.BLOCK], sizes[Kind.NUMBER]))
     return ModelMemory(
         report=report,
         dtypes=_elements_by_dtype(parameters, dtypes),

@@ -72,12 +72,11 @@ class AdamMiniCallback(Callback):
     without it. After the fit they stay as they are: to go back, make a new AdamW and load ``to_adamw_state_dict(optimizer.state_dict())``.
 
     Args:
-        partition: What a block is: ``auto`` (Adam-mini v2, finer where that was measured to help), ``adam_mini`` (v2),
-            ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``, ``slim_adam`` (with ``options={"rules": "rules.yaml"}``),
+        partition: What a block is: ``auto`` (the means of rows and of columns, embeddings by row), ``adam_mini`` (v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``, ``slim_adam`` (with ``options={"rules": "rules.yaml"}``),
             ``slim_adam_table3``, ``slim_adam_auto`` (Adam at first; after ``options={"steps": 1000}`` steps blocks by what was
             measured), or a :class:`~lightning_adam_mini.PartitionStrategy`.
         overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.
-        options: Options of the partition, such as ``{"value": "whole", "embedding": "parameter"}``.
+        options: Options of the partition, such as ``{"embedding": "parameter"}``.
         strict: Whether it is an error if the partition needs heads of attention that cannot be found; else each line is a block there,
             with a warning.
         probe: Whether to run the module once more than training does, so that attention that is written by hand is partitioned by the heads

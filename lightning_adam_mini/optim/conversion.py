@@ -212,10 +212,10 @@ def moments_of(
 def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Turn a state dict of AdamMini into one that torch's AdamW and Adam load.
 
-    Each second moment gets its parameter's shape. One that is not factored hardly takes memory: it is a broadcast view of its blocks (on
-    disk too), float64 so that AdamW, which casts what it loads to the parameter's dtype, makes a dense tensor of its own from it. One that
-    is factored is a dense tensor, as large as AdamW's, and its means stay beside it. AdamMini loads the result as well, and gets its blocks
-    back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
+    Each second moment gets its parameter's shape. Most take hardly any memory: they are broadcast views of their blocks (on disk too),
+    float64 so that AdamW, which casts what it loads to the parameter's dtype, makes dense tensors of its own from them. That of a factored
+    matrix is a dense tensor on the CPU, as large as AdamW's, and its means stand beside it. AdamMini loads the result as well, and gets its
+    blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
 
     Args:
         state_dict: What ``AdamMini.state_dict()`` returned, left as it is.
@@ -261,9 +261,14 @@ def _spread(entry: Mapping[str, Any], layout: BlockLayout) -> dict[str, Tensor]:
     kept = [entry[slot.name] for slot in slots_of(Kind.BLOCK, layout)]
     # From FSDP1 they come with one value per element.
     kept = [blocks if blocks.shape != layout.shape else of.average(blocks) for blocks, of in zip(kept, layout.margins, strict=True)]
+    # Where the model trains there may be no room for what is dense.
+    wide, beside = layout.combine([blocks.to("cpu" if layout.is_factored else blocks.device, torch.float64) for blocks in kept]), {}
     if layout.is_factored:
-        dense = layout.combine([blocks.double() for blocks in kept]).to(kept[0].dtype)
-        return {SECOND.name: dense, CROSSING.name: kept[1], _ROWS: kept[0]}
-    wide = layout.spread(kept[0].double()).expand(layout.shape).as_subclass(BroadcastTensor)
-    # AdamW would keep a view of its dtype, and then write through it.
-    return {SECOND.name: wide.contiguous() if kept[0].dtype == torch.float64 else wide}
+        beside = {CROSSING.name: kept[1], _ROWS: kept[0]}
+    if wide.shape == layout.shape:  # nothing is broadcast
+        wide = wide.to(kept[0].dtype)
+    else:
+        wide = wide.expand(layout.shape).as_subclass(BroadcastTensor)
+        # AdamW would keep a view of its dtype, and then write through it.
+        wide = wide.contiguous() if kept[0].dtype == torch.float64 else wide
+    return {SECOND.name: wide, **beside}

@@ -5,6 +5,8 @@ from lightning_adam_mini.partition.adam_mini import AdamMiniV1Partition as AdamM
 from lightning_adam_mini.partition.baselines import AdaLayerNormLastPartition as AdaLayerNormLastPartition
 from lightning_adam_mini.partition.baselines import AdamPartition as AdamPartition
 from lightning_adam_mini.partition.baselines import TensorPartition as TensorPartition
+from lightning_adam_mini.partition.factored import AutoPartition as AutoPartition
+from lightning_adam_mini.partition.factored import FactoredPartition as FactoredPartition
 from lightning_adam_mini.partition.overrides import Override as Override
 from lightning_adam_mini.partition.partition_model import partition_model as partition_model
 from lightning_adam_mini.partition.rules import Rule as Rule

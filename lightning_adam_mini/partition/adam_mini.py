@@ -8,8 +8,8 @@ transformer) each part is split as what it is.
 **Attention inside a diffusion UNet or a graph network** is not split by head either. That is what the paper ran on DDPM and GAT. To split
 it, override it: ``overrides={"*.to_q.weight": "q:8x40", "*.to_k.weight": "k:8x40"}``.
 
-The partition ``"auto"`` departs from the papers in three places, because of what we measured: see ``query_key``, ``position`` and
-``weight``.
+Three options depart from the papers because of what we measured: see ``query_key``, ``position`` and ``weight``. The default partition,
+``"auto"``, goes further: it keeps means of rows and of columns (``factored.py``).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _V1: dict[Role, Granularity] = {Role.QUERY: "head", Role.KEY: "head", Role.QKV: 
 @register_strategy("adam_mini")
 @dataclass(frozen=True, kw_only=True)
 class AdamMiniPartition(PartitionStrategy):
-    """Adam-mini version 2; with the options that ``"auto"`` sets, the default.
+    """Adam-mini version 2.
 
     In transformers: query and key by head; value, attention projection and MLP by output neuron; token embedding and output layer
     (language model head or classifier) by token or class; each bias element by itself; norms, position and patch embeddings, convolutions
@@ -71,17 +71,17 @@ class AdamMiniPartition(PartitionStrategy):
         value: Blocks of the value projection of transformers: each output ``"neuron"``, or the ``"whole"`` of it, which the authors
             advise for runs of fewer than 10,000 to 20,000 steps.
         query_key: Blocks of the query and key projections of transformers: each ``"head"``, as in the papers, or each output
-            ``"neuron"``, which is what the partition ``"auto"`` sets (as SlimAdam's rules have it; needs no heads to be found). LoRA's B
-            follows the weight that it adds to.
+            ``"neuron"`` (as SlimAdam's rules have it; ends nearer to AdamW, and needs no heads to be found). LoRA's B follows the weight
+            that it adds to.
         position: Blocks of the position embeddings of transformers: each ``"tensor"``, as in version 1.1 of the released code for GPT-2's
-            ``wpe``, or each ``"position"`` (average over the last dimension), which is what the partition ``"auto"`` sets.
+            ``wpe``, or each ``"position"`` (average over the last dimension), which ends nearer to AdamW.
         embedding: Blocks of the token embedding and the output layer: each ``"token"``, each ``"parameter"`` or ``"none"``
             (one block a tensor: the papers' ablation, which is unstable). [default: ``"token"`` in transformers, ``"none"`` elsewhere]
         bias: Blocks of biases: each ``"parameter"`` or each ``"tensor"``. [default: ``"parameter"`` in transformers, ``"tensor"``
             elsewhere]
         weight: Blocks of the weights outside of transformers (convolutions, linear maps, attention): each ``"tensor"``, as in the papers,
-            or each ``"input"`` channel or feature. ``"auto"``, which is what the partition ``"auto"`` sets, is input in diffusion UNets
-            (second moments differ between input channels there, most where skip connections are joined on) and tensor elsewhere.
+            or each ``"input"`` channel or feature. ``"auto"`` is input in diffusion UNets (second moments differ between input channels
+            there, most where skip connections are joined on) and tensor elsewhere.
 
     Example:
         >>> from lightning_adam_mini.detection.report import ModelReport, ParameterReport

@@ -2,13 +2,14 @@
 
 A glob is matched (case and all) against a parameter's name and its aliases; of several that match, the last one counts. A spec is
 
-- ``"parameter"``, ``"tensor"`` or ``"line"``: how fine the blocks are, whatever the strategy thinks;
+- ``"parameter"``, ``"tensor"``, ``"line"`` or ``"factored"``: how fine the blocks are, whatever the strategy thinks;
 - a line order such as ``"q:12x64|k:12x64|v:12x64"``: the heads, each of which is a block (lines of the value go as the strategy's
   ``value`` option says, if it has one);
 - a mapping that corrects what detection believes, before the strategy decides: ``role``, ``axis`` and either ``lines`` (a line order) or
   ``heads`` (a number, for a plain query, key or value). A parameter that is corrected so is treated as part of a transformer, even
   within another network;
-- ``{"dims": [1]}``: the layout itself, the dimensions to average over, with ``axis`` and ``lines`` if lines are grouped;
+- ``{"dims": [1]}``: the layout itself, the dimensions to average over, with ``axis`` and ``lines`` if lines are grouped, and with
+  ``crossed``, the dimensions that a second mean averages over, if rows and columns are to cross: ``{"dims": [1], "crossed": [0]}``;
 - a :class:`~lightning_adam_mini.layout.BlockLayout`.
 """
 
@@ -29,8 +30,8 @@ from lightning_adam_mini.partition.strategy import Granularity, did_you_mean
 Override: TypeAlias = "str | Mapping[str, Any] | BlockLayout"
 """What can be said about a parameter; see the top of this module."""
 
-_GRANULARITIES = ("parameter", "tensor", "line")
-_KEYS = ("role", "heads", "axis", "lines", "dims")
+_GRANULARITIES = ("parameter", "tensor", "line", "factored")
+_KEYS = ("role", "heads", "axis", "lines", "dims", "crossed")
 _LETTERS = {Role.QUERY: "q", Role.KEY: "k", Role.VALUE: "v"}
 _EXAMPLES = "'tensor', 'q:12x64|k:12x64|v:12x64', {'role': 'query', 'heads': 12}, {'dims': [1]}"
 
@@ -126,7 +127,10 @@ def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolv
     if "dims" in spec:
         if spec.keys() & {"role", "heads"}:
             raise ValueError("'dims' is the layout itself and cannot go with 'role' or 'heads'; leave those out.")
-        return Resolved(parameter, layout=BlockLayout(parameter.shape, tuple(spec["dims"]), spec.get("axis"), spec.get("lines")))
+        crossed = None if spec.get("crossed") is None else tuple(spec["crossed"])
+        return Resolved(parameter, layout=BlockLayout(parameter.shape, tuple(spec["dims"]), spec.get("axis"), spec.get("lines"), crossed))
+    if "crossed" in spec:
+        raise ValueError("'crossed' is a second mean beside that of 'dims'; give both, or write 'factored'.")
     if "lines" in spec and "heads" in spec:
         raise ValueError("'lines' and 'heads' both say what the heads are; give one of them.")
     if "axis" in spec:

@@ -30,13 +30,13 @@ def partition_model(
 
     Args:
         model_or_report: A module, or what :func:`~lightning_adam_mini.detection.inspect_model` said of it.
-        partition: A strategy or its name: ``"auto"`` (``"adam_mini"`` with ``query_key="neuron"``, ``position="position"`` and
-            ``weight="auto"``), ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or ``"adalayer"``), ``"adalayer_ln_tl"``, ``"adam"``,
-            or a name of your own (see :func:`~lightning_adam_mini.partition.register_strategy`).
+        partition: A strategy or its name: ``"auto"`` (rows and columns of matrices and convolutions, rows of embeddings, elements of
+            vectors), ``"factored"``, ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or ``"adalayer"``), ``"adalayer_ln_tl"``,
+            ``"adam"``, or a name of your own (see :func:`~lightning_adam_mini.partition.register_strategy`).
         overrides: What you know better, by glob on the parameter's name; see :mod:`lightning_adam_mini.partition.overrides`.
         strict: Whether it is an error if the partition needs heads of attention that cannot be found; else each line is a block there,
             with a warning.
-        **options: Options of the strategy, such as ``value="whole"``, ``query_key="head"``, ``embedding="parameter"``, ``bias="tensor"``.
+        **options: Options of the strategy, such as ``embedding="parameter"``, or of ``"adam_mini"`` ``value="whole"``, ``bias="tensor"``.
 
     Returns:
         The layout of each parameter, by its name in the report.
@@ -52,8 +52,8 @@ def partition_model(
         >>> report = ModelReport(Architecture.TRANSFORMER, "softmax attention", (fused,))
         >>> print(partition_model(report, "adam_mini")["qkv.weight"])
         q:2x2|k:2x2|v:4x1 along dim 0
-        >>> print(partition_model(report)["qkv.weight"])
-        mean over dim 1
+        >>> print(partition_model(report, "factored")["qkv.weight"])
+        mean over dim 1 x mean over dim 0
         >>> print(partition_model(report, overrides={"qkv.*": "parameter"})["qkv.weight"].num_blocks)
         48
     """

@@ -1,11 +1,12 @@
 """What a partition strategy is: a function from the roles of parameters to block layouts, with a name and options.
 
-A strategy answers one question a parameter: how fine are its blocks? There are four answers, a :data:`Granularity`:
+A strategy answers one question a parameter: how fine are its blocks? There are five answers, a :data:`Granularity`:
 
 - ``"parameter"``: each element is a block, as in Adam.
 - ``"tensor"``: the tensor is one block.
 - ``"line"``: each output neuron, row or token is a block, counted along the axis in the parameter's report.
 - ``"head"``: the line order in the report says which lines are a block. Without one, each line is.
+- ``"factored"``: each line is a block, and so is each line across: rows and columns, whose means cross.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import CONVOLUTIONS, Role
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import LineOrder, parse_lines
 
-Granularity = Literal["parameter", "tensor", "line", "head"]
+Granularity = Literal["parameter", "tensor", "line", "head", "factored"]
 """How fine the blocks of a tensor are."""
 
+_CONVOLUTIONS = CONVOLUTIONS | {Role.FIRST_CONV, Role.PATCH_EMBEDDING}
 _EXPERTS = frozenset({Role.MLP_UP, Role.MLP_GATE, Role.MLP_GATE_UP, Role.MLP_DOWN})
 
 
@@ -46,7 +48,7 @@ class PartitionStrategy(ABC):
         >>> weight = ParameterReport("fc.weight", (8, 3), Role.LINEAR, Role.LINEAR, "an nn.Linear")
         >>> report = ModelReport(Architecture.MLP, "only linear layers", (weight,))
         >>> MatricesByNeuron()(report)
-        {'fc.weight': BlockLayout(shape=(8, 3), dims=(1,), axis=None, lines=None)}
+        {'fc.weight': BlockLayout(shape=(8, 3), dims=(1,), axis=None, lines=None, crossed=None)}
     """
 
     def __post_init__(self) -> None:
@@ -87,6 +89,8 @@ class PartitionStrategy(ABC):
             return BlockLayout.per_parameter(shape)
         if granularity == "tensor" or not shape:
             return BlockLayout.whole(shape)
+        if granularity == "factored":
+            return _factored(parameter)
         try:
             if granularity == "head" and parameter.lines is not None:
                 return BlockLayout.grouped(shape, str(self.group_lines(parse_lines(parameter.lines))), axis)
@@ -124,6 +128,23 @@ class PartitionStrategy(ABC):
         if unknown:
             warnings.warn(_unknown_heads(unknown), AdamMiniWarning, stacklevel=2)
         return layouts
+
+
+def _factored(parameter: ParameterReport) -> BlockLayout:
+    """Lines and lines across; where there are more than two dimensions, which these are depends on the role."""
+    shape, axis = parameter.shape, parameter.axis
+    long = [d for d, size in enumerate(shape) if size > 1]
+    if len(long) < 2:
+        return BlockLayout.per_parameter(shape)
+    if len(long) == 2:
+        first = axis if axis in long else long[0]
+        return BlockLayout.factored(shape, first, next(d for d in long if d != first))
+    if parameter.role in _CONVOLUTIONS and axis in (0, 1) and axis in long:
+        if 1 - axis in long:
+            return BlockLayout.factored(shape, axis, 1 - axis)
+        return BlockLayout(shape, dims=tuple(d for d in long if d != axis), crossed=(axis,))  # depthwise: channels and positions
+    first, second = (axis, next(d for d in reversed(long) if d != axis)) if axis in long[-2:] else long[-2:]
+    return BlockLayout(shape, dims=(second,), crossed=(first,))  # the other dimensions tell products apart, as those of experts
 
 
 def _literals(hint: Any) -> Iterable[Any]:
@@ -177,10 +198,8 @@ def register_strategy(*names: str) -> Callable[[_S], _S]:
 
     def register(cls: _S) -> _S:
         for name in names:
-            if name == "auto" or STRATEGIES.get(name, cls) is not cls:
-                raise ValueError(
-                    f"The partition name {name!r} is taken; choose one that is not among {', '.join(sorted(STRATEGIES))}, auto."
-                )
+            if STRATEGIES.get(name, cls) is not cls:
+                raise ValueError(f"The partition name {name!r} is taken; choose one that is not among {', '.join(sorted(STRATEGIES))}.")
             STRATEGIES[name] = cls
         return cls
 
@@ -191,8 +210,7 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
     """Find a strategy by name and give it its options.
 
     Args:
-        partition: A name in :data:`STRATEGIES`, or ``"auto"`` for ``"adam_mini"`` with ``query_key="neuron"``, ``position="position"``
-            and ``weight="auto"``, or a strategy, which is returned as it is.
+        partition: A name in :data:`STRATEGIES`, or a strategy, which is returned as it is.
         **options: The strategy's options.
 
     Raises:
@@ -209,12 +227,10 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
                 " because it is already made."
             )
         return partition
-    if partition == "auto":
-        partition, options = "adam_mini", {"query_key": "neuron", "position": "position", "weight": "auto", **options}
     cls = STRATEGIES.get(partition)
     if cls is None:
         near, known = did_you_mean(partition, STRATEGIES), ", ".join(sorted(STRATEGIES))
-        raise ValueError(f"The partition {partition!r} is unknown{near}; choose one of auto, {known}.")
+        raise ValueError(f"The partition {partition!r} is unknown{near}; choose one of {known}.")
     allowed = [f.name for f in fields(cls)]
     for option in options:
         if option not in allowed:

@@ -29,6 +29,7 @@ LR, BETAS, EPS, STEPS = 1e-2, (0.9, 0.99), 1e-8, 8
 SHAPES = {
     "rows": (37, 12), "heads": (12, 5), "fused": (30, 4), "columns": (9, 7), "whole": (5, 9), "bias": (11,), "elements": (7, 3),
     "one": (1,), "conv": (6, 3, 2, 2), "transposed": (4, 12), "alternating": (12, 3),
+    "crossed": (11, 8), "kernels": (6, 4, 3, 2), "experts": (4, 6, 5), "by_head": (12, 7),
 }  # fmt: skip
 LAYOUTS = {
     "rows": BlockLayout((37, 12), dims=(1,)),
@@ -42,12 +43,22 @@ LAYOUTS = {
     "conv": BlockLayout((6, 3, 2, 2), dims=(0, 2)),
     "transposed": BlockLayout.grouped((4, 12), "k:4x3", axis=1),
     "alternating": BlockLayout.grouped((12, 3), "q:2x6t"),
+    "crossed": BlockLayout.factored((11, 8)),
+    "kernels": BlockLayout.factored((6, 4, 3, 2)),
+    "experts": BlockLayout((4, 6, 5), dims=(2,), crossed=(1,)),
+    "by_head": BlockLayout((12, 7), dims=(1,), axis=0, lines="q:4x3", crossed=(0,)),
 }
 _FUSED = [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5 + list(range(4, 14))
 BLOCKS = {
     "rows": lambda i: i[0], "heads": lambda i: i[0] // 3, "fused": lambda i: _FUSED[i[0]], "columns": lambda i: i[1], "whole": lambda i: 0,
     "bias": lambda i: 0, "elements": lambda i: i[0] * 3 + i[1], "one": lambda i: 0, "conv": lambda i: i[1] * 2 + i[3],
     "transposed": lambda i: i[1] // 3, "alternating": lambda i: i[0] % 2,
+    "crossed": lambda i: i[0], "kernels": lambda i: i[0], "experts": lambda i: i[0] * 6 + i[1], "by_head": lambda i: i[0] // 3,
+}  # fmt: skip
+# Of factored ones also the blocks of the second mean, and what both average to.
+CROSSED = {
+    "crossed": (lambda i: i[1], lambda i: 0), "kernels": (lambda i: i[1], lambda i: 0),
+    "experts": (lambda i: i[0] * 5 + i[2], lambda i: i[0]), "by_head": (lambda i: i[1], lambda i: 0),
 }  # fmt: skip
 
 
@@ -59,15 +70,20 @@ def expected(steps=STEPS, weight_decay=0.0, decoupled=True, maximize=False):
     """Parameters and second moments (one value an element), in float64."""
     weights, moments = {}, {}
     for name, shape in SHAPES.items():
-        ids = np.array([BLOCKS[name](i) for i in np.ndindex(*shape)])
-        p, m, v = numbers(name, 0).reshape(-1), np.zeros(ids.shape), np.zeros(ids.max() + 1)
+        ids = [np.array([block(i) for i in np.ndindex(*shape)]) for block in (BLOCKS[name], *CROSSED.get(name, ()))]
+        p, m, kept = numbers(name, 0).reshape(-1), np.zeros(ids[0].shape), [np.zeros(of.max() + 1) for of in ids[:2]]
         for t in range(1, steps + 1):
             g = numbers(name, t).reshape(-1) * (-1 if maximize else 1)
             p, g = (p * (1 - LR * weight_decay), g) if decoupled else (p, g + weight_decay * p)
-            v = BETAS[1] * v + (1 - BETAS[1]) * np.bincount(ids, g * g) / np.bincount(ids)
+            kept = [BETAS[1] * v + (1 - BETAS[1]) * np.bincount(of, g * g) / np.bincount(of) for v, of in zip(kept, ids, strict=False)]
+            v = kept[0][ids[0]]
+            if name in CROSSED:
+                second = kept[1][ids[1]]
+                v = v * second / (np.bincount(ids[2], second) / np.bincount(ids[2]))[ids[2]]
             m = BETAS[0] * m + (1 - BETAS[0]) * g
-            p = p - LR * m / (1 - BETAS[0] ** t) / (np.sqrt(v[ids] / (1 - BETAS[1] ** t)) + EPS)
-        weights[name], moments[name] = p.reshape(shape), v[ids].reshape(shape)
+            bound = max(1.0, (1 - BETAS[0]) / np.sqrt(1 - BETAS[1])) if name in CROSSED else np.inf
+            p = p - LR * np.clip(m / (1 - BETAS[0] ** t) / (np.sqrt(v / (1 - BETAS[1] ** t)) + EPS), -bound, bound)
+        weights[name], moments[name] = p.reshape(shape), v.reshape(shape)
     return weights, moments
 
 
@@ -176,10 +192,11 @@ def check_communication(world):
     cut = 0  # blocks that several ranks hold, counted by hand: torch gives each rank ceil(rows / world) rows
     for name, shape in SHAPES.items():
         per_rank = -(-shape[0] // world)
-        holders = {}
-        for i in np.ndindex(*shape):
-            holders.setdefault(BLOCKS[name](i), set()).add(i[0] // per_rank)
-        cut += sum(len(ranks) > 1 for ranks in holders.values())
+        for block in (BLOCKS[name], *CROSSED.get(name, ())[:1]):
+            holders = {}
+            for i in np.ndindex(*shape):
+                holders.setdefault(block(i), set()).add(i[0] // per_rank)
+            cut += sum(len(ranks) > 1 for ranks in holders.values())
     for name, p in named(model):
         p.grad = distribute_tensor(torch.ones(SHAPES[name]), p.device_mesh, p.placements)
     with Collectives() as counted:
@@ -190,7 +207,9 @@ def check_communication(world):
     with Collectives() as counted:
         rows.step()
     assert counted.sent == []
-    held = sum(t.numel() for state in optimizer.state.values() for t in [state["exp_avg"].to_local(), state["exp_avg_sq"]])
+    kept = ("exp_avg_sq", "exp_avg_sq_col")
+    held = sum(state["exp_avg"].to_local().numel() for state in optimizer.state.values())
+    held += sum(state[name].numel() for state in optimizer.state.values() for name in kept if name in state)
     most = sum(-(-shape[0] // world) * int(np.prod(shape[1:])) for shape in SHAPES.values())
     assert held <= most + sum(layout.num_blocks for name, layout in LAYOUTS.items() if name not in ("rows", "elements")) + most // 5
 

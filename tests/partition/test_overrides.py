@@ -40,10 +40,8 @@ MYSTERY = "blocks.0.mystery.weight"
         ({"role": "key", "heads": 3, "axis": -1}, (0,), 1, "k:3x4"),
         ({"lines": "k:2x4"}, (1,), 0, "k:2x4"),
         ({"role": "qkv", "axis": 1, "lines": "q:2x2|k:2x2|v:2x2"}, (0,), 1, "q:2x2|k:2x2|v:4x1"),
-        ({"role": "mlp_up"}, (1,), None, None),
-        ({"role": "mlp_up", "axis": 1}, (0,), None, None),
-        ({"role": "norm"}, (0, 1), None, None),
-        ({"role": "value"}, (1,), None, None),
+        ({"role": "token_embedding"}, (1,), None, None),
+        ({"role": "token_embedding", "axis": 1}, (0,), None, None),
         ({"dims": [0]}, (0,), None, None),
         ({"dims": []}, (), None, None),
         ({"dims": [-1], "axis": 0, "lines": "v:2x4"}, (1,), 0, "v:2x4"),
@@ -62,11 +60,33 @@ def test_specs(report, spec, dims, axis, lines):
     assert list(layouts) == list(untouched)
 
 
+@pytest.mark.parametrize(
+    ("spec", "rows", "columns"),
+    [
+        ("factored", (8, 1), (1, 12)),
+        ({"role": "mlp_up"}, (8, 1), (1, 12)),
+        ({"role": "mlp_up", "axis": 1}, (1, 12), (8, 1)),
+        ({"dims": [1], "crossed": [0]}, (8, 1), (1, 12)),
+        ({"dims": [1], "axis": 0, "lines": "q:4x2", "crossed": [0]}, (4, 1), (1, 12)),
+        (BlockLayout.factored((8, 12)), (8, 1), (1, 12)),
+    ],
+)
+def test_specs_of_rows_and_columns(spec, rows, columns):
+    layout = partition_model(TRANSFORMER, overrides={MYSTERY: spec})[MYSTERY]
+    assert [margin.block_shape for margin in layout.margins] == [rows, columns]
+
+
+@pytest.mark.parametrize("role", ["mlp_up", "norm", "value"])
+def test_a_corrected_role_is_what_the_strategy_goes_by(role):
+    layout = partition_model(UNET, "adam_mini", overrides={MYSTERY: {"role": role}})[MYSTERY]
+    assert layout.dims == ((0, 1) if role == "norm" else (1,))
+
+
 def test_value_option_applies_to_line_orders():
     lines = "q:2x2|k:2x1|v:2x1"
-    assert partition_model(TRANSFORMER, overrides={MYSTERY: lines}, value="whole")[MYSTERY].num_blocks == 2 + 2 + 1
+    assert partition_model(TRANSFORMER, "adam_mini", overrides={MYSTERY: lines}, value="whole")[MYSTERY].num_blocks == 2 + 2 + 1
     assert partition_model(TRANSFORMER, "adam_mini_v1", overrides={MYSTERY: lines})[MYSTERY].num_blocks == 2 + 2 + 1
-    assert partition_model(TRANSFORMER, overrides={MYSTERY: "v:4x2"}, value="whole")[MYSTERY].num_blocks == 1
+    assert partition_model(TRANSFORMER, "adam_mini", overrides={MYSTERY: "v:4x2"}, value="whole")[MYSTERY].num_blocks == 1
 
 
 @pytest.mark.parametrize("partition", ["tensor", "adam", "adalayer_ln_tl"])
@@ -111,12 +131,18 @@ def test_scalars_and_vectors():
         (MYSTERY, {"heads": 4}, "because the role is linear; give 'lines'"),
         ("*.qkv.weight", {"heads": 2}, "because the role is qkv; give 'lines'"),
         (MYSTERY, {"role": "querry"}, r"'querry' \(did you mean 'query'\?\) is unknown; the roles are token_embedding, "),
-        (MYSTERY, {"head": 4}, r"the key 'head' \(did you mean 'heads'\?\) is unknown; the keys are role, heads, axis, lines, dims"),
+        (
+            MYSTERY,
+            {"head": 4},
+            r"the key 'head' \(did you mean 'heads'\?\) is unknown; the keys are role, heads, axis, lines, dims, crossed",
+        ),
         (MYSTERY, {"axis": 2}, "there is no dimension 2; the dimensions are 0 to 1"),
         (MYSTERY, {"axis": 1, "lines": "q:4x2"}, "8 lines, but there are 12 along dimension 1"),
         (MYSTERY, {"lines": "q:4x2", "heads": 4}, "give one of them"),
         (MYSTERY, {"dims": [2]}, "Dimension 2 is out of range"),
         (MYSTERY, {"dims": [0], "role": "query"}, "'dims' is the layout itself"),
+        (MYSTERY, {"crossed": [0]}, "'crossed' is a second mean beside that of 'dims'; give both, or write 'factored'"),
+        (MYSTERY, {"dims": [1], "axis": 0, "lines": "q:4x2", "crossed": [1]}, "has a second mean over that dimension"),
         (MYSTERY, {"dims": [0], "axis": 1}, "both axis and lines or neither"),
         (MYSTERY, {"dims": 0}, "does not suit parameter 'blocks.0.mystery.weight'"),
         (MYSTERY, {"lines": 4}, "does not suit parameter 'blocks.0.mystery.weight'"),

@@ -75,12 +75,15 @@ V2_WHOLE = V2 | {
     "h.1.qkv.weight": ((1,), 0, "2*(q:1x2|k:1x2|v:2)"),
     "h.2.c_attn.weight": ((0,), 1, "q:2x4|k:2x4|v:8"),
 }
-AUTO = V2 | {"wpe.weight": ROW, "h.0.q.weight": ROW, "h.0.k.weight": ROW, "h.1.qkv.weight": ROW, "h.2.c_attn.weight": COLUMN}
-AUTO_WHOLE = AUTO | {
+BY_NEURON = V2 | {"wpe.weight": ROW, "h.0.q.weight": ROW, "h.0.k.weight": ROW, "h.1.qkv.weight": ROW, "h.2.c_attn.weight": COLUMN}
+BY_NEURON_WHOLE = BY_NEURON | {
     "h.0.v.weight": ONE,
     "h.1.qkv.weight": ((1,), 0, "2*(q:2x1|k:2x1|v:2)"),
     "h.2.c_attn.weight": ((0,), 1, "q:8x1|k:8x1|v:8"),
 }
+CROSSED, ACROSS = ((1,), None, None, (0,)), ((0,), None, None, (1,))
+FACTORED = {p.name: PER_PARAMETER if len(p.shape) == 1 else ACROSS if p.axis else CROSSED for p in DECODER}
+AUTO = FACTORED | {"wte.weight": ROW, "wpe.weight": ROW}
 BIASES = ("h.0.ln.bias", "h.0.q.bias", "lm_head.bias")
 V1 = V2_WHOLE | {
     "wte.weight": PER_PARAMETER,
@@ -97,16 +100,18 @@ EMBEDDINGS = ("wte.weight", "lm_head.weight")
 
 
 def plain(layouts):
-    return {name: (layout.dims, layout.axis, layout.lines) for name, layout in layouts.items()}
+    return {name: layout.to_plain()[1:] for name, layout in layouts.items()}
 
 
 @pytest.mark.parametrize(
     ("partition", "options", "expected"),
     [
         ("auto", {}, AUTO),
-        ("auto", {"value": "whole"}, AUTO_WHOLE),
-        ("auto", {"query_key": "head", "position": "tensor"}, V2),
-        ("adam_mini", {"query_key": "neuron", "position": "position"}, AUTO),
+        ("auto", {"embedding": "parameter"}, AUTO | {"wte.weight": PER_PARAMETER}),
+        ("auto", {"embedding": "factored"}, AUTO | {"wte.weight": CROSSED}),
+        ("factored", {}, FACTORED),
+        ("adam_mini", {"query_key": "neuron", "position": "position"}, BY_NEURON),
+        ("adam_mini", {"query_key": "neuron", "position": "position", "value": "whole"}, BY_NEURON_WHOLE),
         ("adam_mini", {"position": "position"}, V2 | {"wpe.weight": ROW}),
         ("adam_mini", {}, V2),
         ("adam_mini", {"value": "neuron", "embedding": "token", "bias": "parameter"}, V2),
@@ -161,26 +166,66 @@ OTHERS = [A.CNN, A.GNN, A.DIFFUSION_UNET, A.MLP_MIXER, A.MLP, A.RNN, A.UNKNOWN]
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
-@pytest.mark.parametrize("partition", ["auto", "adam_mini", "adam_mini_v1"])
+@pytest.mark.parametrize("partition", ["adam_mini", "adam_mini_v1"])
 def test_other_networks_are_one_block_a_tensor(architecture, partition):
     report = ModelReport(architecture, "by hand", UNET)
     whole = {p.name: BlockLayout(p.shape, tuple(range(len(p.shape)))) for p in UNET}
-    if partition == "auto" and architecture is A.DIFFUSION_UNET:
-        whole |= BY_INPUT
     assert partition_model(report, partition) == whole
     assert partition_model(report, partition, bias="parameter") == whole | {"conv_in.bias": BlockLayout((4,))}
     rows = {name: BlockLayout(whole[name].shape, (1,)) for name in ("class_embedding.weight", "fc.weight")}
     assert partition_model(report, partition, embedding="token") == whole | rows
 
 
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_rows_and_columns_do_not_depend_on_the_architecture(architecture):
+    layouts = partition_model(ModelReport(architecture, "by hand", UNET))
+    kept = {name: [margin.block_shape for margin in layout.margins] for name, layout in layouts.items()}
+    square = [(8, 1), (1, 8)]
+    assert kept == {
+        "conv_in.weight": [(4, 1, 1, 1), (1, 3, 1, 1)],
+        "conv_in.bias": [(4,)],
+        "norm.weight": [(4,)],
+        "to_q.weight": square,
+        "to_v.weight": square,
+        "ff.weight": [(16, 1), (1, 8)],
+        "class_embedding.weight": [(10, 1)],
+        "fc.weight": [(5, 1), (1, 8)],
+        "temperature": [()],
+    }
+
+
+@pytest.mark.parametrize(
+    ("parameter", "kept"),
+    [
+        (par("conv", (8, 4, 3, 3), R.CONV), [(8, 1, 1, 1), (1, 4, 1, 1)]),
+        (par("transposed convolution", (8, 4, 3, 3), R.CONV, axis=1), [(1, 4, 1, 1), (8, 1, 1, 1)]),
+        (par("depthwise", (8, 1, 3, 3), R.CONV_DEPTHWISE), [(8, 1, 1, 1), (1, 1, 3, 3)]),
+        (par("of sound", (8, 4, 5), R.CONV), [(8, 1, 1), (1, 4, 1)]),
+        (par("pointwise", (8, 4, 1, 1), R.CONV), [(8, 1, 1, 1), (1, 4, 1, 1)]),
+        (par("experts", (3, 8, 4), R.MLP_UP, axis=1), [(3, 8, 1), (3, 1, 4)]),
+        (par("experts, transposed", (3, 4, 8), R.MLP_UP, axis=2), [(3, 1, 8), (3, 4, 1)]),
+        (par("unknown", (2, 3, 4, 5), R.OTHER), [(2, 3, 4, 1), (2, 3, 1, 5)]),
+        (par("a vector with frills", (1, 8, 1), R.SCALE), [(1, 8, 1)]),
+        (par("few", (2, 2), R.LINEAR), [(2, 2)]),
+        (par("a scalar", (), R.SCALE), [()]),
+        (par("positions", (1, 6, 8), R.POSITION_EMBEDDING), [(1, 6, 1)]),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_which_dimensions_are_rows_and_which_columns(parameter, kept):
+    layout = partition_model(ModelReport(A.UNKNOWN, "by hand", (parameter,)))[parameter.name]
+    assert [margin.block_shape for margin in layout.margins] == kept
+
+
 def test_weights_by_input_channel():
     cnn, unet = ModelReport(A.CNN, "by hand", UNET), ModelReport(A.DIFFUSION_UNET, "by hand", UNET)
-    whole = partition_model(cnn)
-    assert partition_model(cnn, "adam_mini", weight="input") == partition_model(cnn, weight="input") == whole | BY_INPUT
-    assert partition_model(unet, "auto", weight="tensor") == whole
+    whole = partition_model(cnn, "adam_mini")
+    assert partition_model(cnn, "adam_mini", weight="input") == whole | BY_INPUT
+    assert partition_model(unet, "adam_mini", weight="auto") == whole | BY_INPUT
+    assert partition_model(cnn, "adam_mini", weight="auto") == whole
     transposed = par("up.weight", (6, 4, 2, 2), R.CONV, axis=1)
-    assert partition_model(ModelReport(A.CNN, "by hand", (transposed,)), weight="input")["up.weight"].dims == (1, 2, 3)
-    assert partition_model(TRANSFORMER, weight="input") == partition_model(TRANSFORMER)
+    assert partition_model(ModelReport(A.CNN, "by hand", (transposed,)), "adam_mini", weight="input")["up.weight"].dims == (1, 2, 3)
+    assert partition_model(TRANSFORMER, "adam_mini", weight="input") == partition_model(TRANSFORMER, "adam_mini")
 
 
 def test_vision_transformer():
@@ -202,7 +247,8 @@ def test_vision_transformer():
         ),
     )
     assert [layout.num_blocks for layout in partition_model(report, "adam_mini").values()] == [1, 1, 1, 2 + 2 + 8, 1, 1, 1, 1, 5, 1]
-    assert [layout.num_blocks for layout in partition_model(report).values()] == [1, 5, 1, 24, 1, 1, 1, 1, 5, 1]
+    by_row_and_column = [8, 5, 8 + 3, 24 + 8, 8, 48 + 8, 8 + 8, 8 + 9, 5 + 8, 1]
+    assert [layout.num_blocks for layout in partition_model(report).values()] == by_row_and_column
 
 
 def test_lines_of_other_roles_within_a_fused_projection():
@@ -232,8 +278,9 @@ def test_1x1_convolutions_as_projections():
 def test_stacked_experts_keep_their_expert(shape, axis, dims):
     """(experts, in, out) as in GPT-OSS and (experts, out, in) as in Mixtral: 3 experts of 6 neurons each."""
     report = ModelReport(A.TRANSFORMER, "by hand", (par("experts.up", shape, R.MLP_UP, axis=axis),))
-    layout = partition_model(report)["experts.up"]
+    layout = partition_model(report, "adam_mini")["experts.up"]
     assert (layout.dims, layout.num_blocks) == (dims, 18)
+    assert partition_model(report)["experts.up"].num_blocks == 3 * (6 + 4)
 
 
 def test_lora():
@@ -247,7 +294,7 @@ def test_lora():
         ),
     )
     assert [layout.num_blocks for layout in partition_model(report, "adam_mini").values()] == [2, 4, 8]
-    assert [layout.num_blocks for layout in partition_model(report).values()] == [2, 8, 8]
+    assert [layout.num_blocks for layout in partition_model(report).values()] == [2 + 8, 8 + 2, 8 + 2]
 
 
 def test_tied_output_layer():
@@ -350,7 +397,7 @@ def test_taken_name():
         (
             "adam_mini_v3",
             {},
-            r"'adam_mini_v3' is unknown \(did you mean 'adam_mini.*'\?\); choose one of auto, adalayer, adalayer_ln_tl, adam, ",
+            r"'adam_mini_v3' is unknown \(did you mean 'adam_mini.*'\?\); choose one of adalayer, adalayer_ln_tl, adam, ",
         ),
         (
             "adam_mini",

@@ -168,8 +168,35 @@ class CutBlocks:
     def roots(self, blocks: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The rank's part of the factors of the root of each element's second moment."""
         margins = self.part.margins
+        if len(margins) == 1:
+            return (self.spread(blocks[0].sqrt()),)
         factors = cross([margin.layout for margin in margins], blocks)
         return tuple(margin.spread(factor.sqrt()) for margin, factor in zip(margins, factors, strict=True))
+
+    def over(self, shape: tuple[int, ...]) -> tuple[BlockLayout, ...] | None:
+        """How each factor of :meth:`roots` lies over what the rank holds: as a layout's means would; None if that is no rectangle.
+
+        Args:
+            shape: Of what the rank holds.
+        """
+        if len(self.part.pieces) != 1:
+            return None
+        return tuple(BlockLayout(shape, margin.layout.dims) for margin in self.part.margins)
+
+    def advance(self, moments: Sequence[Tensor], grad: Tensor, beta2: float) -> tuple[Tensor, ...]:
+        """Take the step's mean squares into the moments, for a backend that only updates.
+
+        Args:
+            moments: What is kept of each margin, updated.
+            grad: The rank's gradient, with decay that is not decoupled in it.
+            beta2: Decay of the second moments.
+
+        Returns:
+            What :meth:`roots` gives of them.
+        """
+        for moment, mean in zip(moments, self.mean_squares(grad), strict=True):
+            moment.mul_(beta2).add_(mean, alpha=1 - beta2)
+        return self.roots(moments)
 
 
 def _in_shape(flat: Tensor, sizes: Sequence[int], order: Sequence[int]) -> Tensor:

@@ -161,6 +161,8 @@ for ptx in (
     compile(kernel.step_blocks, dict(tables, items="*i64"), 8, WIDTHS=sizes.widths, **rest),
     compile(kernel.step_pieces, dict(partials, pieces="*i64"), 8, COLUMNS=sizes.columns, UPDATE=True, **rest),
     compile(kernel.step_tiles, dict(partials, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, APART=1, UPDATE=True, **rest),
+    compile(kernel.update_tiles, dict(tables, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, FACTORED=False, **rest),
+    compile(kernel.update_tiles, dict(tables, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, FACTORED=True, **rest),
 ):
     assert re.search(r"ld\\.global[\\w.:]*\\.v4\\.b32", ptx) and "st.global.v4.b32" in ptx, "16 bytes a thread"
     assert not re.search(r"(ld|st)\\.global[\\w.:]*\\.b16", ptx), "nothing less of parameters"
@@ -207,11 +209,12 @@ def _unchecked():
 
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize(("dtype", "momentum_dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
-def test_the_check_passes(dtype, momentum_dtype):
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_the_check_passes(dtype, momentum_dtype, cut):
     state = torch.random.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error", AdamMiniWarning)
-        assert check.disagreement(DEVICE, dtype, momentum_dtype) is None
+        assert check.disagreement(DEVICE, dtype, momentum_dtype, cut) is None
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -231,11 +234,11 @@ right = triton_step.step
 @pytest.mark.parametrize(
     ("broken", "reason"), [(_steps_wrongly, "AssertionError: exp_avg_sq"), (_raises, "RuntimeError: no such instruction$")]
 )
-def test_kernels_that_fail_the_check_are_not_used(monkeypatch, broken, reason):
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_kernels_that_fail_the_check_are_not_used(monkeypatch, broken, reason, cut):
     monkeypatch.setattr(triton_step, "step", broken)
-    assert re.search(
-        f"^the Triton kernels failed their check on {DEVICE}: {reason}", check.disagreement(DEVICE, torch.float32, torch.float32) or ""
-    )
+    problem = check.disagreement(DEVICE, torch.float32, torch.float32, cut) or ""
+    assert re.search(f"^the Triton kernels failed their check on {DEVICE}: {reason}", problem)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
