@@ -9,6 +9,9 @@ averaged:
 K' being the other dimensions and the variance that of the population. Above about 1 the mean speaks for all. Here K is a
 :class:`~lightning_adam_mini.BlockLayout`, so that heads can be asked about as well: the ratio of each block, averaged over blocks.
 
+Of a *factored* layout the estimate of an element is no mean but the product of two, and the ratio is what that says of it,
+:math:`\sum \hat V^2 / \sum (V - \hat V)^2` over each block of the first mean. With the mean for an estimate that is the ratio above.
+
 - A block that is constant has an infinite ratio. It loses nothing by being averaged, so the blocks that vary decide; where none varies, the
   ratio is infinite.
 - A block of zeros only (a token that has not been seen) has none, and is left out; where all are zero, the ratio is nan: nothing is known.
@@ -19,13 +22,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.layout import BlockLayout, cross
 
 _INFINITE = 1e12
 _SHORT = 16
@@ -55,8 +58,8 @@ def subset_layouts(shape: Sequence[int]) -> list[BlockLayout]:
 def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = None) -> Tensor:
     """The signal-to-noise ratio of a second moment within the blocks of each layout, averaged over blocks.
 
-    The tensor is read once, in slices, and summed in float64: a float32 second moment of any size (1e-30 is usual early on) gives what
-    float64 would. Nothing waits for the device.
+    The tensor is read once (for each factored layout twice more), in slices, and summed in float64: a float32 second moment of any
+    size (1e-30 is usual early on) gives what float64 would. Nothing waits for the device.
 
     Args:
         second_moment: Adam's, one value a parameter: any floating dtype, device and strides.
@@ -67,7 +70,7 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
         module says.
 
     Raises:
-        ValueError: If a layout is for another shape, or averages over nothing.
+        ValueError: If a layout is for another shape, averages over nothing, or is factored with heads.
 
     Example:
         >>> rows = torch.tensor([[1.0, 3.0], [2.0, 2.0], [0.0, 0.0]])  # one that varies, one constant, one of zeros
@@ -84,6 +87,8 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
             )
         if layout.is_per_parameter:
             raise ValueError(f"The layout {layout!r} averages over nothing, so it has no signal-to-noise ratio. Leave it out.")
+        if layout.is_factored and layout.lines is not None:
+            raise ValueError(f"The layout {layout!r} cannot be measured, because it crosses the means of heads. Measure that of lines.")
     if v.device.type == "mps":  # which has no float64
         v = v.cpu()
     if v.dtype == torch.float64 and v.numel():
@@ -92,12 +97,15 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
         return torch.full((len(layouts),), math.nan, dtype=torch.float64, device=v.device)
     size = _PART_WITH_KERNELS if any(1 < length <= _SHORT for length in v.shape[1:]) else _PART
     parts = v.split(max(1, (size if v.device.type == "cpu" else _PART_ELSEWHERE) // math.prod(v.shape[1:])))
-    found = [_measure_part(part, layouts) for part in parts]
-    first = torch.stack([part.first for part in found]).sum(0) if 0 in _all_dims(layouts) else None
+    of_means = [layout for layout in layouts if not layout.is_factored]
+    found = [_measure_part(part, of_means) for part in parts]
+    first = torch.stack([part.first for part in found]).sum(0) if 0 in _all_dims(of_means) else None
     whole = _Moments(v.shape, {} if first is None else {(0,): _mean_and_variance(first[0], first[1], v.shape[0])})
     ratios = []
     for layout in layouts:
-        if 0 in layout.dims:
+        if layout.is_factored:
+            tally = _tally(*_estimate_and_error(v, layout))
+        elif 0 in layout.dims:
             tally = _tally(*_group(*whole(layout.dims), layout))
         elif layout.axis == 0:
             mean, variance = (torch.cat([part.lines[layout][i] for part in found]) for i in (0, 1))
@@ -115,6 +123,30 @@ def _tally(mean: Tensor, variance: Tensor) -> Tensor:
     varies = ratios < _INFINITE
     total = torch.where(varies, ratios, 0.0).sum()
     return torch.stack([total, varies.count_nonzero().double(), (ratios >= _INFINITE).count_nonzero().double()])
+
+
+def _estimate_and_error(v: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
+    """Root of the sum of squares of a factored layout's estimate, and sum of those of its errors, in each block of the first margin."""
+    count, rest = len(v), v.shape[1:]
+    length = min(count, max(1, (_SLICE if v.device.type == "cpu" else _PART_ELSEWHERE) // math.prod(rest)))
+    buffer = v.new_empty((length, *rest), dtype=torch.float64)
+
+    def parts(*beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        for start in range(0, count, length):
+            here = min(length, count - start)
+            yield buffer[:here].copy_(v[start : start + here]), *(x if len(x) == 1 else x[start : start + here] for x in beside)
+
+    def whole(sums: Iterable[Tensor], dims: tuple[int, ...]) -> Tensor:
+        sums = list(sums)
+        return torch.stack(sums).sum(0) if 0 in dims else torch.cat(sums)
+
+    both = [margin.dims for margin in layout.margins]
+    sums = [[part.sum(dims, keepdim=True) for dims in both] for (part,) in parts()]
+    means = [whole(some, dims) / math.prod(v.shape[d] for d in dims) for some, dims in zip(zip(*sums, strict=True), both, strict=True)]
+    rows, columns = cross(layout.margins, means)
+    errors = (part.addcmul_(r, c, value=-1).square_().sum(layout.dims, keepdim=True) for part, r, c in parts(rows, columns))
+    squares = columns.square().expand([size if d in layout.dims else columns.shape[d] for d, size in enumerate(v.shape)])
+    return rows * squares.sum(layout.dims, keepdim=True).sqrt(), whole(errors, layout.dims)
 
 
 def _group(mean: Tensor, variance: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:

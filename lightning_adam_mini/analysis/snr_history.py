@@ -6,13 +6,16 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_adam_mini.analysis.snr import measure_snr, subset_layouts
 from lightning_adam_mini.layout import BlockLayout
+
+Averaged: TypeAlias = tuple[int, ...] | Literal["crossed"]
+"""What is averaged: dimensions, or rows and columns that cross."""
 
 
 class SNRHistory:
@@ -33,24 +36,23 @@ class SNRHistory:
         self._rows: list[Tensor] = []
 
     def measure(
-        self, step: int, second_moments: Mapping[str, Tensor], heads: Mapping[str, BlockLayout] | None = None
-    ) -> dict[str, dict[tuple[int, ...], float]]:
+        self, step: int, second_moments: Mapping[str, Tensor], *others: Mapping[str, BlockLayout]
+    ) -> dict[str, dict[Averaged, float]]:
         """Measure all parameters, and remember it.
 
         Args:
             step: Steps taken so far.
             second_moments: Adam's second moments, one value an element, by parameter name. Those of one element have no ratio.
-            heads: Blocks that are heads, by parameter name, which are measured besides the dimensions.
+            *others: Layouts by parameter name that are measured besides the dimensions: heads, factored ones.
 
         Returns:
-            What was measured now, by parameter name and dimensions; heads are in :meth:`table`.
+            What was measured now, by parameter name and dimensions, or ``"crossed"`` of a factored layout; heads are in :meth:`table`.
         """
         names: list[tuple[str, BlockLayout]] = []
         found: list[Tensor] = []
         for name, v in second_moments.items():
             layouts = subset_layouts(v.shape)
-            if heads is not None and name in heads and heads[name] not in layouts:
-                layouts.append(heads[name])
+            layouts += [other[name] for other in others if name in other and other[name] not in layouts]
             if layouts:
                 names += [(name, layout) for layout in layouts]
                 found.append(measure_snr(v, layouts))
@@ -75,19 +77,19 @@ class SNRHistory:
         """The parameter and the layout of each column of :meth:`table`."""
         return tuple(self._columns)
 
-    def averages(self) -> dict[str, dict[tuple[int, ...], float]]:
-        """The ratios averaged over the measurements, by parameter and dimensions (heads are left out); see :func:`average_snr`."""
+    def averages(self) -> dict[str, dict[Averaged, float]]:
+        """The ratios averaged over the measurements, as :meth:`measure` returns them (heads are left out); see :func:`average_snr`."""
         return _by_dims(self._columns, map(average_snr, self.table().T.tolist()))
 
     def csv_text(self) -> str:
-        """All measurements as CSV: step, key, shape, compress_dims (or ``head``), snr: columns of SlimAdam's own tables."""
+        """All measurements as CSV: step, key, shape, compress_dims (or ``head``, ``crossed``), snr: columns of SlimAdam's own tables."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["step", "key", "shape", "compress_dims", "snr"])
         for step, row in zip(self.steps, self.table().tolist(), strict=True):
             for (name, layout), snr in zip(self._columns, row, strict=True):
                 if not math.isnan(snr):
-                    writer.writerow([step, name, layout.shape, "head" if layout.lines else layout.dims, f"{snr:.8g}"])
+                    writer.writerow([step, name, layout.shape, "head" if layout.lines else averaged(layout), f"{snr:.8g}"])
         return buffer.getvalue()
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,11 +104,16 @@ class SNRHistory:
         self._rows = list(state["values"].clone())
 
 
-def _by_dims(columns: Iterable[tuple[str, BlockLayout]], values: Iterable[float]) -> dict[str, dict[tuple[int, ...], float]]:
-    out: dict[str, dict[tuple[int, ...], float]] = {}
+def averaged(layout: BlockLayout) -> Averaged:
+    """What a layout averages over."""
+    return "crossed" if layout.is_factored else layout.dims
+
+
+def _by_dims(columns: Iterable[tuple[str, BlockLayout]], values: Iterable[float]) -> dict[str, dict[Averaged, float]]:
+    out: dict[str, dict[Averaged, float]] = {}
     for (name, layout), value in zip(columns, values, strict=True):
         if layout.lines is None:
-            out.setdefault(name, {})[layout.dims] = value
+            out.setdefault(name, {})[averaged(layout)] = value
     return out
 
 

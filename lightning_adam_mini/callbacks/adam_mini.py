@@ -26,7 +26,7 @@ from lightning_adam_mini.callbacks.configured import (
     what_was_forced,
 )
 from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
-from lightning_adam_mini.callbacks.measure import parameter_names
+from lightning_adam_mini.callbacks.measure import head_layouts, parameter_names
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.one_run import OneRun
 from lightning_adam_mini.callbacks.probe import check_training_step, probe_training_step
@@ -91,7 +91,8 @@ class AdamMiniCallback(Callback):
         stochastic_rounding: Whether bfloat16 weights (``precision="bf16-true"``) are rounded at random, so that small updates are not lost.
         monitor: Whether to log effective learning rates, each ``log_every_n_steps`` of the trainer.
         histograms: Whether to log their histograms too (TensorBoard only).
-        heatmap: Whether to log figures of layers x heads at the end of each validation (TensorBoard only; needs matplotlib).
+        heatmap: Whether to log figures at the end of each validation (TensorBoard only; needs matplotlib): layers x heads where heads are
+            known, whatever the blocks are, and layers x quantiles of the rows and columns of other matrices and convolutions.
 
     Raises:
         MisconfigurationException: If the trainer has two of these callbacks; if an optimizer has no faithful translation, a ``step`` of
@@ -270,6 +271,7 @@ class AdamMiniCallback(Callback):
             report = reconcile(report, self._evidence)
         if self._logger is not None:
             self._logger.groups = {p.name: p.role.value for p in report.parameters}
+            self._logger.heads = head_layouts(report)
         return report
 
     def _partition(self, report: ModelReport) -> dict[str, BlockLayout]:

@@ -15,6 +15,7 @@ from lightning_adam_mini.detection import ModelReport, parameter_names
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini
 from lightning_adam_mini.optim.state import SECOND
+from lightning_adam_mini.partition.factored import FactoredPartition
 from lightning_adam_mini.partition.rules import By, SlimAdamRules
 
 
@@ -42,9 +43,16 @@ def head_layouts(report: ModelReport) -> dict[str, BlockLayout]:
     return {p.name: BlockLayout.grouped(p.shape, p.lines, p.axis) for p in report.parameters if p.lines is not None and len(p.shape) > 1}
 
 
+def factored_layouts(report: ModelReport) -> dict[str, BlockLayout]:
+    """Rows crossed with columns, by parameter name, where that saves anything."""
+    layouts = {p.name: FactoredPartition().layout(p, "factored") for p in report.parameters}
+    return {name: layout for name, layout in layouts.items() if layout.is_factored}
+
+
 def measure(history: SNRHistory, step: int, module: nn.Module, optimizers: Iterable[Optimizer], report: ModelReport) -> Any:
     """Measure all second moments of a run once; returns what :meth:`SNRHistory.measure` returns."""
-    return history.measure(step, adam_second_moments(optimizers, parameter_names(module)), head_layouts(report))
+    moments = adam_second_moments(optimizers, parameter_names(module))
+    return history.measure(step, moments, head_layouts(report), factored_layouts(report))
 
 
 def rules_of_run(
@@ -55,6 +63,7 @@ def rules_of_run(
     cutoff: float,
     by: By,
     lr_scale: float = 1.0,
+    factored: bool = False,
 ) -> SlimAdamRules:
     """The rules that a run's measurements give, with where they come from."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -67,7 +76,7 @@ def rules_of_run(
         "steps": history.steps[-1] if history.steps else 0,
         "measurements": len(history.steps),
     }
-    rules = derive_rules(report, history.averages(), cutoff, by, provenance)
+    rules = derive_rules(report, history.averages(), cutoff, by, provenance, factored)
     trained = [p for p in report.parameters if p.trainable]
     blocks = sum((rules.layout_for(p) or BlockLayout(p.shape)).num_blocks for p in trained)
     rules.provenance["second_moments_kept"] = round(blocks / max(1, sum(math.prod(p.shape) for p in trained)), 6)

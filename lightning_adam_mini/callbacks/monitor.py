@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.callbacks.distribution import is_lightnings
-from lightning_adam_mini.callbacks.heatmap import draw_heads, require_matplotlib
+from lightning_adam_mini.callbacks.heatmap import draw_heads, draw_lines, require_matplotlib
 from lightning_adam_mini.callbacks.loggers import add_scalars, log_metrics, loggers_of, logging_step, summary_writer, tag_prefix
 from lightning_adam_mini.callbacks.summary import PREFIX, ParameterRates, group_tag, parts_of, summarize
 from lightning_adam_mini.layout import BlockLayout
@@ -20,16 +23,21 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class HasBlockLearningRates(Protocol):
+class HasLearningRates(Protocol):
     """What is asked of an optimizer; :class:`~lightning_adam_mini.AdamMini` has it."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters, with ``lr`` and ``eps``, in the order of ``layouts``."""
+        ...
 
     @property
     def layouts(self) -> Mapping[str, BlockLayout]:
         """Blocks of each parameter, by name."""
         ...
 
-    def block_learning_rates(self) -> Mapping[str, Tensor]:
-        """Effective learning rates by parameter name, for the parameters that have been stepped."""
+    def margin_learning_rates(self) -> Mapping[str, Sequence[Tensor]]:
+        """Effective learning rates of each margin by parameter name, for the parameters that have been stepped."""
         ...
 
 
@@ -37,14 +45,19 @@ class BlockLearningRateLogger:
     """Logs effective learning rates ``lr / (sqrt(v / (1 - beta2^t)) + eps)``, on rank zero and to every logger.
 
     Tags are ``effective_lr.<layer type>/<parameter>``, then ``/q.0`` for the head of a projection, or ``/min``, ``/median`` and ``/max``
-    where there are many blocks (rows, tokens, elements). A parameter's tags appear with its first step and stay. TensorBoard also gets
-    a page of custom scalars with one chart a layer type (one a role of a fused projection), which leaves out min and max.
+    where there are many blocks (rows, tokens, elements). A factored parameter has ``/row/min`` and so on, of what the rates would be if
+    the means of rows (its lines: output neurons, channels) were the second moments, and ``/column/min`` and so on of those across. An
+    element's rate follows from both: its inverse, without ``eps``, is the product of theirs over the root mean square of the columns'. A
+    parameter's tags appear with its first step and stay. TensorBoard also gets a page of custom scalars with one chart a layer type (one a
+    role of a fused projection, one for rows and one for columns), which leaves out min and max.
 
     Args:
-        histograms: Whether to log a histogram of log10 of the rates for each layer type (TensorBoard only).
+        histograms: Whether to log a histogram of log10 of the rates for each layer type (TensorBoard only). Of factored parameters, whose
+            elements each have a rate, it is made of quantiles of rows crossed with quantiles of columns.
         heatmap: Whether :meth:`log_heatmap` draws (TensorBoard only; needs matplotlib).
         max_blocks: Heads of a role in one parameter that are logged each by itself.
         groups: Layer type of each parameter by name; may be set later. [default: all ``"parameters"``]
+        heads: The lines of parameters that are heads, by name, for the figure of heads where blocks are finer than these; may be set later.
 
     Raises:
         ModuleNotFoundError: If ``heatmap`` is asked for and matplotlib is missing.
@@ -61,6 +74,7 @@ class BlockLearningRateLogger:
         heatmap: bool = False,
         max_blocks: int = 64,
         groups: Mapping[str, str] | None = None,
+        heads: Mapping[str, BlockLayout] | None = None,
     ) -> None:
         if max_blocks < 1:
             raise ValueError(f"max_blocks={max_blocks} leaves no head to log, because it has to be at least 1.")
@@ -70,9 +84,11 @@ class BlockLearningRateLogger:
         self.heatmap = heatmap
         self.max_blocks = max_blocks
         self.groups: Mapping[str, str] = groups or {}
+        self.heads: Mapping[str, BlockLayout] = heads or {}
         self._charted: set[str] = set()
+        self._told = False
 
-    def log(self, trainer: pl.Trainer, optimizers: Sequence[HasBlockLearningRates]) -> None:
+    def log(self, trainer: pl.Trainer, optimizers: Sequence[HasLearningRates]) -> None:
         """Log all blocks once; call it on a logging step, on every rank. Waits for the device once, and not at all without a logger.
 
         Args:
@@ -98,35 +114,58 @@ class BlockLearningRateLogger:
             self._add_charts(logger, writer, prefix, optimizers)
             add_scalars(writer, prefix, numbers, step)
             for group, values in samples.items():
-                writer.add_histogram(f"{prefix}{group_tag(group)}/log10", values, step)
+                if len(values := values[values.isfinite()]):  # a rate of 0 begins many a warm-up
+                    writer.add_histogram(f"{prefix}{group_tag(group)}/log10", values, step)
 
-    def log_heatmap(self, trainer: pl.Trainer, optimizers: Sequence[HasBlockLearningRates]) -> None:
-        """Log the figure of layers x heads, if it was asked for and there are heads; call it at the end of a validation, on every rank.
+    def log_heatmap(self, trainer: pl.Trainer, optimizers: Sequence[HasLearningRates]) -> None:
+        """Log figures, if they were asked for; call it at the end of a validation, on every rank.
+
+        One of layers x heads (tag ``effective_lr/heads``) where attention heads are known, and one of layers x quantiles of what else tells
+        the blocks of a matrix apart, rows and columns of factored ones (``effective_lr/lines``).
 
         Args:
             trainer: The trainer whose loggers are written to.
             optimizers: The optimizers to read.
+
+        Warns:
+            AdamMiniWarning: Once, if there is nothing to draw or nothing to draw it to.
         """
-        if not self.heatmap:
+        if not self.heatmap or not loggers_of(trainer):
             return
         loggers = [logger for logger in loggers_of(trainer) if is_lightnings(logger, "TensorBoardLogger")]
         parameters = list(self._parameters(optimizers)) if loggers else []
         if not trainer.is_global_zero:
             return
         writers = [(tag_prefix(logger), writer) for logger in loggers if (writer := summary_writer(logger)) is not None]
+        drawn = False
         for prefix, writer in writers:
-            figure = draw_heads(parameters)  # a writer closes its figure
-            if figure is not None:
-                writer.add_figure(f"{prefix}{PREFIX}/heads", figure, logging_step(trainer))
+            for name, draw in (("heads", draw_heads), ("lines", draw_lines)):
+                figure = draw(parameters)  # a writer closes its figure
+                if figure is not None:
+                    writer.add_figure(f"{prefix}{PREFIX}/{name}", figure, logging_step(trainer))
+                    drawn = True
+        if drawn or self._told or (writers and not parameters):
+            return
+        self._told = True
+        kinds = ", ".join(type(logger).__name__ for logger in loggers_of(trainer))
+        why = (
+            "no matrix that has been stepped has more than one learning rate. Choose a partition that gives them more"
+            if writers
+            else f"figures go to TensorBoard, and the trainer logs to {kinds}. Give it a TensorBoardLogger (it needs tensorboard)"
+        )
+        rank_zero_warn(f"heatmap=True draws nothing, because {why}, or leave heatmap out.", category=AdamMiniWarning)
 
-    def _parameters(self, optimizers: Sequence[HasBlockLearningRates]) -> Iterator[ParameterRates]:
+    def _parameters(self, optimizers: Sequence[HasLearningRates]) -> Iterator[ParameterRates]:
         for optimizer, layouts in zip(optimizers, _distinct_names(optimizers), strict=True):
-            rates = optimizer.block_learning_rates()
-            for name, (shown, layout) in layouts.items():
+            rates = optimizer.margin_learning_rates()
+            groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+            for (name, (shown, layout)), group in zip(layouts.items(), groups.values(), strict=False):
                 if name in rates:
-                    yield ParameterRates(shown, self.groups.get(name, "parameters"), layout, rates[name])
+                    lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+                    floor = group["eps"] / lr if isinstance(lr, Tensor) or lr else math.inf
+                    yield ParameterRates(shown, self.groups.get(name, "parameters"), layout, rates[name], floor, self.heads.get(name))
 
-    def _add_charts(self, logger: Logger, writer: SummaryWriter, prefix: str, optimizers: Sequence[HasBlockLearningRates]) -> None:
+    def _add_charts(self, logger: Logger, writer: SummaryWriter, prefix: str, optimizers: Sequence[HasLearningRates]) -> None:
         if writer.log_dir in self._charted:
             return
         self._charted.add(writer.log_dir)
@@ -155,7 +194,7 @@ def _charts(group: str, roles: Collection[str]) -> Iterator[tuple[str, str]]:
             yield f"{group} {role}", rf".*/{role}(?:\.\d+|/median)?$"
 
 
-def _distinct_names(optimizers: Sequence[HasBlockLearningRates]) -> list[dict[str, tuple[str, BlockLayout]]]:
+def _distinct_names(optimizers: Sequence[HasLearningRates]) -> list[dict[str, tuple[str, BlockLayout]]]:
     """Layouts by name, with the name to show: that of a parameter whose optimizer gave it no name can be another's as well."""
     layouts = [optimizer.layouts for optimizer in optimizers]
     owners: dict[str, list[Any]] = {}

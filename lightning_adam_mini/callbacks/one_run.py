@@ -86,15 +86,15 @@ class OneRun:
         Raises:
             ValueError: If nothing could be measured.
         """
-        step = trainer.global_step
+        auto, step = self.auto, trainer.global_step
         last = self.history.steps[-1] if self.history.steps else 0
-        due = step // self.auto.measures_every > last // self.auto.measures_every or step >= self.auto.steps
+        due = step // auto.measures_every > last // auto.measures_every or step >= auto.steps
         if self.rules is not None or step == last or not due:
             return
         measure(self.history, step, module, optimizers, report)
-        if step < self.auto.steps:
+        if step < auto.steps:
             return
-        rules = rules_of_run(self.history, module, optimizers, report, self.auto.cutoff, self.auto.by, self.auto.lr_scale)
+        rules = rules_of_run(self.history, module, optimizers, report, auto.cutoff, auto.by, auto.lr_scale, auto.factored)
         # Ranks have the same second moments but for rounding, by which a ratio could fall on either side of the cut-off.
         self.rules = SlimAdamRules.from_plain(trainer.strategy.broadcast(rules.to_plain()))
         self.history = SNRHistory()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_adam_mini.analysis.derive_rules import fans, group_ratios
-from lightning_adam_mini.analysis.snr_history import SNRHistory, average_snr
+from lightning_adam_mini.analysis.snr_history import Averaged, SNRHistory, average_snr, averaged
 from lightning_adam_mini.detection import ModelReport
 from lightning_adam_mini.partition.rules import is_matrix
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"fan_out": "#D55E00", "fan_in": "#0072B2", "all": "#009E73"}
+COLOURS = {"fan_out": "#D55E00", "fan_in": "#0072B2", "all": "#009E73", "crossed": "#CC79A7"}
 """What is averaged, in colours that the colour-blind tell apart."""
 
 Ratios = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def named_ratios(report: ModelReport, averages: Mapping[str, Mapping[tuple[int, ...], float]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Ratios of matrices by layer type, by ``fan_out``, ``fan_in`` or ``all``, and by parameter.
+def named_ratios(report: ModelReport, averages: Mapping[str, Mapping[Any, float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Ratios of matrices by layer type, by ``fan_out``, ``fan_in``, ``all`` or ``crossed``, and by parameter.
 
     Args:
         report: The model.
@@ -34,6 +34,8 @@ def named_ratios(report: ModelReport, averages: Mapping[str, Mapping[tuple[int, 
         if is_matrix(report.by_name[name]):
             kinds = fans(ratios, len(report.by_name[name].shape))
             out[group] = {kind: dict(ratios[measured]) for kind, (_, measured) in kinds.items()}
+            if "crossed" in ratios:
+                out[group]["crossed"] = dict(ratios["crossed"])
     return out
 
 
@@ -45,14 +47,14 @@ def draw_trajectories(history: SNRHistory, report: ModelReport, cutoff: float = 
         report: The model.
         cutoff: Where to draw the cut-off.
     """
-    names = [(name, layout.dims) for name, layout in history.columns()]
+    names: list[tuple[str, Averaged]] = [(name, averaged(layout)) for name, layout in history.columns()]
     heads = [layout.lines is not None for _, layout in history.columns()]
     steps: list[Ratios] = []
     for row in history.table().tolist():
-        found: dict[str, dict[tuple[int, ...], float]] = {}
-        for (name, dims), head, snr in zip(names, heads, row, strict=True):
+        found: dict[str, dict[Averaged, float]] = {}
+        for (name, kept), head, snr in zip(names, heads, row, strict=True):
             if not head:
-                found.setdefault(name, {})[dims] = snr
+                found.setdefault(name, {})[kept] = snr
         steps.append(named_ratios(report, found))
     groups = list(dict.fromkeys(group for step in steps for group in step))
     figure, axes = _panels(groups, "steps", cutoff)
@@ -119,5 +121,5 @@ def _panels(groups: list[str], across: str, cutoff: float) -> tuple[Figure, list
 def _finish(figure: Figure, axes: list[Axes]) -> Figure:
     handles = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(handles.values(), handles, title="averaged over", loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+        figure.legend(handles.values(), handles, title="averaged over", loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.analysis.derive_rules import group_ratios
-from lightning_adam_mini.analysis.snr_history import SNRHistory, average_snr
+from lightning_adam_mini.analysis.snr_history import Averaged, SNRHistory, average_snr
 from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
 from lightning_adam_mini.callbacks.loggers import log_numbers
 from lightning_adam_mini.callbacks.measure import averaged_matrix, measure, rules_of_run
@@ -44,6 +44,8 @@ class SNRMonitor(Callback):
         by: Whether rules are by ``"layer_type"`` (ratios averaged over depth; good for other widths and depths) or by ``"parameter"``.
         dirpath: Folder of the files. [default: the trainer's log folder; without a logger, its ``default_root_dir``]
         figures: Whether to draw. [default: if matplotlib is installed]
+        factored: Whether rules may keep the means of rows and of columns, crossed: the cheapest of rows, columns and both whose ratio is
+            above the cut-off. SlimAdam, as published, takes the highest ratio and crosses nothing; the ratio is measured in any case.
 
     Raises:
         MisconfigurationException: If ``every`` or ``cutoff`` is out of range, the optimizer averages second moments already, or the
@@ -62,6 +64,7 @@ class SNRMonitor(Callback):
         by: By = "layer_type",
         dirpath: str | Path | None = None,
         figures: bool | None = None,
+        factored: bool = False,
     ) -> None:
         super().__init__()
         if every is not None and every < 1:
@@ -77,6 +80,7 @@ class SNRMonitor(Callback):
         self.by: By = by
         self.dirpath = dirpath
         self.figures = find_spec("matplotlib") is not None if figures is None else figures
+        self.factored = factored
         self.history = SNRHistory()
         self.report: ModelReport | None = None
         self.rules: SlimAdamRules | None = None
@@ -84,7 +88,7 @@ class SNRMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Measurements as plain data, and nothing of a fit: a pickle names no class but this one.
-        state = {name: getattr(self, name) for name in ("every", "cutoff", "by", "dirpath", "figures")}
+        state = {name: getattr(self, name) for name in ("every", "cutoff", "by", "dirpath", "figures", "factored")}
         return {**state, "history": self.history.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -128,11 +132,11 @@ class SNRMonitor(Callback):
         assert self.report is not None
         log_numbers(trainer, self._numbers(self.report, measure(self.history, self._seen, pl_module, trainer.optimizers, self.report)))
 
-    def _numbers(self, report: ModelReport, found: dict[str, dict[tuple[int, ...], float]]) -> dict[str, float]:
+    def _numbers(self, report: ModelReport, found: dict[str, dict[Averaged, float]]) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for group, ratios in group_ratios(report, found).items():
             for dims, members in ratios.items():
-                label = "dims_" + "_".join(map(str, dims))
+                label = dims if dims == "crossed" else "dims_" + "_".join(map(str, dims))
                 numbers[f"snr/{safe_tag(group)}/{label}"] = average_snr(members.values())
                 numbers.update({f"snr.{safe_tag(group)}/{safe_tag(name)}/{label}": snr for name, snr in members.items()})
         return {tag: number for tag, number in numbers.items() if math.isfinite(number)}
@@ -149,7 +153,7 @@ class SNRMonitor(Callback):
                 category=AdamMiniWarning,
             )
             return
-        self.rules = rules_of_run(self.history, pl_module, trainer.optimizers, self.report, self.cutoff, self.by)
+        self.rules = rules_of_run(self.history, pl_module, trainer.optimizers, self.report, self.cutoff, self.by, factored=self.factored)
         folder = Path(trainer.default_root_dir if folder is None else folder)
         self.rules.save(folder / "slim_adam_rules.yaml")
         (folder / "snr.csv").write_text(self.history.csv_text(), encoding="utf-8")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -18,7 +19,8 @@ PREFIX = "effective_lr"
 
 _SAMPLE = 2**16
 """Of more blocks than this, the median and the histogram are those of an even sample."""
-
+_GRID = 64
+"""Quantiles of rows and of columns whose crossings stand for the elements in a histogram."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_./ -]")
 """Characters that not every logger takes; MLflow is the strictest."""
@@ -47,22 +49,44 @@ class ParameterRates:
         name: Name of the parameter.
         group: Layer type, by which tags are grouped.
         layout: Its blocks.
-        rates: What ``layout.spread`` gave: a tensor that broadcasts to the parameter.
+        rates: For each margin of the layout, what ``spread`` gave of it: a tensor that broadcasts to the parameter.
+        floor: ``eps / lr``, which no rate's inverse is below.
+        heads: The lines that are heads, where the layout's own do not say so.
     """
 
     name: str
     group: str
     layout: BlockLayout
-    rates: Tensor
+    rates: Sequence[Tensor]
+    floor: float | Tensor = 0.0
+    heads: BlockLayout | None = None
 
     @property
     def tag(self) -> str:
         """First part of the parameter's tags, in characters that every logger takes."""
         return f"{group_tag(self.group)}/{safe_tag(self.name)}"
 
-    def blocks(self) -> Tensor:
-        """One float32 value a block, in one dimension."""
-        return self.layout.gather(self.rates).detach().float().flatten()
+    def blocks(self) -> list[Tensor]:
+        """One float32 value a block, in one dimension, for each margin."""
+        return [margin.gather(rates).detach().float().flatten() for margin, rates in zip(self.layout.margins, self.rates, strict=True)]
+
+    def elements(self) -> Tensor:
+        """Rates of what has one of its own: an even sample of the blocks, or quantiles of rows crossed with those of columns."""
+        if not self.layout.is_factored:
+            return sample(self.blocks()[0])
+        first, second = self.layout.margins
+        apart = [d for d in range(len(first.shape)) if d not in first.dims and d not in second.dims]  # those of experts
+        products = math.prod(first.shape[d] for d in apart)
+        rows, columns = (
+            sample(root.movedim(apart, list(range(len(apart)))).reshape(products, -1), _SAMPLE // _GRID**2) for root in self.roots()
+        )
+        rows = rows / columns.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(columns.dtype).tiny)
+        rows, columns = (quantiles(root, min(_GRID, root.shape[1])) for root in (rows, columns))
+        return (rows[:, :, None] * columns[:, None, :] + self.floor).reciprocal().flatten()
+
+    def roots(self) -> list[Tensor]:
+        """Square roots of the second moments over the learning rate, for each margin."""
+        return [(rates.detach().float().reciprocal() - self.floor).clamp_min(0) for rates in self.rates]
 
 
 @dataclass(frozen=True)
@@ -70,14 +94,16 @@ class Part:
     """Blocks of one parameter that are shown together: as many curves, or as min, median and max.
 
     Attributes:
-        label: Role of the blocks in a fused projection, else empty.
-        index: Which of the parameter's blocks; None for all.
+        label: Role of the blocks in a fused projection, ``row`` or ``column`` of factored ones, else empty.
+        index: Which of the margin's blocks; None for all.
         names: A name for each; empty if min, median and max are shown.
+        margin: Which margin of the parameter's layout.
     """
 
     label: str
     index: tuple[int, ...] | None
     names: tuple[str, ...]
+    margin: int = 0
 
 
 @lru_cache(maxsize=4096)
@@ -87,10 +113,14 @@ def parts_of(layout: BlockLayout, max_blocks: int) -> tuple[Part, ...]:
     Example:
         >>> for part in parts_of(BlockLayout.grouped((12, 4), "q:2x2|k:2x2|v:4x1"), max_blocks=64):
         ...     print(part)
-        Part(label='q', index=(0, 1), names=('q.0', 'q.1'))
-        Part(label='k', index=(2, 3), names=('k.0', 'k.1'))
-        Part(label='v', index=(4, 5, 6, 7), names=())
+        Part(label='q', index=(0, 1), names=('q.0', 'q.1'), margin=0)
+        Part(label='k', index=(2, 3), names=('k.0', 'k.1'), margin=0)
+        Part(label='v', index=(4, 5, 6, 7), names=(), margin=0)
     """
+    if layout.is_factored:
+        rows, columns = (parts_of(margin, max_blocks) for margin in layout.margins)
+        rows = tuple(replace(part, label=part.label or "row") for part in rows)
+        return (*rows, *(replace(part, label="column", margin=1) for part in columns))
     if layout.num_blocks == 0:
         return ()
     if layout.num_blocks == 1:
@@ -131,7 +161,7 @@ def summarize(
 
     Example:
         >>> rates = torch.tensor([[0.1], [0.1], [0.2], [0.2]])
-        >>> query = ParameterRates("q.weight", "query", BlockLayout.grouped((4, 4), "q:2x2"), rates)
+        >>> query = ParameterRates("q.weight", "query", BlockLayout.grouped((4, 4), "q:2x2"), [rates])
         >>> sorted(summarize([query], max_blocks=64)[0])
         ['effective_lr.query/q.weight/q.0', 'effective_lr.query/q.weight/q.1']
     """
@@ -140,8 +170,9 @@ def summarize(
     many: dict[int, list[tuple[str, Tensor]]] = {}
     samples: dict[str, list[Tensor]] = {}
     for parameter in parameters:
-        blocks, tag = parameter.blocks(), parameter.tag
+        margins, tag = parameter.blocks(), parameter.tag
         for part in parts_of(parameter.layout, max_blocks):
+            blocks = margins[part.margin]
             values = blocks if part.index is None else blocks.index_select(0, _index(part.index, blocks.device))
             if part.names:
                 tags += [f"{tag}/{name}" if name else tag for name in part.names]
@@ -149,7 +180,7 @@ def summarize(
             else:
                 many.setdefault(len(values), []).append((f"{tag}/{part.label}" if part.label else tag, values))
         if histograms:
-            samples.setdefault(parameter.group, []).append(_sample(blocks).log10())
+            samples.setdefault(parameter.group, []).append(parameter.elements().log10())
     for length, group in many.items():
         # Parameters with as many blocks share their launches, unless they are so large that stacking costs more than a launch.
         for some in [group] if length <= _SAMPLE else [[one] for one in group]:
@@ -165,14 +196,26 @@ def summarize(
     return dict(zip(tags, host[:numbers].tolist(), strict=True)), dict(zip(samples, host[numbers:].split(lengths), strict=True))
 
 
-def _sample(values: Tensor) -> Tensor:
-    return values[:: -(-len(values) // _SAMPLE)] if len(values) > _SAMPLE else values
+def sample(values: Tensor, most: int = _SAMPLE) -> Tensor:
+    """At most so many of the first dimension, evenly spaced."""
+    return values[:: -(-len(values) // most)] if len(values) > most else values
+
+
+def quantiles(values: Tensor, count: int) -> Tensor:
+    """As many quantiles along the last dimension, at the middles of ``count`` equal shares.
+
+    Example:
+        >>> quantiles(torch.arange(12.0), 3)
+        tensor([ 2.,  6., 10.])
+    """
+    at = torch.arange(1, 2 * count, 2, device=values.device) * values.shape[-1] // (2 * count)
+    return values.sort(-1).values.index_select(-1, at)
 
 
 def _statistics(values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     if len(values) == 1:
         least, greatest = values[0].aminmax()
-        return least.view(1), _sample(values[0]).median().view(1), greatest.view(1)
+        return least.view(1), sample(values[0]).median().view(1), greatest.view(1)
     stacked = torch.stack([v.to(values[0].device) for v in values])
     least, greatest = stacked.aminmax(dim=1)
     return least, stacked.median(dim=1).values, greatest

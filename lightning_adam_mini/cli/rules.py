@@ -40,7 +40,7 @@ def diff_rules(old: SlimAdamRules, new: SlimAdamRules) -> str:
     lines = [f"{key}: {a} -> {b}" for key in facts if (a := old.provenance.get(key)) != (b := new.provenance.get(key))]
     keys = dict.fromkeys([*old.rules, *new.rules])
     pairs = [(key, old.rules.get(key), new.rules.get(key)) for key in keys]
-    differing = [(key, a, b) for key, a, b in pairs if a is None or b is None or a.dims != b.dims]
+    differing = [(key, a, b) for key, a, b in pairs if a is None or b is None or (a.dims, a.crossed) != (b.dims, b.crossed)]
     width = max((len(key) for key, _, _ in differing), default=0)
     lines += [f"{key.ljust(width)}  {_text(a)} -> {_text(b)}" for key, a, b in differing]
     return "\n".join([*lines, f"{len(differing)} of {len(pairs)} rules differ."])
@@ -50,4 +50,4 @@ def _text(rule: Rule | None) -> str:
     if rule is None:
         return "no rule"
     snr = "" if rule.snr is None else f" (SNR {rule.snr:.3g})"
-    return f"{list(rule.dims) if rule.dims else 'nothing'}{snr}"
+    return f"{rule}{snr}"

@@ -9,9 +9,12 @@ Rules are a small YAML or JSON file::
     rules:
       query: {dims: [1], snr: 3.1, tensors: 12}
       norm: {dims: [], snr: 0.7, tensors: 25}
+      mlp_up: {dims: [1], crossed: [0], snr: 8.2, tensors: 12}
 
 **Dimensions** are counted with the lines of a parameter first, whatever way it is stored: dimension 0 is that of output neurons, channels
 or tokens. So ``[1]`` averages over fan_in and ``[0]`` over fan_out, for a Linear as for GPT-2's transposed Conv1D. ``[]`` averages nothing.
+
+With ``crossed`` a second mean is kept, over these dimensions, and the two cross (a factored second moment). Such files are of version 2.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ import yaml
 from lightning_adam_mini.detection.report import ParameterReport
 from lightning_adam_mini.layout import BlockLayout
 
-_FORMAT, _VERSION = "slim-adam-rules", 1
-_LEGEND = "Dimensions: 0 is that of output neurons, channels or tokens, so [0] averages over fan_out and all others together over fan_in."
+_FORMAT = "slim-adam-rules"
+_LEGEND = (
+    "Dimensions: 0 is that of output neurons, channels or tokens, so [0] averages over fan_out and all others together over fan_in;"
+    " [1] x [0] keeps both means."
+)
 By = Literal["layer_type", "parameter"]
 
 
@@ -40,11 +46,33 @@ class Rule:
         dims: The dimensions, lines first.
         snr: The averaged signal-to-noise ratio over these dimensions; where nothing is averaged, the highest of any; None if unknown.
         tensors: How many tensors it was measured on.
+        crossed: The dimensions of a second mean that crosses the first; None for one mean.
     """
 
     dims: tuple[int, ...]
     snr: float | None = None
     tensors: int = 1
+    crossed: tuple[int, ...] | None = None
+
+    def layout(self, parameter: ParameterReport) -> BlockLayout:
+        """The layout that the rule makes.
+
+        Raises:
+            ValueError: If the rule has dimensions that the parameter does not have.
+        """
+        order = lines_first(parameter)
+        if any(d >= len(order) for d in (*self.dims, *(self.crossed or ()))):
+            raise ValueError(
+                f"The rule of parameter {parameter.name!r} averages over dimensions {self}, but its shape is {parameter.shape}."
+                " Derive rules from a model of the same kind, or override the parameter."
+            )
+        crossed = None if self.crossed is None else tuple(order[d] for d in self.crossed)
+        return BlockLayout(parameter.shape, tuple(order[d] for d in self.dims), crossed=crossed)
+
+    def __str__(self) -> str:
+        if not self.dims:
+            return "nothing"
+        return str(list(self.dims)) + ("" if self.crossed is None else f" x {list(self.crossed)}")
 
 
 @dataclass(frozen=True)
@@ -86,23 +114,12 @@ class SlimAdamRules:
             ValueError: If the rule has dimensions that the parameter does not have.
         """
         rule = self.rule_for(parameter)
-        if rule is None:
-            return None
-        order = lines_first(parameter)
-        if any(d >= len(order) for d in rule.dims):
-            raise ValueError(
-                f"The rule of parameter {parameter.name!r} averages over dimensions {list(rule.dims)}, but its shape is {parameter.shape}."
-                " Derive rules from a model of the same kind, or override the parameter."
-            )
-        return BlockLayout(parameter.shape, tuple(order[d] for d in rule.dims))
+        return None if rule is None else rule.layout(parameter)
 
     def table(self) -> str:
         """The rules as plain text: where they come from, then one line a rule."""
         heading = ["layer type" if self.by == "layer_type" else "parameter", "tensors", "averages over", "SNR"]
-        rows = [
-            [key, str(rule.tensors), str(list(rule.dims)) if rule.dims else "nothing", "-" if rule.snr is None else f"{rule.snr:.3g}"]
-            for key, rule in self.rules.items()
-        ]
+        rows = [[key, str(rule.tensors), str(rule), "-" if rule.snr is None else f"{rule.snr:.3g}"] for key, rule in self.rules.items()]
         widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
         where = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in self.provenance.items())
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heading, *rows]]
@@ -112,8 +129,17 @@ class SlimAdamRules:
 
     def to_plain(self) -> dict[str, Any]:
         """The rules as mappings, lists, strings and numbers."""
-        rules = {key: {"dims": list(rule.dims), "snr": rule.snr, "tensors": rule.tensors} for key, rule in self.rules.items()}
-        return {"format": _FORMAT, "version": _VERSION, "by": self.by, "provenance": dict(self.provenance), "rules": rules}
+        rules = {
+            key: {
+                "dims": list(rule.dims),
+                **({} if rule.crossed is None else {"crossed": list(rule.crossed)}),
+                "snr": rule.snr,
+                "tensors": rule.tensors,
+            }
+            for key, rule in self.rules.items()
+        }
+        version = 1 if all(rule.crossed is None for rule in self.rules.values()) else 2  # which an older reader has to refuse
+        return {"format": _FORMAT, "version": version, "by": self.by, "provenance": dict(self.provenance), "rules": rules}
 
     @classmethod
     def from_plain(cls, plain: Any, source: str = "these rules") -> SlimAdamRules:
@@ -124,8 +150,8 @@ class SlimAdamRules:
         """
         if not isinstance(plain, Mapping) or plain.get("format") != _FORMAT:
             raise ValueError(f"{source}: no rules of SlimAdam, because they begin with 'format: {_FORMAT}'. SNRMonitor writes such a file.")
-        if plain.get("version") != _VERSION:
-            raise ValueError(f"{source}: version {plain.get('version')!r} is not known here, only {_VERSION}. Derive the rules again.")
+        if plain.get("version") not in (1, 2):
+            raise ValueError(f"{source}: version {plain.get('version')!r} is not known here, only 1 and 2. Derive the rules again.")
         if plain.get("by") not in ("layer_type", "parameter"):
             raise ValueError(f"{source}: 'by' is {plain.get('by')!r}, but rules are by layer_type or by parameter.")
         rules = plain.get("rules")
@@ -160,12 +186,20 @@ class SlimAdamRules:
 
 
 def _rule(key: Any, rule: Any, source: str) -> Rule:
-    dims = rule.get("dims") if isinstance(rule, Mapping) else None
-    if not isinstance(dims, list) or not all(isinstance(d, int) and d >= 0 for d in dims):
-        raise ValueError(f"{source}: the rule of {key!r} is {rule!r}, but it has to give dims, a list of whole numbers.")
-    assert isinstance(rule, Mapping)
-    snr = rule.get("snr")
-    return Rule(tuple(sorted(set(dims))), None if snr is None else float(snr), int(rule.get("tensors", 1)))
+    given: Mapping[str, Any] = rule if isinstance(rule, Mapping) else {}
+    dims, snr, crossed = given.get("dims"), given.get("snr"), given.get("crossed")
+    for numbers in (dims, [] if crossed is None else crossed):
+        if not isinstance(numbers, list) or not all(isinstance(d, int) and d >= 0 for d in numbers):
+            raise ValueError(
+                f"{source}: the rule of {key!r} is {rule!r}, but it has to give dims, a list of whole numbers (as is crossed)."
+            )
+    return Rule(
+        _sorted(dims), None if snr is None else float(snr), int(given.get("tensors", 1)), None if crossed is None else _sorted(crossed)
+    )
+
+
+def _sorted(dims: Any) -> tuple[int, ...]:
+    return tuple(sorted(set(dims)))
 
 
 def layer_type(parameter: ParameterReport) -> str:

@@ -156,6 +156,8 @@ class SlimAdamAutoPartition(PartitionStrategy):
             at the best one ratios are lower. 1 leaves the learning rate alone, for a warm-up of your own that is as long.
         cutoff: What a ratio has to exceed for averaging.
         by: Whether rules are by ``layer_type`` (ratios averaged over depth) or by ``parameter``.
+        factored: Whether rules may keep the means of rows and of columns, crossed: the cheapest of rows, columns and both whose ratio is
+            above the cut-off. SlimAdam, as published, takes the highest ratio and crosses nothing.
 
     Raises:
         ValueError: If a number is out of range.
@@ -170,6 +172,7 @@ class SlimAdamAutoPartition(PartitionStrategy):
     lr_scale: float = 0.1
     cutoff: float = 1.0
     by: Literal["layer_type", "parameter"] = "layer_type"
+    factored: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from lightning_adam_mini import BlockLayout
 from lightning_adam_mini.analysis import derive_rules
 from lightning_adam_mini.analysis.derive_rules import group_ratios
 from lightning_adam_mini.detection import Architecture, ModelReport, ParameterReport, Role
@@ -101,6 +102,46 @@ def test_kernels_go_with_their_inputs():
     rules = derive_rules(report, {"grey": grey, "patches": patches}).rules
     assert rules["first_conv_4d"] == Rule((1, 2, 3), 20.0, 1)  # for images with more channels as well
     assert rules["patch_embedding_4d"] == Rule((), 0.5 - 0.1, 1)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "rule"),
+    [
+        ({(0,): 0.4, (1,): 0.8, (0, 1): 0.3, "crossed": 9.0}, Rule((1,), 9.0, 1, (0,))),
+        ({(0,): 0.4, (1,): 2.0, (0, 1): 0.3, "crossed": 9.0}, Rule((1,), 2.0, 1)),  # rows do, and are fewer
+        ({(0,): 1.1, (1,): 2.0, (0, 1): 1.05, "crossed": 9.0}, Rule((0,), 1.1, 1)),  # columns are fewer still; one number is too few
+        ({(0,): 0.4, (1,): 0.8, (0, 1): 0.3, "crossed": 0.9}, Rule((), 0.9, 1)),
+        ({(0,): 0.4, (1,): 2.0, (0, 1): 0.3}, Rule((1,), 2.0, 1)),
+        ({(0,): math.nan, (1,): math.nan, (0, 1): math.nan, "crossed": math.nan}, Rule((), None, 1)),
+    ],
+)
+def test_the_cheapest_of_rows_columns_and_both(ratios, rule):
+    report = report_of(("w", (8, 3), Role.LINEAR, 0))
+    assert derive_rules(report, {"w": dict(ratios)}, factored=True).rules["linear"] == rule
+    assert derive_rules(report, {"w": ratios}).rules["linear"].crossed is None  # SlimAdam's own cross nothing
+
+
+def test_both_of_layers_of_a_type():
+    """Stored either way, of any kernel: the rule of the largest, counted lines first, averaged over all."""
+    report = report_of(
+        ("linear", (8, 3), Role.MLP_UP, 0), ("conv1d", (4, 9), Role.MLP_UP, 1), ("bias", (8,), Role.BIAS, 0),
+        ("three", (8, 4, 3, 3), Role.CONV, 0), ("one", (9, 5, 1, 1), Role.CONV, 0),
+    )  # fmt: skip
+    low = {(0,): 0.1, (1,): 0.2, (0, 1): 0.1}
+    kernels = {(0,): 0.1, (2, 3): 99.0, (1, 2, 3): 0.2, (0, 1, 2, 3): 0.1}
+    averages = {
+        "linear": {**low, "crossed": 2.0}, "conv1d": {**low, "crossed": 4.0}, "bias": {(0,): 9.0},
+        "three": {**kernels, "crossed": 5.0}, "one": {**low, "crossed": 7.0},
+    }  # fmt: skip
+    rules = derive_rules(report, averages, factored=True)
+    assert rules.rules["mlp_up"] == Rule((1,), 3.0, 2, (0,))
+    assert rules.rules["conv_4d"] == Rule((1, 2, 3), 6.0, 2, (0, 2, 3))
+    assert rules.rules["bias"] == Rule((), 9.0, 1)
+    layouts = {p.name: rules.layout_for(p) for p in report.parameters}
+    assert layouts["linear"] == BlockLayout.factored((8, 3))
+    assert layouts["conv1d"] == BlockLayout.factored((4, 9), 1, 0)
+    assert layouts["three"] == BlockLayout.factored((8, 4, 3, 3))
+    assert layouts["one"] == BlockLayout.factored((9, 5, 1, 1))
 
 
 def test_nothing_measured():

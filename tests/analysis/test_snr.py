@@ -123,6 +123,60 @@ def test_any_strides_dtype_and_number_of_threads():
     check(torch.rand(6, 4).to(torch.bfloat16))
 
 
+def literal_crossed(v, dims, crossed):
+    """Of each block of the first mean, the squares of the product of means over the squares of what it misses."""
+    v = torch.as_tensor(v).double().numpy()
+    first, second = v.mean(dims, keepdims=True), v.mean(crossed, keepdims=True)
+    estimate = first * second / second.mean(tuple(d for d in dims if d not in crossed), keepdims=True)
+    estimate = np.broadcast_to(estimate, v.shape)
+    return ((estimate**2).sum(dims) / ((v - estimate) ** 2).sum(dims)).mean()
+
+
+CROSSED = [
+    ((5, 7), (1,), (0,)),
+    ((5, 7), (0,), (1,)),
+    ((6, 4, 3, 3), (1, 2, 3), (0, 2, 3)),
+    ((4, 6, 3, 3), (0, 2, 3), (1, 2, 3)),
+    ((8, 1, 3, 3), (2, 3), (0,)),
+    ((3, 5, 6), (2,), (1,)),
+    ((3, 5, 6), (1,), (2,)),
+    ((1200, 900), (1,), (0,)),
+    ((900, 1200), (0,), (1,)),
+    ((3, 70_000), (1,), (0,)),
+]
+
+
+@pytest.mark.parametrize(("shape", "dims", "crossed"), CROSSED)
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_rows_that_cross_columns(shape, dims, crossed, scale):
+    v = torch.rand(shape, generator=torch.Generator().manual_seed(0)).square() * scale
+    layout = BlockLayout(shape, dims, crossed=crossed)
+    assert layout.is_factored
+    found = measure_snr(v, [layout, BlockLayout(shape, dims)])
+    assert found.tolist() == pytest.approx([literal_crossed(v, dims, crossed), literal(v, dims)], rel=1e-6)
+    if len(shape) == 4:
+        v = v.to(memory_format=torch.channels_last)
+        assert measure_snr(v, [layout]).item() == pytest.approx(found[0].item())
+
+
+def test_columns_that_are_alike_add_nothing_to_rows():
+    """Then the product of means is the mean of the row, and the ratio is SlimAdam's."""
+    v = torch.rand(6, 8, dtype=torch.float64)
+    v = v / v.mean(0)
+    factored, rows = measure_snr(v, [BlockLayout.factored((6, 8)), BlockLayout.each_line((6, 8))]).tolist()
+    assert factored == pytest.approx(rows)
+
+
+def test_a_product_of_rows_and_columns_loses_nothing():
+    layout = BlockLayout.factored((6, 8))
+    v = torch.rand(6, 1) * torch.rand(8).square()
+    v[2] = 0
+    assert measure_snr(v.double(), [layout]).item() == math.inf
+    v[3, 4] *= 2  # what a row loses decides, and one of zeros has no part in it
+    assert measure_snr(v, [layout]).item() == pytest.approx(literal_crossed(v[v.sum(1) > 0], (1,), (0,)), rel=1e-4)
+    assert math.isnan(measure_snr(torch.zeros(6, 8), [layout]).item())
+
+
 @pytest.mark.parametrize(
     ("shape", "lines", "axis"),
     [((12, 5), "q:2x2|k:2x2|v:2x2", 0), ((5, 12), "q:2x2|k:2x2|v:2x2", 1), ((8, 3), "q:2x4t", 0), ((6, 2, 3), "q:3x2", 0)],
@@ -150,6 +204,8 @@ def test_what_cannot_be_measured():
         measure_snr(torch.rand(4, 1), [BlockLayout((4, 3), dims=(1,))])
     with pytest.raises(ValueError, match="averages over nothing"):
         measure_snr(torch.rand(4, 3), [BlockLayout((4, 3))])
+    with pytest.raises(ValueError, match="crosses the means of heads"):
+        measure_snr(torch.rand(4, 6), [BlockLayout((4, 6), (1,), 0, "q:2x2", crossed=(0,))])
     assert measure_snr(torch.rand(1, 1)).tolist() == []
     assert math.isnan(measure_snr(torch.rand(0, 3), [BlockLayout((0, 3), dims=(1,))]).item())
 
@@ -157,20 +213,22 @@ def test_what_cannot_be_measured():
 def test_history_averages_and_comes_back_from_its_state():
     history = SNRHistory()
     first, second = torch.rand(4, 3), torch.rand(4, 3)
-    heads = {"w": BlockLayout.grouped((4, 3), "q:2x2")}
-    history.measure(10, {"w": first}, heads)
-    history.measure(20, {"w": second, "late": torch.ones(3)}, heads)
+    others = {"w": BlockLayout.grouped((4, 3), "q:2x2")}, {"w": BlockLayout.factored((4, 3))}
+    history.measure(10, {"w": first}, *others)
+    history.measure(20, {"w": second, "late": torch.ones(3)}, *others)
     assert history.averages()["w"][(1,)] == pytest.approx((literal(first, (1,)) + literal(second, (1,))) / 2)
     assert math.isinf(history.averages()["late"][(0,)])
-    assert history.averages()["w"].keys() == {(0,), (1,), (0, 1)}
-    assert [layout.lines for name, layout in history.columns() if name == "w"] == [None, None, None, "q:2x2"]
+    assert history.averages()["w"].keys() == {(0,), (1,), (0, 1), "crossed"}
+    assert history.averages()["w"]["crossed"] == pytest.approx(sum(literal_crossed(v, (1,), (0,)) for v in (first, second)) / 2)
+    assert [layout.lines for name, layout in history.columns() if name == "w"] == [None, None, None, "q:2x2", None]
 
     again = SNRHistory()
     again.load_state_dict(history.state_dict())
-    again.measure(30, {"w": first}, heads)
-    history.measure(30, {"w": first}, heads)
+    again.measure(30, {"w": first}, *others)
+    history.measure(30, {"w": first}, *others)
     assert torch.equal(again.table().nan_to_num(-1), history.table().nan_to_num(-1))
     assert again.csv_text() == history.csv_text()
+    assert f'10,w,"(4, 3)",crossed,{literal_crossed(first, (1,), (0,)):.8g}' in history.csv_text().splitlines()
     assert history.csv_text().splitlines()[:2] == ["step,key,shape,compress_dims,snr", f'10,w,"(4, 3)","(0,)",{literal(first, (0,)):.8g}']
 
 

@@ -170,7 +170,7 @@ def test_tensorboard(tmp_path):
         kind: sorted(names) for kind, names in ours.Tags().items() if isinstance(names, list)
     }
     assert "effective_lr.qkv/log10" in tags["histograms"]
-    assert tags["images"] == ["effective_lr/heads"]
+    assert tags["images"] == ["effective_lr/heads", "effective_lr/lines"]
     (config,) = theirs.Tensors("custom_scalars__config__")
     (category,) = Layout.FromString(config.tensor_proto.string_val[0]).category
     assert category.title == "effective learning rate"

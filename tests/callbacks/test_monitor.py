@@ -16,26 +16,31 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_adam_mini import AdamMini, BlockLayout
+from lightning_adam_mini import AdamMini, AdamMiniCallback, AdamMiniWarning, BlockLayout
 from lightning_adam_mini.callbacks import heatmap as heatmap_file
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.summary import ParameterRates, parts_of, summarize
+from tests.callbacks import models
 
 LAYOUTS = {
     "qkv.weight": BlockLayout.grouped((12, 4), "2*(q:1x2|k:1x2|v:2x1)"),
     "qkv.bias": BlockLayout.per_parameter((12,)),
     "out.weight": BlockLayout.whole((3, 12)),
     "out.bias": BlockLayout.whole((3,)),
+    "mlp.weight": BlockLayout.factored((5, 4)),
 }
-GROUPS = {"qkv.weight": "qkv", "qkv.bias": "bias", "out.weight": "classifier", "out.bias": "bias"}
+GROUPS = {"qkv.weight": "qkv", "qkv.bias": "bias", "out.weight": "classifier", "out.bias": "bias", "mlp.weight": "mlp_up"}
 HEADS = ["q.0", "q.1", "k.0", "k.1"]
 TAGS = {
     *(f"effective_lr.qkv/qkv.weight/{name}" for name in [*HEADS, "v/min", "v/median", "v/max"]),
     *(f"effective_lr.bias/qkv.bias/{name}" for name in ("min", "median", "max")),
     "effective_lr.classifier/out.weight",
     "effective_lr.bias/out.bias",
+    *(f"effective_lr.mlp_up/mlp.weight/{line}/{name}" for line in ("row", "column") for name in ("min", "median", "max")),
 }
 
 
@@ -47,10 +52,11 @@ class Model(pl.LightningModule):
         torch.manual_seed(0)
         self.lr = lr
         self.qkv, self.out, self.late = nn.Linear(4, 12), nn.Linear(12, 3), nn.Linear(3, 3, bias=False)
+        self.mlp = nn.Linear(4, 5, bias=False)
 
     def training_step(self, batch, batch_idx):
         y = self.out(self.qkv(batch[0]).relu())
-        return (self.late(y) if self.global_step >= 6 else y).square().mean()
+        return (self.late(y) if self.global_step >= 6 else y).square().mean() + self.mlp(batch[0]).square().mean()
 
     def validation_step(self, batch, batch_idx):
         pass
@@ -73,7 +79,7 @@ class Monitor(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer._logger_connector.should_update_logs:
-            self.said[trainer.global_step - 1] = trainer.optimizers[0].block_learning_rates()
+            self.said[trainer.global_step - 1] = trainer.optimizers[0].margin_learning_rates()
             self.logger.log(trainer, trainer.optimizers)
 
     def on_validation_end(self, trainer, pl_module):
@@ -112,11 +118,12 @@ def test_numbers():
     for i, j in ((0, 1), (2, 3), (6, 7), (8, 9)):  # both lines of a head
         rates[j] = rates[i]
     parameters = [
-        ParameterRates("qkv.weight", "qkv", LAYOUTS["qkv.weight"], rates),
-        ParameterRates("qkv.bias", "bias", LAYOUTS["qkv.bias"], torch.arange(12.0).double()),
-        ParameterRates("out.weight", "classifier", LAYOUTS["out.weight"], torch.tensor([[0.5]])),
-        ParameterRates("out.bias", "bias", LAYOUTS["out.bias"], torch.tensor([0.25])),
-        ParameterRates("empty", "other", BlockLayout((0, 2), (1,)), torch.ones(0, 1)),
+        ParameterRates("qkv.weight", "qkv", LAYOUTS["qkv.weight"], [rates]),
+        ParameterRates("qkv.bias", "bias", LAYOUTS["qkv.bias"], [torch.arange(12.0).double()]),
+        ParameterRates("out.weight", "classifier", LAYOUTS["out.weight"], [torch.tensor([[0.5]])]),
+        ParameterRates("out.bias", "bias", LAYOUTS["out.bias"], [torch.tensor([0.25])]),
+        ParameterRates("empty", "other", BlockLayout((0, 2), (1,)), [torch.ones(0, 1)]),
+        ParameterRates("mlp.weight", "mlp_up", LAYOUTS["mlp.weight"], [torch.tensor([[4.0], [1], [5], [2], [3]]), torch.arange(4.0)[None]]),
     ]
     numbers, samples = summarize(parameters, max_blocks=64, histograms=True)
     assert numbers == {
@@ -132,8 +139,14 @@ def test_numbers():
         "effective_lr.bias/qkv.bias/max": 11,
         "effective_lr.classifier/out.weight": 0.5,
         "effective_lr.bias/out.bias": 0.25,
+        "effective_lr.mlp_up/mlp.weight/row/min": 1,
+        "effective_lr.mlp_up/mlp.weight/row/median": 3,
+        "effective_lr.mlp_up/mlp.weight/row/max": 5,
+        "effective_lr.mlp_up/mlp.weight/column/min": 0,
+        "effective_lr.mlp_up/mlp.weight/column/median": 1,
+        "effective_lr.mlp_up/mlp.weight/column/max": 3,
     }
-    assert {group: len(values) for group, values in samples.items()} == {"qkv": 8, "bias": 13, "classifier": 1, "other": 0}
+    assert {group: len(values) for group, values in samples.items()} == {"qkv": 8, "bias": 13, "classifier": 1, "other": 0, "mlp_up": 20}
     torch.testing.assert_close(samples["qkv"], torch.tensor([1.0, 3, 5, 6, 7, 9, 11, 12]).log10())
     assert summarize([], max_blocks=64) == ({}, {})
 
@@ -141,7 +154,7 @@ def test_numbers():
 def test_many_parameters_of_the_same_length_and_long_ones():
     generator = torch.Generator().manual_seed(0)
     tensors = {f"p{i}": torch.rand(n, generator=generator) for i, n in enumerate([5, 5, 7, 5, 200_000])}
-    parameters = [ParameterRates(name, "other", BlockLayout(tuple(t.shape)), t) for name, t in tensors.items()]
+    parameters = [ParameterRates(name, "other", BlockLayout(tuple(t.shape)), [t]) for name, t in tensors.items()]
     numbers, _ = summarize(parameters, max_blocks=64)
     for name, t in tensors.items():
         shown = [numbers[f"effective_lr.other/{name}/{word}"] for word in ("min", "median", "max")]
@@ -157,6 +170,9 @@ def test_parts():
     assert names(BlockLayout.grouped((12, 4), "q:4x2|k:1x2|v:2"), max_blocks=3) == [("q", 0), ("k", 1), ("v", 1)]
     assert names(BlockLayout.grouped((12, 4), "q:4x2|v:4x1")) == [("q", 4), ("v", 0)]
     assert names(BlockLayout((4, 6), (), 0, "q:2x2")) == [("", 0)]
+    assert names(BlockLayout((12, 4), (1,), 0, "q:4x2|v:4x1", crossed=(0,))) == [("q", 4), ("v", 0), ("column", 0)]
+    assert names(BlockLayout.factored((8, 4, 3, 3))) == [("row", 0), ("column", 0)]
+    assert names(BlockLayout.factored((1, 6))) == [("", 0)]
     assert names(BlockLayout.each_line((4, 6))) == [("", 0)]
     assert names(BlockLayout((1, 1))) == [("", 1)]
     assert names(BlockLayout.whole(())) == [("", 1)]
@@ -164,7 +180,7 @@ def test_parts():
 
 
 def test_tags_are_safe():
-    odd = ParameterRates("blocks[0]=a:b/é.weight", "a/b c:d", BlockLayout.whole((2,)), torch.ones(1))
+    odd = ParameterRates("blocks[0]=a:b/é.weight", "a/b c:d", BlockLayout.whole((2,)), [torch.ones(1)])
     (tag,) = summarize([odd], max_blocks=64)[0]
     assert tag == "effective_lr.a.b c_d/blocks_0__a_b._.weight"
     assert re.fullmatch(r"[A-Za-z0-9_./ -]+", tag)
@@ -181,9 +197,76 @@ def test_one_transfer(monkeypatch):
             return _original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, method, counted)
-    rates = [ParameterRates(f"p{i}", "other", BlockLayout((i,)), torch.ones(i)) for i in range(1, 30)]
+    rates = [ParameterRates(f"p{i}", "other", BlockLayout((i,)), [torch.ones(i)]) for i in range(1, 30)]
+    rates.append(ParameterRates("w", "other", BlockLayout.factored((8, 5)), [torch.ones(8, 1), torch.ones(1, 5)], torch.tensor(0.1)))
     summarize(rates, max_blocks=64, histograms=True)
     assert waits == ["cpu", "tolist"]  # the second is of what is on the host by then
+
+
+def trained(layout, steps=3, seed=0, **options):
+    """The optimizer of a parameter whose gradients differ along each dimension, one line of which is never seen."""
+    generator = torch.Generator().manual_seed(seed)
+    p = nn.Parameter(torch.zeros(layout.shape))
+    optimizer = AdamMini([("w", p)], layouts={"w": layout}, foreach=True, **options)
+    for _ in range(steps):
+        p.grad = torch.randn(layout.shape, generator=generator)
+        for d, size in enumerate(layout.shape):
+            p.grad *= torch.linspace(-3, 3, size).exp().view([-1 if d == e else 1 for e in range(p.ndim)])
+        p.grad[0] = 0
+        optimizer.step()
+    return optimizer
+
+
+FACTORED = [
+    BlockLayout.factored((40, 30)),
+    BlockLayout.factored((200, 150)),
+    BlockLayout.factored((20, 30), 1, 0),
+    BlockLayout.factored((20, 12, 3, 3)),
+    BlockLayout((16, 1, 3, 3), dims=(2, 3), crossed=(0,)),
+    BlockLayout((4, 20, 15), dims=(2,), crossed=(1,)),
+    BlockLayout((12, 20), (1,), 0, "q:2x3|k:2x3", crossed=(0,)),
+]
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-2, 0.0])
+@pytest.mark.parametrize("layout", FACTORED, ids=str)
+def test_histogram_of_a_factored_parameter_is_that_of_its_elements(layout, eps):
+    optimizer = trained(layout, lr=2e-3, eps=eps)
+    logger = BlockLearningRateLogger(groups={"w": "mlp_up"})
+    _, samples = summarize(logger._parameters([optimizer]), 64, histograms=True)
+    dense = optimizer.block_learning_rates()["w"].double()
+    shares = torch.tensor([0.02, 0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
+    found = samples["mlp_up"].double().quantile(shares, interpolation="nearest")
+    few = all(size <= 64 for size in layout.shape)
+    expected = dense.log10().flatten().quantile(shares, interpolation="nearest")
+    torch.testing.assert_close(found, expected, rtol=1e-5 if few else 0.02, atol=1e-5 if few else 0.03)
+
+
+def test_nothing_as_large_as_a_factored_parameter_is_made():
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+            return out
+
+    optimizer = trained(BlockLayout.factored((700, 600)), steps=1)
+    logger = BlockLearningRateLogger()
+    with Largest() as largest:
+        parameters = list(logger._parameters([optimizer]))
+        summarize(parameters, 64, histograms=True)
+        heatmap_file.draw_lines(parameters)
+    assert 700 <= largest.numel <= 2**16
+
+
+def test_a_warm_up_from_zero(tmp_path):
+    """A rate of 0, whose logarithm is infinite, is in no histogram."""
+    logger = TensorBoardLogger(tmp_path)
+    optimizers = [trained(BlockLayout.factored((8, 6)), lr=lr) for lr in (0.0, torch.tensor([0.0]))]
+    BlockLearningRateLogger(histograms=True).log(stand_in([logger]), optimizers)
+    logger.finalize("success")
+    assert not read(tmp_path).Tags()["histograms"]
 
 
 # ---- loggers -----------------------------------------------------------------------------------------------------------------
@@ -198,10 +281,14 @@ def test_tensorboard(tmp_path):
         logged = {e.step: e.value for e in events.Scalars(f"effective_lr.qkv/qkv.weight/{name}")}
         line = {"q.0": 0, "k.1": 8, "q.1": 6}[name]
         assert list(logged) == [3, 7, 11]
-        assert logged[step] == pytest.approx(monitor.said[step]["qkv.weight"][line].item(), rel=1e-6)
+        assert logged[step] == pytest.approx(monitor.said[step]["qkv.weight"][0][line].item(), rel=1e-6)
+    least = {e.step: e.value for e in events.Scalars("effective_lr.mlp_up/mlp.weight/column/min")}
+    assert least[7] == pytest.approx(monitor.said[7]["mlp.weight"][1].min().item(), rel=1e-6)
     assert [e.step for e in events.Scalars("effective_lr.parameters/late.weight")] == [7, 11]
     assert [e.step for e in events.Histograms("effective_lr.qkv/log10")] == [3, 7, 11]
-    assert events.Images("effective_lr/heads")[0].width > 100
+    assert [e.step for e in events.Histograms("effective_lr.mlp_up/log10")] == [3, 7, 11]
+    for figure in ("heads", "lines"):
+        assert events.Images(f"effective_lr/{figure}")[0].width > 100
 
 
 def test_one_event_a_logging_step(tmp_path, monkeypatch):
@@ -237,6 +324,8 @@ def test_custom_scalars(tmp_path, prefix):
         "qkv v": {f"{start}effective_lr.qkv/qkv.weight/v/median"},
         "bias": {f"{start}effective_lr.bias/{name}" for name in ("qkv.bias/median", "out.bias")},
         "classifier": {f"{start}effective_lr.classifier/out.weight"},
+        "mlp_up row": {f"{start}effective_lr.mlp_up/mlp.weight/row/median"},
+        "mlp_up column": {f"{start}effective_lr.mlp_up/mlp.weight/column/median"},
         "parameters": {f"{start}effective_lr.parameters/late.weight"},
     }
 
@@ -291,7 +380,7 @@ def test_mlflow_takes_a_thousand_at_a_time():
 def test_nothing_without_a_logger(tmp_path, options, monkeypatch):
     trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, enable_model_summary=False, enable_progress_bar=False,
                          **({"enable_checkpointing": False} | options))  # fmt: skip
-    monkeypatch.setattr(AdamMini, "block_learning_rates", lambda self: pytest.fail("asked for nothing"))
+    monkeypatch.setattr(AdamMini, "margin_learning_rates", lambda self: pytest.fail("asked for nothing"))
     logger = BlockLearningRateLogger(histograms=True, heatmap=True)
     logger.log(trainer, [stepped()])
     logger.log_heatmap(trainer, [stepped()])
@@ -333,9 +422,9 @@ def test_copies(tmp_path):
 def test_heat_map():
     heads = BlockLayout.grouped((8, 4), "q:4x2")
     parameters = [
-        *(ParameterRates(f"h.{i}.q.weight", "query", heads, torch.full((8, 1), 10.0**-i)) for i in range(3)),
-        ParameterRates("h.0.k.weight", "key", BlockLayout.grouped((4, 4), "k:2x2"), torch.full((4, 1), 0.1)),
-        ParameterRates("h.0.o.weight", "out", BlockLayout.whole((4, 4)), torch.ones(1, 1)),
+        *(ParameterRates(f"h.{i}.q.weight", "query", heads, [torch.full((8, 1), 10.0**-i)]) for i in range(3)),
+        ParameterRates("h.0.k.weight", "key", BlockLayout.grouped((4, 4), "k:2x2"), [torch.full((4, 1), 0.1)]),
+        ParameterRates("h.0.o.weight", "out", BlockLayout.whole((4, 4)), [torch.ones(1, 1)]),
     ]
     figure = heatmap_file.draw_heads(parameters)
     query, key, _ = figure.axes
@@ -344,6 +433,57 @@ def test_heat_map():
     assert key.images[0].get_array().shape == (1, 4)  # as wide as the widest, empty where there is no head
     assert key.images[0].get_array().count() == 2
     assert heatmap_file.draw_heads(parameters[-1:]) is None
+
+
+@pytest.mark.parametrize("layout", [BlockLayout.factored((12, 20)), BlockLayout.each_line((12, 20)), BlockLayout.factored((20, 12), 1, 0)])
+def test_heat_map_of_heads_that_are_known_where_blocks_are_lines(layout):
+    """A head's rate is that of its mean g², which Adam-mini would keep."""
+    axis = layout.shape.index(12)
+    heads = BlockLayout.grouped(layout.shape, "q:2x2|k:2x2|v:2x2", axis)
+    expected = trained(heads, lr=2e-3, eps=1e-3).block_learning_rates()["w"].flatten()[::2].log10()
+    parameters = list(BlockLearningRateLogger(heads={"w": heads})._parameters([trained(layout, lr=2e-3, eps=1e-3)]))
+    figure = heatmap_file.draw_heads(parameters)
+    *panels, _ = figure.axes
+    assert [panel.get_title() for panel in panels] == ["query", "key", "value"]
+    torch.testing.assert_close(torch.tensor([panel.images[0].get_array()[0].tolist() for panel in panels]), expected.view(3, 2))
+    lines = heatmap_file.draw_lines(parameters)  # what has been drawn by heads is left out
+    assert [panel.get_title() for panel in lines.axes] == ["parameters: columns", ""] if layout.is_factored else lines is None
+
+
+def test_the_default_partition_has_both_figures(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    models.fit(models.TokenModel(), AdamMiniCallback(heatmap=True), logger=logger, max_epochs=1, limit_val_batches=1)
+    assert sorted(read(tmp_path).Tags()["images"]) == ["effective_lr/heads", "effective_lr/lines"]
+
+
+def test_heat_map_of_lines():
+    """Quantiles of rows and of columns, one line a parameter, in the colours of one scale."""
+    rows, columns = torch.logspace(-4, -1, 64), torch.logspace(-2, 0, 16)
+    both = [rows[torch.randperm(64)].view(-1, 1), columns.view(1, -1)]
+    parameters = [ParameterRates(f"h.{i}.up.weight", "mlp_up", BlockLayout.factored((64, 16)), both) for i in range(3)]
+    parameters.append(ParameterRates("norm.weight", "norm", BlockLayout((16,)), [columns]))
+    parameters.append(ParameterRates("wte.weight", "token_embedding", BlockLayout.each_line((64, 16)), [both[0]]))
+    figure = heatmap_file.draw_lines(parameters)
+    up, down, embedding, _ = figure.axes
+    assert [panel.get_title() for panel in (up, down, embedding)] == ["mlp_up: rows", "mlp_up: columns", "token_embedding: mean over dim 1"]
+    torch.testing.assert_close(torch.tensor(up.images[0].get_array().tolist()), rows[1::2].log10().expand(3, 32))
+    torch.testing.assert_close(torch.tensor(down.images[0].get_array().tolist()), columns.repeat_interleave(2).log10().expand(3, 32))
+    assert [label.get_text() for label in up.get_yticklabels()] == ["h.0.up", "h.1.up", "h.2.up"]
+    assert up.images[0].get_clim() == embedding.images[0].get_clim() == pytest.approx((rows[1].log10().item(), 0.0))
+
+
+def test_a_heat_map_of_nothing_says_why_once(tmp_path, recwarn):
+    logger = BlockLearningRateLogger(heatmap=True)
+    trainer = stand_in([Recorder()])
+    with pytest.warns(AdamMiniWarning, match="figures go to TensorBoard, and the trainer logs to Recorder"):
+        logger.log_heatmap(trainer, [stepped()])
+    logger.log_heatmap(trainer, [stepped()])
+    whole = BlockLearningRateLogger(heatmap=True)
+    trainer = stand_in([TensorBoardLogger(tmp_path)])
+    whole.log_heatmap(trainer, [AdamMini([("w", nn.Parameter(torch.ones(2, 2)))], layouts={})])  # not stepped yet
+    with pytest.warns(AdamMiniWarning, match="no matrix that has been stepped has more than one learning rate"):
+        whole.log_heatmap(trainer, [stepped("a", a=BlockLayout.whole((3, 3)))])
+    assert not [w for w in recwarn if issubclass(w.category, AdamMiniWarning)]
 
 
 def test_heat_map_needs_matplotlib(monkeypatch):

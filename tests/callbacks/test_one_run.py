@@ -127,6 +127,36 @@ def test_second_moments_go_on_as_the_averages_of_what_they_were():
         torch.testing.assert_close(v.expand(before[name].shape), expected.expand_as(before[name]))
 
 
+def test_rows_that_cross_columns(tmp_path):
+    """They go on from the averages over both, and a resumed run goes on with them."""
+    means, model = {}, one_batch_an_epoch()
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 6:
+                v = trainer.optimizers[0].state[model.encoder.linear1.weight]["exp_avg_sq"].double()
+                means.update(exp_avg_sq=v.mean(1, keepdim=True), exp_avg_sq_col=v.mean(0, keepdim=True))
+
+        def on_before_optimizer_step(self, trainer, *_):
+            if trainer.global_step == 6:
+                for name, mean in means.items():
+                    ours = trainer.optimizers[0].state[model.encoder.linear1.weight][name]
+                    torch.testing.assert_close(ours.double(), mean, rtol=1e-6, atol=0)
+
+    fit(one_batch_an_epoch(), plain := auto(by="parameter"), **steps(7))
+    snr = plain._one_run.rules.rules["encoder.linear1.weight"].snr
+    factored = dict(by="parameter", factored=True, cutoff=snr)  # one mean is not enough
+    fit(model, whole := auto(**factored), Watch(), **steps(12))
+    assert means
+    rule = whole._one_run.rules.rules["encoder.linear1.weight"]
+    assert (rule.dims, rule.crossed) == ((1,), (0,))
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
+    fit(one_batch_an_epoch(), auto(**factored), checkpoint, **steps(9, enable_checkpointing=True))
+    fit(resumed := one_batch_an_epoch(), again := auto(**factored), ckpt_path=checkpoint.last_model_path, **steps(12))
+    assert_equal(weights(model), weights(resumed))
+    assert again._one_run.rules == whole._one_run.rules
+
+
 @pytest.mark.parametrize("at", [1, 4, 5, 6, 7, 9])
 def test_resumed_run_is_the_uninterrupted_one(tmp_path, at):
     whole, recorder = one_batch_an_epoch(), Recorder()

@@ -1,4 +1,5 @@
 import csv
+import pickle
 import re
 
 import pytest
@@ -75,6 +76,26 @@ def test_writes_rules_measurements_and_figures(tmp_path):
     assert rules.provenance["second_moments_kept"] == pytest.approx(kept / total, abs=1e-6)
 
 
+def test_rules_that_cross_rows_and_columns(tmp_path):
+    """Where neither rows nor columns alone will do: with this cut-off, which lies between their ratios and that of both."""
+    plain = SNRMonitor(every=4, dirpath=tmp_path, by="parameter", figures=False)
+    fit(TokenModel(), plain)
+    ratios = plain.history.averages()["encoder.linear1.weight"]
+    cutoff = (max(ratios[0,], ratios[1,]) + ratios["crossed"]) / 2
+    assert max(ratios[0,], ratios[1,]) < cutoff < ratios["crossed"]
+    monitor = pickle.loads(pickle.dumps(SNRMonitor(4, cutoff, "parameter", tmp_path, figures=False, factored=True)))
+    fit(TokenModel(), monitor)
+    assert torch.equal(monitor.history.table(), plain.history.table())
+    rule = SlimAdamRules.load(tmp_path / "slim_adam_rules.yaml").rules["encoder.linear1.weight"]
+    assert (rule.dims, rule.crossed, rule.snr) == ((1,), (0,), pytest.approx(ratios["crossed"]))
+    fit(model := TokenModel(), callback := AdamMiniCallback("slim_adam", options={"rules": monitor.rules}))
+    state = callback._optimizers[0].state[model.encoder.linear1.weight]
+    assert [tuple(state[name].shape) for name in ("exp_avg_sq", "exp_avg_sq_col")] == [(32, 1), (1, 16)]
+    kept = sum(v.numel() for state in callback._optimizers[0].state.values() for name, v in state.items() if name.startswith("exp_avg_sq"))
+    total = sum(p.numel() for p in model.parameters())
+    assert monitor.rules.provenance["second_moments_kept"] == pytest.approx(kept / total, abs=1e-6)
+
+
 def test_lr_of_the_provenance_is_the_peak_of_a_schedule(tmp_path):
     def warm(model):
         optimizer = AdamW(model.parameters(), lr=4e-3)
@@ -108,6 +129,7 @@ def test_logs_by_parameter_and_by_layer_type(tmp_path):
         row = next(row for row in csv.DictReader(file) if row.get("snr/attn_out/dims_0"))
     one = float(row["snr.attn_out/encoder.self_attn.out_proj.weight/dims_0"])
     assert one == pytest.approx(float(row["snr/attn_out/dims_0"]))
+    assert float(row["snr.attn_out/encoder.self_attn.out_proj.weight/crossed"]) == float(row["snr/attn_out/crossed"]) > one
     norms = [float(row[f"snr.norm/encoder.norm{i}.weight/dims_0"]) for i in (1, 2)]
     assert float(row["snr/norm/dims_0"]) == pytest.approx(sum(norms) / 2)
     assert (tmp_path / "csv" / "version_0" / "slim_adam_rules.yaml").is_file()  # beside the first logger's files

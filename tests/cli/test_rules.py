@@ -31,6 +31,15 @@ def test_diff(files, capsys):
     assert capsys.readouterr().out == "0 of 2 rules differ.\n"
 
 
+def test_diff_of_what_crosses(tmp_path, capsys):
+    SlimAdamRules("layer_type", {"query": Rule((1,), 5.6, 12), "value": Rule((1,), 4.0, 12, (0,))}, SMALL.provenance).save(
+        tmp_path / "a.yaml"
+    )
+    SlimAdamRules("layer_type", {"query": Rule((1,), 5.6, 12), "value": Rule((1,), 2.5, 12)}, SMALL.provenance).save(tmp_path / "b.yaml")
+    assert main(["rules", "diff", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]) == 0
+    assert capsys.readouterr().out.splitlines() == ["value  [1] x [0] (SNR 4) -> [1] (SNR 2.5)", "1 of 2 rules differ."]
+
+
 def test_mistakes(files, tmp_path, capsys):
     assert main(["rules", "show", "absent.yaml"]) == 2
     assert "error: There is no file absent.yaml" in capsys.readouterr().err

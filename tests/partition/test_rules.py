@@ -49,11 +49,12 @@ def test_a_file_comes_back_as_it_was(tmp_path, name):
         ("rules: {}", "begin with 'format: slim-adam-rules'"),
         ("[1, 2]", "begin with 'format"),
         ("a: [", "cannot be read as YAML"),
-        ("{format: slim-adam-rules, version: 2}", "version 2 is not known"),
+        ("{format: slim-adam-rules, version: 3}", "version 3 is not known"),
         ("{format: slim-adam-rules, version: 1, by: name}", "'by' is 'name'"),
         ("{format: slim-adam-rules, version: 1, by: parameter, rules: {}}", "no rules in it"),
         ("{format: slim-adam-rules, version: 1, by: parameter, rules: {w: [1]}}", "the rule of 'w'"),
         ("{format: slim-adam-rules, version: 1, by: parameter, rules: {w: {dims: [-1]}}}", "whole numbers"),
+        ("{format: slim-adam-rules, version: 2, by: parameter, rules: {w: {dims: [1], crossed: 0}}}", "whole numbers"),
     ],
 )
 def test_what_is_no_file_of_rules(tmp_path, text, message):
@@ -61,6 +62,20 @@ def test_what_is_no_file_of_rules(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         partition_model(Transformer(), "slim_adam", rules=str(file))
+
+
+@pytest.mark.parametrize("name", ["rules.yaml", "rules.json"])
+def test_rules_that_cross(tmp_path, name):
+    rules = SlimAdamRules("layer_type", {**BY_TYPE.rules, "mlp_up": Rule((1,), 8.2, 2, (0,))})
+    rules.save(tmp_path / name)
+    assert SlimAdamRules.load(tmp_path / name) == rules
+    plain = (json.loads if name.endswith("json") else yaml.safe_load)((tmp_path / name).read_text())
+    assert plain["version"] == 2  # which what knows nothing of them refuses
+    assert plain["rules"]["mlp_up"] == {"dims": [1], "crossed": [0], "snr": 8.2, "tensors": 2}
+    layouts = partition_model(Transformer(), "slim_adam", rules=str(tmp_path / name))
+    assert layouts["encoder.layers.0.linear1.weight"] == BlockLayout.factored((32, 16))
+    assert layouts["encoder.layers.0.linear2.weight"].num_blocks == 1
+    assert ["mlp_up", "2", "[1]", "x", "[0]", "8.2"] in [line.split() for line in rules.table().splitlines()]
 
 
 def test_no_rules_at_all(tmp_path):
@@ -120,6 +135,9 @@ def test_rules_that_match_a_part_are_a_warning_with_the_list():
 def test_a_rule_with_more_dimensions_than_the_parameter():
     with pytest.raises(ValueError, match=r"'0.weight' averages over dimensions \[2, 3\]"):
         partition_model(nn.Sequential(nn.Linear(4, 3)), "slim_adam", rules=SlimAdamRules("parameter", {"0.weight": Rule((2, 3))}))
+    crossed = SlimAdamRules("parameter", {"0.weight": Rule((1,), crossed=(0, 2))})
+    with pytest.raises(ValueError, match=r"'0.weight' averages over dimensions \[1\] x \[0, 2\]"):
+        partition_model(nn.Sequential(nn.Linear(4, 3)), "slim_adam", rules=crossed)
 
 
 def test_table_says_where_rules_come_from():
