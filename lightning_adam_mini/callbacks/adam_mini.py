@@ -72,7 +72,8 @@ class AdamMiniCallback(Callback):
     without it. After the fit they stay as they are: to go back, make a new AdamW and load ``to_adamw_state_dict(optimizer.state_dict())``.
 
     Args:
-        partition: What a block is: ``auto`` (the means of rows and of columns, embeddings by row), ``adam_mini`` (v2), ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``, ``slim_adam`` (with ``options={"rules": "rules.yaml"}``),
+        partition: What a block is: ``auto`` (the means of rows and of columns; embeddings by row), ``factored``, ``adam_mini`` (v2),
+            ``adam_mini_v1``, ``tensor``, ``adalayer_ln_tl``, ``adam``, ``slim_adam`` (with ``options={"rules": "rules.yaml"}``),
             ``slim_adam_table3``, ``slim_adam_auto`` (Adam at first; after ``options={"steps": 1000}`` steps blocks by what was
             measured), or a :class:`~lightning_adam_mini.PartitionStrategy`.
         overrides: Blocks of single parameters, by glob over their names: see :func:`~lightning_adam_mini.partition_model`.

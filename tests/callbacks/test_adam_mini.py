@@ -239,7 +239,7 @@ def test_default_partition_is_what_partition_model_says_and_changes_training():
     callback = AdamMiniCallback()
     trainer = fit(swapped, callback)
     assert trainer.optimizers[0].layouts == partition_model(swapped)
-    assert trainer.optimizers[0].layouts["encoder.self_attn.in_proj_weight"].num_blocks == 48
+    assert trainer.optimizers[0].layouts["encoder.self_attn.in_proj_weight"].num_blocks == 48 + 16
     assert_differ(weights(plain), weights(swapped))
 
 
