@@ -207,7 +207,8 @@ def _multi_tensor_adam_mini(
         per_parameter, numbers = layouts[at[0]].is_per_parameter, _is_number(state_steps[at[0]], capturable)
         p, g, m, v, s = ([tensors[i] for i in at] for tensors in (params, grads, exp_avgs, exp_avg_sqs, state_steps))
         here = [layouts[i] for i in at]
-        cols = [col for i in at if (col := exp_avg_sq_cols[i]) is not None]
+        all_cols = [exp_avg_sq_cols[i] for i in at]
+        cols = [col for col in all_cols if col is not None]
         if maximize:
             g = list(torch._foreach_neg(g))
         if weight_decay != 0:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_adam_mini import AdamMini
-from tests.optim.backends.table import DEVICE, KINDS, give, layouts_of, make_grads, make_params
+from tests.optim.backends.table import DEVICE, FACTORED, KINDS, give, layouts_of, make_grads, make_params
 
 SOME = {name: KINDS[name] for name in ("scalar", "elements", "rows", "heads that interleave", "gates of columns", "input channels")}
 
@@ -72,3 +72,22 @@ def test_torch_compile_makes_one_graph_of_the_step(foreach, tensor_lr):
     for name, p in params.items():
         torch.testing.assert_close(p, eager_params[name])
     assert {name: len(v) for name, v in optimizer.state_dict()["state"].items()} == dict.fromkeys(range(len(SOME)), 3)
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_torch_compile_makes_one_graph_of_a_step_with_rows_and_columns(foreach):
+    some = ("rows and columns", "output and input channels", "heads and columns")
+    kinds = {**{name: FACTORED[name] for name in some}, "elements": KINDS["elements"]}
+    runs = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        params = make_params(kinds)
+        layouts = {name: kind.layout for name, kind in kinds.items()}
+        optimizer = AdamMini(params.items(), lr=1e-2, layouts=layouts, fused=False, foreach=foreach)
+        step = torch.compile(optimizer.step, fullgraph=True, backend="aot_eager") if compiled else optimizer.step
+        for i in range(3):
+            give(params, make_grads(i, kinds))
+            step()
+        runs.append(params)
+    for name, p in runs[0].items():
+        torch.testing.assert_close(runs[1][name], p, rtol=1e-6, atol=1e-6)

@@ -12,11 +12,12 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.backends.protocol import Backend, Task
 from lightning_adam_mini.optim.backends.triton import step as kernels
 from lightning_adam_mini.optim.backends.triton.check import disagreement
-from lightning_adam_mini.optim.backends.triton.plan import Plan, make_plan
+from lightning_adam_mini.optim.backends.triton.plan import Plan
 from lightning_adam_mini.optim.codecs import Codec, Plain
 from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.rounding import Place
 from lightning_adam_mini.optim.segments import memory_order
+from lightning_adam_mini.optim.shards.part import CutBlocks
 
 
 class Triton(Backend):
@@ -40,7 +41,7 @@ class Triton(Backend):
             return f"it is a {type(p).__name__}"
         if p.numel() == 0:
             return "it is empty"
-        if not isinstance(layout, BlockLayout):
+        if not isinstance(layout, BlockLayout) and not (isinstance(layout, CutBlocks) and layout.over(tuple(p.shape))):
             return "other ranks hold parts of its blocks"
         if place is not None:
             return "its weights are rounded at random"
@@ -58,12 +59,13 @@ class Triton(Backend):
         if torch.version.hip is None and torch.cuda.get_device_capability(p.device) < (7, 0):
             return f"{torch.cuda.get_device_name(p.device)} is older than what Triton compiles for"
         # While a graph is captured nothing may be compared: its warm-up has done so.
-        return None if torch.cuda.is_current_stream_capturing() else disagreement(p.device, p.dtype, codec.dtype)
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        return disagreement(p.device, p.dtype, codec.dtype, isinstance(layout, CutBlocks))
 
     def plan(self, p: Tensor, codec: Codec, layout: Blocks, place: Place | None) -> Plan:
         """What a parameter's programs do."""
-        assert isinstance(layout, BlockLayout)
-        return make_plan(layout, p.stride(), p.device, kernels.SIZES)
+        return kernels.plan_of(p, layout)
 
     def step(self, work: Sequence[tuple[Mapping[str, Any], Sequence[Task]]]) -> None:
         """Step all parameters. Nothing waits for the device."""

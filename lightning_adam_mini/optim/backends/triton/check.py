@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,9 +14,9 @@ from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.backends.protocol import Task
 from lightning_adam_mini.optim.backends.triton import step as triton
-from lightning_adam_mini.optim.backends.triton.plan import make_plan
 from lightning_adam_mini.optim.codecs import Plain
 from lightning_adam_mini.optim.functional import adam_mini
+from lightning_adam_mini.optim.shards.part import CutBlocks, Part, apart_in, window_of
 
 _LAYOUTS = (
     BlockLayout.each_line((48, 130)),
@@ -29,38 +30,42 @@ _LAYOUTS = (
     BlockLayout((3, 20, 40), dims=(2,), crossed=(1,)),
     BlockLayout((24, 40), dims=(1,), axis=0, lines="q:2x5|k:2x5|v:4x1", crossed=(0,)),
 )
+_CUT = (BlockLayout.each_line((96, 65), axis=1), BlockLayout.factored((96, 296)), BlockLayout.factored((20, 30, 3, 3)))
+"""Of which another rank holds the second half of the rows."""
 _BETAS = (0.9, 0.95)
 _OPTIONS: dict[str, Any] = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": False}
 
 
 @cache
-def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> str | None:
+def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype, cut: bool = False) -> str | None:
     """Why the kernels are not to be used, or None if they do there what they should.
 
     Args:
         device: Where.
         dtype: Dtype of parameters.
         momentum_dtype: Dtype of their first moments.
+        cut: Whether other ranks hold parts of their blocks.
     """
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            _compare(device, dtype, momentum_dtype)
+            _compare(device, dtype, momentum_dtype, cut)
     except Exception as error:  # whatever a compiler, a driver or a comparison may raise
         reason = f"the Triton kernels failed their check on {device}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
         return reason
     return None
 
 
-def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> None:
+def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype, cut: bool) -> None:
     torch.manual_seed(0)
-    ours, theirs = (_tensors(device, dtype, momentum_dtype) for _ in range(2))
-    plans = [make_plan(layout, p.stride(), p.device, triton.SIZES) for (p, _), layout in zip(ours, _LAYOUTS, strict=True)]
+    layouts = [_half(layout, device, dtype) for layout in _CUT] if cut else _LAYOUTS
+    ours, theirs = ([_tensor(layout, device, dtype, momentum_dtype) for layout in layouts] for _ in range(2))
+    plans = [triton.plan_of(p, layout) for (p, _), layout in zip(ours, layouts, strict=True)]
     group, tables = {**_OPTIONS, "betas": _BETAS}, {}
     for _ in range(2):
-        grads = [torch.randn(layout.shape).to(device, dtype) for layout in _LAYOUTS]
+        grads = [torch.randn(p.shape).to(device, dtype) for p, _ in ours]
         tasks = [
-            Task(p, grad, state, layout, Plain(layout.shape, momentum_dtype), None, plan)
-            for (p, state), grad, layout, plan in zip(ours, grads, _LAYOUTS, plans, strict=True)
+            Task(p, grad, state, layout, Plain(tuple(p.shape), momentum_dtype), None, plan)
+            for (p, state), grad, layout, plan in zip(ours, grads, layouts, plans, strict=True)
         ]
         triton.step([(group, tasks)], tables)
         adam_mini(
@@ -69,7 +74,7 @@ def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dty
             [state["exp_avg"] for _, state in theirs],
             [state["exp_avg_sq"] for _, state in theirs],
             [state["step"] for _, state in theirs],
-            _LAYOUTS,
+            layouts,
             [state.get("exp_avg_sq_col") for _, state in theirs],
             beta1=_BETAS[0],
             beta2=_BETAS[1],
@@ -84,12 +89,27 @@ def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dty
             torch.testing.assert_close(here, there, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def _tensors(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    tensors = []
-    for layout in _LAYOUTS:
-        p = torch.linspace(-1, 1, math.prod(layout.shape)).view(layout.shape).to(device, dtype)
-        state = {"step": torch.zeros((), device=device), "exp_avg": torch.zeros_like(p, dtype=momentum_dtype)}
-        for name, margin in zip(("exp_avg_sq", "exp_avg_sq_col"), layout.margins, strict=False):
-            state[name] = torch.zeros(margin.block_shape, device=device, dtype=second_moment_dtype(dtype))
-        tensors.append((p, state))
-    return tensors
+def _half(layout: BlockLayout, device: torch.device, dtype: torch.dtype) -> CutBlocks:
+    """The blocks as a rank sees them that holds the first half of the rows, with some mean squares."""
+    origin, sizes = [0] * len(layout.shape), (layout.shape[0] // 2, *layout.shape[1:])
+    margins = []
+    for margin, apart in zip(layout.margins, apart_in(layout), strict=True):
+        window, corner = window_of(margin, apart, origin, sizes)
+        margins.append(Part(margin, apart, window, corner, (window.shard(origin, sizes),), None, (), (), device))
+    means = [torch.linspace(0.5, 2, part.window.num_blocks).view(part.window.block_shape) for part in margins]
+    part = replace(margins[0], crossing=margins[1]) if len(margins) > 1 else margins[0]
+    return CutBlocks(part, tuple(mean.to(device, second_moment_dtype(dtype)) for mean in means))
+
+
+def _tensor(
+    layout: BlockLayout | CutBlocks, device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if isinstance(layout, BlockLayout):
+        shape, margins = layout.shape, layout.margins
+    else:
+        shape, margins = layout.part.pieces[0].sizes, [part.window for part in layout.part.margins]
+    p = torch.linspace(-1, 1, math.prod(shape)).view(shape).to(device, dtype)
+    state = {"step": torch.zeros((), device=device), "exp_avg": torch.zeros_like(p, dtype=momentum_dtype)}
+    for name, margin in zip(("exp_avg_sq", "exp_avg_sq_col"), margins, strict=False):
+        state[name] = torch.zeros(margin.block_shape, device=device, dtype=second_moment_dtype(dtype))
+    return p, state

@@ -4,7 +4,8 @@
 gradient once. ``step_pieces`` works on larger blocks in pieces, and on blocks that are scattered in memory in tiles: once for the sums of
 squares, which ``finish`` adds up to second moments, and once for the update. ``step_tiles`` does the same for factored layouts, in tiles
 of a matrix that have a sum for each row and for each column: ``finish_lines`` adds up those of ordinary rows and columns, and ``average``
-takes the mean that both margins have in common.
+takes the mean that both margins have in common. ``update_tiles`` is for blocks that other ranks hold parts of: it only updates, by roots
+that torch's operators make of sums that the ranks have added up.
 
 All sums are taken in an order that the tensors' shapes alone decide, so that a step gives the same bits each time. A sum of squares may
 overflow where no square and no mean does. It is taken again then, of gradients that are made smaller: only then, because to make them
@@ -22,7 +23,7 @@ import triton
 import triton.language as tl
 
 # Fields of a tensor in `tasks`, of a row of each other table, and of `scalars`. plan.py and step.py write them in this order.
-TASK, ITEM, PIECE, BLOCK, TILE, LINE = 13, 6, 7, 7, 8, 9
+TASK, ITEM, PIECE, BLOCK, TILE, LINE, UPDATED = 13, 6, 7, 7, 8, 9, 4
 GROUP, SCALARS = 8, 10
 # What makes gradients so small that 65536 of their squares (a program adds up no more: Sizes.block) do not overflow together, what undoes
 # that in the squares, and what makes room for sums of float64 partials. All are powers of two, which round nothing.
@@ -35,6 +36,7 @@ _PIECE: tl.constexpr = tl.constexpr(PIECE)
 _BLOCK: tl.constexpr = tl.constexpr(BLOCK)
 _TILE: tl.constexpr = tl.constexpr(TILE)
 _LINE: tl.constexpr = tl.constexpr(LINE)
+_UPDATED: tl.constexpr = tl.constexpr(UPDATED)
 _GROUP: tl.constexpr = tl.constexpr(GROUP)
 _SCALARS: tl.constexpr = tl.constexpr(SCALARS)
 _DOWN: tl.constexpr = tl.constexpr(DOWN)
@@ -427,8 +429,7 @@ def step_tiles(
             x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
             grad = _gradient(tl.load(g + at, mask=inside, other=0.0).to(COMPUTE), x, sign, coupled)
             update = _momentum(m, at, grad, s, inside, COMPUTE) / (root_of_rows[:, None] * root_of_columns[None, :] + eps)
-            update = tl.where(update > bound, bound, tl.where(update < -bound, -bound, update))  # NaN stays
-            tl.store(p + at, (x * decay - lr * update).to(p.dtype.element_ty), mask=inside)
+            tl.store(p + at, (x * decay - lr * _bounded(update, bound)).to(p.dtype.element_ty), mask=inside)
     else:
         of_row = partials + tl.load(tile + 6)
         total, most = _sum_tile(
@@ -483,6 +484,81 @@ def _sum_tile(
             most = tl.maximum(most, total)
         sums += grad * grad
     return tl.sum(sums, axis=0), most
+
+
+@triton.jit
+def update_tiles(
+    tiles,
+    tasks,
+    scalars,
+    P: tl.constexpr,  # noqa: N803
+    M: tl.constexpr,  # noqa: N803
+    COMPUTE: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    COLUMNS: tl.constexpr,  # noqa: N803
+    ALIGNED: tl.constexpr,  # noqa: N803
+    FACTORED: tl.constexpr,  # noqa: N803
+):
+    """Update tiles of matrices of whose second moments the roots are known: one factor of them, or two (``FACTORED``).
+
+    Element ``(r, c)`` has number ``of_row[r] + of_column[c]`` of a factor.
+    """
+    tile = tiles + tl.program_id(0).to(tl.int64) * _UPDATED
+    tensor = tl.load(tile)
+    start = tl.load(tile + 1)
+    length = tl.load(tile + 2)
+    left = tl.load(tile + 3)
+    task = tasks + tensor * _TASK
+    s = scalars + tensor * _SCALARS
+    p, g, m, _ = _tensors(task, P, M, COMPUTE, ALIGNED)
+    sign = tl.load(s + 3).to(COMPUTE)
+    coupled = tl.load(s + 2).to(COMPUTE)
+    wide = tl.load(task + 9)
+    numel = tl.load(task + 10)
+    if ALIGNED:
+        wide = tl.multiple_of(wide, 8)
+        left = tl.multiple_of(left, 8)
+        numel = tl.multiple_of(numel, 8)
+    rows: tl.constexpr = TILE // COLUMNS
+    column = left + tl.arange(0, COLUMNS)
+    there = column < wide
+    of_column, of_row = _numbers(task + 7, column, there, wide)
+    first = tl.load(task + 11).to(tl.pointer_type(COMPUTE)) + of_column[None, :]
+    second, of_row_too = first, of_row
+    if FACTORED:
+        of_column, of_row_too = _numbers(task + 8, column, there, wide)
+        second = tl.load(task + 12).to(tl.pointer_type(COMPUTE)) + of_column[None, :]
+    correction = tl.load(s + 5).to(COMPUTE)
+    eps = tl.load(s + 6).to(COMPUTE)
+    bound = tl.load(s + 9).to(COMPUTE)
+    lr = tl.load(s + 4).to(COMPUTE)
+    decay = tl.load(s + 1).to(COMPUTE)
+    for i in range(0, length, rows):
+        at, inside = _tile(0, start + i, length - i, wide, numel, column, there, 1, rows)
+        row = tl.arange(0, rows)
+        near = row < length - i
+        line = start + i + row
+        root = tl.load(first + tl.load(of_row + line, mask=near, other=0)[:, None], mask=inside, other=1.0) * correction
+        if FACTORED:
+            root *= tl.load(second + tl.load(of_row_too + line, mask=near, other=0)[:, None], mask=inside, other=1.0)
+        x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+        grad = _gradient(tl.load(g + at, mask=inside, other=0.0).to(COMPUTE), x, sign, coupled)
+        update = _momentum(m, at, grad, s, inside, COMPUTE) / (root + eps)
+        if FACTORED:
+            update = _bounded(update, bound)
+        tl.store(p + at, (x * decay - lr * update).to(p.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _numbers(field, column, there, wide):
+    """The numbers of some columns, and where those of all rows are."""
+    numbers = tl.load(field).to(tl.pointer_type(tl.int32))
+    return tl.load(numbers + column, mask=there, other=0), numbers + wide
+
+
+@triton.jit
+def _bounded(update, bound):
+    return tl.where(update > bound, bound, tl.where(update < -bound, -bound, update))  # NaN stays
 
 
 @triton.jit

@@ -49,8 +49,10 @@ class Plan(NamedTuple):
         blocks: For each of ``finish``: its margin, block, size, first of its ``entries``, number of them, 0.
         entries: int32 numbers of the sums of squares of these blocks, block by block; of ``means``, numbers of blocks.
         sums: Number of sums.
-        numbers: int32 block number of each run, or of each column; on the tensor's device. None where it counts up from 0.
-        order: int32 rows of the matrix, those with one first block together; on the tensor's device. None where they are.
+        numbers: int32 block number of each run, or of each column; on the tensor's device. None where it counts up from 0. Of ``updates``,
+            that of each column and then of each row of the matrix, in the root's first factor.
+        order: int32 rows of the matrix, those with one first block together; on the tensor's device. None where they are. Of ``updates``,
+            as ``numbers``, of the second factor.
         wide: Columns of the matrix.
         divisible: Whether every program's memory begins and ends at multiples of 8 elements.
         tiles: For each program of ``step_tiles``: first row, number of rows, first column, first block of columns, where the mean of both
@@ -63,6 +65,7 @@ class Plan(NamedTuple):
         columns: Columns of a tile.
         swapped: Whether rows are blocks of the second margin; margin 0 of the tables is that of rows.
         apart: Of how many rows elements lie in turns, which is the distance of the elements of one.
+        updates: For each program of ``update_tiles``: first row, number of rows, first column.
     """
 
     items: Tensor = _none(5)
@@ -81,6 +84,7 @@ class Plan(NamedTuple):
     columns: int = 0
     swapped: bool = False
     apart: int = 1
+    updates: Tensor = _none(3)
 
 
 @lru_cache(maxsize=65536)
@@ -259,6 +263,42 @@ def _plan_crossed(layout: BlockLayout, strides: tuple[int, ...], device: torch.d
         columns=columns,
         swapped=margin == 1,
         apart=math.prod(layout.shape[d] for d in order[end:]),
+    )
+
+
+@lru_cache(maxsize=65536)
+def plan_update(factors: tuple[BlockLayout, ...], strides: tuple[int, ...], device: torch.device, sizes: Sizes) -> Plan:
+    """Share the update of a dense tensor whose roots of second moments are known.
+
+    Args:
+        factors: How each factor of the roots lies over the tensor, as blocks.
+        strides: The tensor's strides.
+        device: Where it is.
+        sizes: How much a program does.
+    """
+    shape = factors[0].shape
+    order = memory_order(shape, strides)
+    assert order is not None
+    numel = math.prod(shape)
+
+    def cost(cut: int) -> float:
+        wide = math.prod(shape[d] for d in order[cut:])
+        return math.ceil(wide / _tile_columns(wide, sizes)) * _tile_columns(wide, sizes) / wide + (wide + numel // wide) / numel
+
+    cut = min(range(len(order) or 1), key=cost)
+    wide = math.prod(shape[d] for d in order[cut:])
+    columns = _tile_columns(wide, sizes)
+    most = sizes.run // columns
+    start, left = torch.arange(0, numel // wide, most)[:, None], torch.arange(0, wide, columns)
+    updates = _table(*(field.flatten() for field in torch.broadcast_tensors(start, (numel // wide - start).clamp_max(most), left)))
+    numbers = [torch.cat([block_numbers(factor, dims) for dims in (order[cut:], order[:cut])]).to(device) for factor in factors]
+    return Plan(
+        numbers=numbers[0],
+        order=numbers[1] if len(numbers) > 1 else None,
+        wide=wide,
+        divisible=wide % 8 == 0,
+        columns=columns,
+        updates=updates,
     )
 
 

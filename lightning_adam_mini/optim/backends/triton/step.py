@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini._sums import second_moment_dtype
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.backends.protocol import Task
-from lightning_adam_mini.optim.backends.triton.plan import LINES, Plan, Sizes
+from lightning_adam_mini.optim.backends.triton.plan import LINES, Plan, Sizes, make_plan, plan_update
+from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.segments import in_memory_of, put_in_order
+from lightning_adam_mini.optim.shards.part import CutBlocks
 
 SIZES = Sizes()
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -30,6 +33,16 @@ def load_kernels() -> Any | str:
         return import_module("lightning_adam_mini.optim.backends.triton.kernel")
     except ImportError as error:
         return f"Triton cannot be imported ({error}): install triton"
+
+
+def plan_of(p: Tensor, layout: Blocks) -> Plan:
+    """What the programs of a parameter do."""
+    if isinstance(layout, BlockLayout):
+        return make_plan(layout, p.stride(), p.device, SIZES)
+    assert isinstance(layout, CutBlocks)
+    factors = layout.over(tuple(p.shape))
+    assert factors is not None
+    return plan_update(factors, p.stride(), p.device, SIZES)
 
 
 def step(work: Sequence[tuple[Mapping[str, Any], Sequence[Task]]], tables: MutableMapping[Any, Any]) -> None:
@@ -61,17 +74,29 @@ def step(work: Sequence[tuple[Mapping[str, Any], Sequence[Task]]], tables: Mutab
             p, state, plan = task.p, task.state, task.plan
             put_in_order(p, state)
             grad = in_memory_of(p, task.grad)
-            held.append(grad)
+            factors = _advance(group, task, grad)
+            held.extend((grad, *factors))
             key = (p.device, p.dtype, state["exp_avg"].dtype)
             batch = batches.get(key)
             if batch is None:
                 batch = batches[key] = tables.get(key) or _Batch(*key)
                 batch.begin()
-            batch.add(p, grad, state, plan, g, batch.address_of_lr(g, lr) if lr_there else 0)
+            batch.add(p, grad, state, plan, g, batch.address_of_lr(g, lr) if lr_there else 0, factors)
     for key, batch in batches.items():
         tables[key] = batch
         with torch.cuda.device(key[0]) if key[0].type == "cuda" else contextlib.nullcontext():
             batch.launch(options)
+
+
+def _advance(group: Mapping[str, Any], task: Task, grad: Tensor) -> tuple[Tensor, ...]:
+    """Step the second moments of blocks that other ranks hold parts of, if it has such; return the factors of their roots."""
+    blocks, state = task.layout, task.state
+    if not isinstance(blocks, CutBlocks):
+        return ()
+    if group["weight_decay"] and not group["decoupled_weight_decay"] and any(mean is None for mean in blocks.means):
+        grad = torch.add(-grad if group["maximize"] else grad, task.p, alpha=group["weight_decay"])
+    moments = [state[name] for name in ("exp_avg_sq", "exp_avg_sq_col") if name in state]
+    return tuple(factor.contiguous() for factor in blocks.advance(moments, grad, group["betas"][1]))
 
 
 class _Batch:
@@ -103,10 +128,13 @@ class _Batch:
             self.fresh_lrs[g] = kept.copy_(lr.reshape(()), non_blocking=True)
         return self.lrs[g].data_ptr()
 
-    def add(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], plan: Plan, group: int, lr: int) -> None:
-        numbers, order, row_numbers = plan.numbers, plan.order, plan.row_numbers
+    def add(self, p: Tensor, grad: Tensor, state: Mapping[str, Tensor], plan: Plan, group: int, lr: int, factors: Sequence[Tensor]) -> None:
+        numbers, order = plan.numbers, plan.order
+        row_numbers = 0 if plan.row_numbers is None else plan.row_numbers.data_ptr()
         margins = [state["exp_avg_sq"].data_ptr(), state["exp_avg_sq_col"].data_ptr() if len(plan.tiles) else 0]
         rows, others = reversed(margins) if plan.swapped else margins
+        if factors:
+            rows, others, row_numbers = 0, factors[0].data_ptr(), factors[-1].data_ptr()
         pointers = (p.data_ptr(), grad.data_ptr(), state["exp_avg"].data_ptr(), rows)
         self.fields.extend(
             (
@@ -119,7 +147,7 @@ class _Batch:
                 plan.wide,
                 p.numel(),
                 others,
-                0 if row_numbers is None else row_numbers.data_ptr(),
+                row_numbers,
             )
         )
         aligned = plan.divisible and not (pointers[0] | pointers[1] | pointers[2] | pointers[3]) & 15
@@ -148,6 +176,8 @@ class _Batch:
         for (kind, *shape), table in self.tables.items():
             if kind == "items":
                 kernels.step_blocks[(len(table),)](table, self.tasks, self.scalars, *dtypes, sizes.tile, sizes.widths, *shape, num_warps=8)
+            elif kind == "updates":
+                kernels.update_tiles[(len(table),)](table, self.tasks, self.scalars, *dtypes, sizes.tile, *shape, num_warps=8)
         for update in (False, True):
             for (kind, *shape), table in self.tables.items():
                 if kind in ("pieces", "tiles"):
@@ -176,6 +206,7 @@ class _Batch:
                 ("items", aligned): plan.items,
                 ("pieces", SIZES.columns, aligned): _plus(plan.pieces, sums, 5),
                 ("tiles", plan.columns, aligned, plan.apart): _plus(plan.tiles, sums, 4, 5, 6),
+                ("updates", plan.columns, aligned, plan.order is not None): plan.updates,
                 ("blocks",): _plus(_plus(plan.blocks, listed, 3), sums, 5),
                 ("means",): _plus(_plus(plan.means, listed, 3), sums, 5),
                 ("lines",): _plus(plan.lines, sums, 4),
