@@ -500,8 +500,8 @@ def test_callback_twice_is_refused():
     ("kwargs", "message"),
     [
         ({"partition": "adam_mni"}, "adam_mini"),
-        ({"options": {"valu": "whole"}}, "value"),
-        ({"options": {"value": "wole"}}, "whole"),
+        ({"options": {"embeding": "token"}}, "embedding"),
+        ({"partition": "adam_mini", "options": {"value": "wole"}}, "whole"),
         ({"overrides": {"heed.*": "tensor"}}, "head"),
         ({"overrides": {"head.weight": "q:2x99"}}, r"head\.weight"),
     ],

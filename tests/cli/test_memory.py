@@ -55,7 +55,9 @@ def test_json_of_a_hugging_face_config(capsys, tmp_path):
     assert rows["AdamW", None]["state_bytes"] == 8 * n + 4 * found["tensors"]
     # Two tables by token; queries and keys by head; values, projection and MLP by neuron; norms by tensor.
     assert rows["AdamMini", "adam_mini"]["second_moments"] == 2 * 100 + 2 * (8 + 2 + 16 + 64 + 96 + 96 + 64 + 2) + 1
-    assert rows["AdamMini", "auto"]["second_moments"] == 2 * 100 + 2 * (64 + 16 + 16 + 64 + 96 + 96 + 64 + 2) + 1  # all by neuron
+    # The embedding by token, norms by element, all else by row and column.
+    layer = (64 + 64) + 2 * (16 + 64) + (64 + 64) + 3 * (96 + 64) + 2 * 64
+    assert rows["AdamMini", "auto"]["second_moments"] == 100 + (100 + 64) + 2 * layer + 64
     assert rows["AdamMini", "adam_mini_v1"]["second_moments"] == 2 * 6400 + 2 * (8 + 2 + 5 + 2) + 1
     assert list(rows) == [("SGD", None), ("AdamW", None)] + [
         ("AdamMini", p) for p in ("auto", "adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
