@@ -14,18 +14,18 @@ from typing_extensions import override
 
 TOKENS, CLASSES, BATCH = 37, 5, 8
 
-# What is shared over what: by token, by head (which ranks cut), a fused projection, columns, rows, whole tensors, single elements.
+# What is shared over what: by token, by head (which ranks cut), a fused projection, rows and columns, columns, whole tensors, elements.
 _BLOCKS: dict[str, Any] = {
     "embed.weight": "line",
     "query.bias": "parameter",
     "qkv.bias": "tensor",
-    "up.weight": "line",
+    "up.weight": "factored",
     "up.bias": "parameter",
     "down.weight": {"dims": [0]},
     "down.bias": "parameter",
     "norm.weight": "tensor",
     "norm.bias": "tensor",
-    "head.weight": "tensor",
+    "head.weight": "factored",
     "head.bias": "parameter",
 }
 

@@ -247,17 +247,19 @@ def fit(steps: int, root: Path, io_plugin: Any, callbacks: list[pl.Callback], re
     return net, root / f"step={steps}.ckpt"
 
 
-def mini() -> list[pl.Callback]:
-    return [AdamMiniCallback(monitor=False)]
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_checkpoints_in_the_background_are_as_small_and_resume_to_the_bit(tmp_path):
+@pytest.mark.parametrize(("partition", "most"), [("adam_mini", 0.7), ("auto", 1.05)])
+def test_checkpoints_in_the_background_are_as_small_and_resume_to_the_bit(tmp_path, partition, most):
+    """Of blocks half of AdamW's; where rows and columns cross, what AdamW can load is dense."""
+
+    def mini() -> list[pl.Callback]:
+        return [AdamMiniCallback(partition, monitor=False)]
+
     _, whole = fit(8, tmp_path / "sync", TorchCheckpointIO(), mini())
     _, background = fit(8, tmp_path / "async", AsyncCheckpointIO(), mini())
     assert background.stat().st_size == pytest.approx(whole.stat().st_size, rel=0.05)
     _, without = fit(8, tmp_path / "without", TorchCheckpointIO(), [])
-    assert background.stat().st_size < 0.7 * without.stat().st_size
+    assert background.stat().st_size < most * without.stat().st_size
 
     states = [torch.load(path, weights_only=False)["optimizer_states"][0]["state"] for path in (whole, background)]
     for i, entry in states[0].items():
