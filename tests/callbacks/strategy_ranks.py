@@ -116,8 +116,8 @@ def check_detection(name, folder, weights, rates):
 
 
 def check_refusals(name, folder, weights, rates):
-    other = {**BLOCKS, "up.weight": {"dims": [0]}}
-    with pytest.raises(ValueError, match="'up.weight' has blocks .* neither finer nor coarser"):
+    other = {**BLOCKS, "down.weight": {"dims": [1]}}
+    with pytest.raises(ValueError, match="'down.weight' has blocks .* neither finer nor coarser"):
         fit(name, ckpt_path=str(folder / "single.ckpt"), blocks=other, max_epochs=2)
     if name == "FSDP1":
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
