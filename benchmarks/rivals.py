@@ -73,15 +73,16 @@ def per_element(bytes_each: float) -> Callable[[Workload, nn.Module], float]:
     return lambda _, model: bytes_each * sum(p.numel() for p in model.parameters())
 
 
-def blockwise(momentum_bytes: int = 4) -> Callable[[Workload, nn.Module], float]:
+def blockwise(momentum_bytes: int = 4, partition: str = "auto") -> Callable[[Workload, nn.Module], float]:
     """Return the floor of a blockwise optimizer: p and m read and written, g read once where its block stays on chip and else twice.
 
     Args:
         momentum_bytes: Bytes of an element of the momentum.
+        partition: What its blocks are.
     """
 
     def floor(workload: Workload, model: nn.Module) -> float:
-        return sum(bytes_of(layout, momentum_bytes) for layout in workload.layouts(model).values())
+        return sum(bytes_of(layout, momentum_bytes) for layout in workload.layouts(model, partition).values())
 
     return floor
 
@@ -96,9 +97,12 @@ def bytes_of(layout: BlockLayout, momentum_bytes: int = 4) -> float:
     Example:
         >>> [bytes_of(BlockLayout((1024, 1024), dims)) / 2**20 for dims in ((), (1,), (0, 1))]
         [28.0, 20.0078125, 24.00000762939453]
+        >>> bytes_of(BlockLayout.factored((1024, 1024))) / 2**20
+        24.015625
     """
     elements = math.prod(layout.shape)
-    gradient = 4 if layout.is_per_parameter or elements <= ON_CHIP * layout.num_blocks else 8
+    once = layout.is_per_parameter or (elements <= ON_CHIP * layout.num_blocks and not layout.is_factored)
+    gradient = 4 if once else 8
     return elements * (8 + gradient + 2 * momentum_bytes) + 8 * layout.num_blocks
 
 
@@ -143,9 +147,9 @@ def _of_recipes(name: str) -> Build:
     return lambda _, model: RIVALS_OF_RECIPES[name].build([{"params": list(model.parameters())}], Settings(LR, model=model))
 
 
-def _ours(**options: object) -> Build:
+def _ours(partition: str = "auto", **options: object) -> Build:
     def build(workload: Workload, model: nn.Module) -> Optimizer:
-        return AdamMini(model.named_parameters(), lr=LR, layouts=workload.layouts(model), **options)  # pyright: ignore[reportArgumentType]
+        return AdamMini(model.named_parameters(), lr=LR, layouts=workload.layouts(model, partition), **options)  # pyright: ignore[reportArgumentType]
 
     return build
 
@@ -163,16 +167,17 @@ RIVALS = (
     Rival(
         "adam-mini (PyPI)",
         _adam_mini,
-        blockwise(),
+        blockwise(partition="adam_mini"),
         (_renamed_adam_mini, "with renamed parameters, because with their own names it raises"),
         "adam-mini",
     ),
-    Rival("AdamMini (pytorch-optimizer)", _pytorch_optimizer, blockwise(), package="pytorch-optimizer"),
+    Rival("AdamMini (pytorch-optimizer)", _pytorch_optimizer, blockwise(partition="adam_mini"), package="pytorch-optimizer"),
     Rival("AdamW8bit (torchao)", _of_recipes("adamw_8bit"), per_element(16), package="torchao"),
     Rival("Lion (timm)", _of_recipes("lion"), per_element(20), package="timm"),
     *([Rival("Muon", _of_recipes("muon"), orthogonalised)] if hasattr(torch.optim, "Muon") else []),
     Rival("NorMuon (pytorch-optimizer)", _of_recipes("normuon"), orthogonalised, package="pytorch-optimizer"),
     Rival("AdamMini", _ours(), blockwise()),
+    Rival("AdamMini adam_mini", _ours("adam_mini"), blockwise(partition="adam_mini")),
     *([Rival("AdamMini fused=False", _ours(fused=False), blockwise())] if _has("fused") else []),
     *([Rival("AdamMini bfloat16 momentum", _ours(momentum_dtype=torch.bfloat16), blockwise(2))] if _has("momentum_dtype") else []),
     Rival("AdamMini 8-bit momentum", _ours(momentum_dtype="8bit"), blockwise(1)),

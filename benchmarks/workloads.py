@@ -53,13 +53,14 @@ class Workload:
         with device:
             return self.build().to(device)
 
-    def layouts(self, model: nn.Module) -> dict[str, BlockLayout]:
-        """Return the blocks of AdamMini's default partition.
+    def layouts(self, model: nn.Module, partition: str = "auto") -> dict[str, BlockLayout]:
+        """Return AdamMini's blocks.
 
         Args:
             model: What `make` returned.
+            partition: Their partition.
         """
-        return partition_model(model, "adam_mini", overrides=dict(self.overrides))
+        return partition_model(model, partition, overrides=dict(self.overrides) if partition == "adam_mini" else None)
 
 
 class Tensors(nn.Module):
