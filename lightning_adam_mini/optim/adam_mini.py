@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.codecs import MomentumDtype, check_momentum_dtype
-from lightning_adam_mini.optim.conversion import convert_state_dict, moments_of
+from lightning_adam_mini.optim.conversion import MEANS, as_numbers, convert_state_dict, moments_of
 from lightning_adam_mini.optim.group_layouts import GroupLayouts, named_in, some, with_list
 from lightning_adam_mini.optim.options import check_options
 from lightning_adam_mini.optim.regroup import check_nested
@@ -526,11 +526,28 @@ class AdamMini(Optimizer):
             numbers = {p: number for number, p in enumerate(p for group in self.param_groups for p in group["params"])}
             places = {p: number for p, number in numbers.items() if number in state_dict["state"]}
             portable = {p: state_dict["state"][place] for p, place in places.items()}
+            means = self._means_in_groups()
             self._format.to_portable(portable, {p: layout for _, p, layout in self._present()})
             state_dict = {**state_dict, "state": {place: portable[p] for p, place in places.items()}}
+            if means:
+                groups = [{**group, MEANS: some} for group, some in zip(state_dict["param_groups"], means, strict=True)]
+                state_dict = {**state_dict, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         return state_dict
+
+    def _means_in_groups(self) -> list[list[Any]] | None:
+        """For each group the means of factored second moments of what FSDP1 has flattened; None if there are none."""
+        flat = {*self._shards.flat, *self._shards.flattened_whole}
+        wanted = {p for _, p, layout in self._present() if p in flat and layout.is_factored}
+        if not wanted:
+            return None
+        known = {name: (layout, blocks) for name, _, _, layout, blocks in self._stepped()}  # every rank takes part
+        names = {p: name for name, p, _ in self._present()}
+        return [
+            [as_numbers(known[names[p]][1]) if p in wanted and names[p] in known else None for p in group["params"]]
+            for group in self.param_groups
+        ]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state written by this optimizer, with these or other layouts, or by torch's Adam or AdamW.

@@ -30,8 +30,9 @@ from lightning_adam_mini.optim.state import (
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
 
 
-_ROWS = "exp_avg_sq_row"
-"""Where the first margin of a factored second moment stands in what AdamW can load; ``exp_avg_sq`` is dense there."""
+MEANS = "means"
+"""Where the means of factored second moments stand in the groups of what AdamW can load: for each parameter None or, for each margin, a
+list of numbers. FSDP1 wants all tensors of a state to be as large as their parameters, and plain numbers go through everything."""
 
 
 class Loaded(NamedTuple):
@@ -93,7 +94,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
         if not entry:
             moments.append(Moments(saved, None))
             continue
-        entry = _own(entry, saved)
+        entry = _with_means(entry, group, place, saved)
         _check_entry(name, p, entry, saved)
         how = how_to_regroup(saved, layout)
         if how and not convert:
@@ -121,14 +122,23 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
             done[name] = how
         # Without the moments, which torch would cast to the parameter's dtype.
         state[saved_id] = {k: v for k, v in entry.items() if k not in kept}
-    groups = [{k: v for k, v in group.items() if k not in TORCH_ONLY} for group in saved_groups]
+    groups = [{k: v for k, v in group.items() if k not in (*TORCH_ONLY, MEANS)} for group in saved_groups]
     return Loaded({**state_dict, "state": state, "param_groups": groups}, moments, done)
 
 
-def _own(entry: Mapping[str, Any], saved: BlockLayout) -> dict[str, Any]:
-    """A parameter's saved state without what :func:`to_adamw_state_dict` added for AdamW."""
-    rows = entry.get(_ROWS) if saved.is_factored else None
-    return {**{k: v for k, v in entry.items() if k != _ROWS}, **({} if rows is None else {SECOND.name: rows})}
+def as_numbers(means: Sequence[Tensor]) -> tuple[list[float], ...]:
+    """The means of each margin as :data:`MEANS` holds them."""
+    return tuple(one.reshape(-1).tolist() for one in means)
+
+
+def _with_means(entry: Mapping[str, Any], group: Mapping[str, Any], place: int, saved: BlockLayout) -> Mapping[str, Any]:
+    """A parameter's saved state with the means that stand in its group."""
+    numbers = (group.get(MEANS) or {place: None})[place] if saved.is_factored and CROSSING.name not in entry else None
+    if numbers is None:
+        return entry
+    margins = zip(slots_of(Kind.BLOCK, saved), saved.margins, numbers, strict=True)
+    means = {slot.name: torch.tensor(one, dtype=torch.float64).view(margin.block_shape) for slot, margin, one in margins}
+    return {**entry, **means}
 
 
 def _check_entry(name: str, p: Tensor, entry: Mapping[str, Any], saved: BlockLayout) -> None:
@@ -214,8 +224,8 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Each second moment gets its parameter's shape. Most take hardly any memory: they are broadcast views of their blocks (on disk too),
     float64 so that AdamW, which casts what it loads to the parameter's dtype, makes dense tensors of its own from them. That of a factored
-    matrix is a dense tensor on the CPU, as large as AdamW's, and its means stand beside it. AdamMini loads the result as well, and gets its
-    blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
+    matrix is a dense tensor on the CPU, as large as AdamW's, and its means stand in the groups. AdamMini loads the result as well, and gets
+    its blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
 
     Args:
         state_dict: What ``AdamMini.state_dict()`` returned, left as it is.
@@ -232,17 +242,20 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         >>> to_adamw_state_dict(optimizer.state_dict())["state"][0]["exp_avg_sq"].shape
         torch.Size([4, 6])
     """
-    state: dict[Any, Any] = dict(state_dict["state"])
+    state, groups = dict(state_dict["state"]), []
     for group in state_dict["param_groups"]:
-        for saved_id, plain in zip(group["params"], group.get("layouts", ()), strict=False):
+        means: list[Any] = [None] * len(group["params"])
+        for place, (saved_id, plain) in enumerate(zip(group["params"], group.get("layouts", ()), strict=False)):
             entry = state.get(saved_id)
-            if not entry:
-                continue
-            layout = BlockLayout.from_plain(plain)
             # What is sharded goes into a sharded checkpoint, as it is.
-            if type(entry[SECOND.name]) is Tensor:
-                state[saved_id] = {**_without_codes(entry), **_spread(entry, layout)}
-    return {**state_dict, "state": state}
+            if entry and type(entry[SECOND.name]) is Tensor:
+                layout = BlockLayout.from_plain(plain)
+                kept = _blocks_of(_with_means(entry, group, place, layout), layout)
+                means[place] = as_numbers(kept) if layout.is_factored else None
+                others = {k: v for k, v in _without_codes(entry).items() if k != CROSSING.name}
+                state[saved_id] = {**others, SECOND.name: _spread(kept, layout, entry[SECOND.name].dtype)}
+        groups.append({**group, MEANS: means} if any(means) else group)
+    return {**state_dict, "state": state, "param_groups": groups}
 
 
 def _without_codes(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,21 +267,21 @@ def _without_codes(entry: Mapping[str, Any]) -> dict[str, Any]:
     return dict(entry)
 
 
-def _spread(entry: Mapping[str, Any], layout: BlockLayout) -> dict[str, Tensor]:
-    """What a parameter's state has per block, as if it were per element."""
-    if layout.is_per_parameter:
-        return {}
+def _blocks_of(entry: Mapping[str, Any], layout: BlockLayout) -> list[Tensor]:
+    """What a parameter's state has per block, of each margin."""
     kept = [entry[slot.name] for slot in slots_of(Kind.BLOCK, layout)]
     # From FSDP1 they come with one value per element.
-    kept = [blocks if blocks.shape != layout.shape else of.average(blocks) for blocks, of in zip(kept, layout.margins, strict=True)]
+    return [blocks if blocks.shape == of.block_shape else of.average(blocks) for blocks, of in zip(kept, layout.margins, strict=True)]
+
+
+def _spread(kept: Sequence[Tensor], layout: BlockLayout, dtype: torch.dtype) -> Tensor:
+    """Second moments per element."""
+    if layout.is_per_parameter:
+        return kept[0]
     # Where the model trains there may be no room for what is dense.
-    wide, beside = layout.combine([blocks.to("cpu" if layout.is_factored else blocks.device, torch.float64) for blocks in kept]), {}
-    if layout.is_factored:
-        beside = {CROSSING.name: kept[1], _ROWS: kept[0]}
+    wide = layout.combine([blocks.to("cpu" if layout.is_factored else blocks.device, torch.float64) for blocks in kept])
     if wide.shape == layout.shape:  # nothing is broadcast
-        wide = wide.to(kept[0].dtype)
-    else:
-        wide = wide.expand(layout.shape).as_subclass(BroadcastTensor)
-        # AdamW would keep a view of its dtype, and then write through it.
-        wide = wide.contiguous() if kept[0].dtype == torch.float64 else wide
-    return {SECOND.name: wide, **beside}
+        return wide.to(dtype)
+    wide = wide.expand(layout.shape).as_subclass(BroadcastTensor)
+    # AdamW would keep a view of its dtype, and then write through it.
+    return wide.contiguous() if dtype == torch.float64 else wide

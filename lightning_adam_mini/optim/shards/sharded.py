@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini._sums import second_moment_dtype
-from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.layout import BlockLayout, cross
 from lightning_adam_mini.optim.codecs import Codec, MomentumDtype, codec_for, row_of
 from lightning_adam_mini.optim.regroup import how_to_regroup, regroup
 from lightning_adam_mini.optim.rounding import Place
@@ -26,7 +26,7 @@ from lightning_adam_mini.optim.shards.dtensor import (
 from lightning_adam_mini.optim.shards.flat import FlatShard, flat_part, is_flat_parameter, is_flattened
 from lightning_adam_mini.optim.shards.part import CutBlocks, Part
 from lightning_adam_mini.optim.shards.reduce import CutSums, add_up, agree, gather_blocks
-from lightning_adam_mini.optim.state import Kind, slots_of
+from lightning_adam_mini.optim.state import SECOND, Kind, moments_in, slots_of
 from lightning_adam_mini.optim.work import Member, Work
 
 
@@ -41,6 +41,7 @@ class Shards:
         self.flat = dict(flat or {})
         self.parts: dict[Tensor, Part] = {}
         self.flattened_whole: dict[Tensor, BlockLayout] = {}
+        self._layouts: dict[Tensor, BlockLayout] = {}
         self._cut: dict[Part, Tensor] = {}  # the margins whose blocks other ranks hold parts of, and whose they are
         self._sums: CutSums | None = None
         self._kinds: list[tuple[torch.dtype, torch.device]] = []
@@ -82,6 +83,7 @@ class Shards:
         """
         parts: dict[Tensor, Part] = {}
         flattened_whole: dict[Tensor, BlockLayout] = {}
+        parameters = list(parameters)
         for name, p, layout in parameters:
             if p in self.flat:
                 parts[p] = flat_part(self.flat[p], layout)
@@ -90,6 +92,7 @@ class Shards:
             elif is_flattened(p):
                 flattened_whole[p] = layout
         self.parts, self.flattened_whole, self._sums = parts, flattened_whole, None
+        self._layouts = {p: layout for _, p, layout in parameters if p in parts}
         self._cut = {
             margin: p for p, part in parts.items() for margin in part.margins if not margin.is_uncut and not margin.layout.is_per_parameter
         }
@@ -224,7 +227,7 @@ class Shards:
         """Turn the state of sharded parameters into a form for all strategies and any number of ranks. Every rank has to call it.
 
         That of a DTensor is a DTensor. That of a parameter that FSDP1 has flattened is what FSDP's ``optim_state_dict`` takes: one value an
-        element, of one dtype; for each margin of its blocks.
+        element, of one dtype, under the same names for all parameters.
 
         Args:
             state: The state of each parameter that has one, without codes; its entries are replaced.
@@ -239,22 +242,22 @@ class Shards:
                     state[p] = {**state[p], slot.name: blocks_to_dtensor(p, margin, blocks)}
         for p in [*self.flat, *self.flattened_whole]:
             if p in state:
-                state[p] = {**state[p], **self._dense(p, state[p])}
+                others = {name: kept for name, kept in state[p].items() if name not in moments_in(state[p])}
+                state[p] = {**others, **self._dense(p, state[p])}
 
     def _dense(self, p: Tensor, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """The moments of a parameter that FSDP1 has flattened, per element and of one dtype."""
-        dense: dict[str, Tensor] = {}
-        for slot in slots_of(Kind.BLOCK):
-            blocks = state.get(slot.name)
-            if blocks is None:
-                continue
-            if p in self.flattened_whole:
-                dense[slot.name] = self.flattened_whole[p].margins[slot.margin].spread(blocks).expand(p.shape).clone()
-            else:
-                margin = self.parts[p].margins[slot.margin]
-                dense[slot.name] = blocks.clone() if margin.layout.is_per_parameter else margin.flat(blocks)
-        dtype = next(iter(dense.values())).dtype
-        return {**dense, **{slot.name: state[slot.name].to(dtype) for slot in slots_of(Kind.ELEMENT)}}
+        layout = self.flattened_whole[p] if p in self.flattened_whole else self._layouts[p]
+        first, *others = (state[slot.name] for slot in slots_of(Kind.BLOCK, layout))
+        if p in self.flattened_whole:
+            dense = layout.combine([first, *others]).expand(p.shape).clone()
+        elif not others:
+            dense = first.clone() if layout.is_per_parameter else self.parts[p].flat(first)
+        else:
+            factors = cross(layout.margins, [one.double() for one in (first, *others)])
+            rows, columns = (margin.flat(factor) for margin, factor in zip(self.parts[p].margins, factors, strict=True))
+            dense = (rows * columns).to(first.dtype)
+        return {SECOND.name: dense, **{slot.name: state[slot.name].to(dense.dtype) for slot in slots_of(Kind.ELEMENT)}}
 
     # ---- loading ------------------------------------------------------------------------------------------------------
 
@@ -290,36 +293,28 @@ class Shards:
 
         Returns:
             For each margin of ``present`` what this rank keeps.
-
-        Raises:
-            ValueError: If factored second moments of FSDP1 are to be per element, of which no rank has all that it takes.
         """
-        part = self.parts[p]
-        is_dense = values is None or p in self.flat or (values[0].shape == p.shape and values[0].shape != saved.block_shape)
-        if saved == present or is_dense or saved.is_per_parameter:
-            sources = [self._source(saved, margin) for margin in present.margins]
+        margins = self.parts[p].margins
+        if values is None and saved.is_factored:  # whose means every rank has whole, or holds
+            return None
+        if saved == present or values is None or self._is_dense(p, values[0], saved) or saved.is_per_parameter:
+            sources = range(len(margins)) if saved == present else [0] * len(margins)
             return [
-                self._adopt_margin(p, of, None if values is None else values[i], saved.margins[i], margin)
-                for i, of, margin in zip(sources, part.margins, present.margins, strict=True)
+                self._adopt_margin(p, part, None if values is None else values[i], saved.margins[i], margin)
+                for i, part, margin in zip(sources, margins, present.margins, strict=True)
             ]
-        assert values is not None
         blocks = regroup([whole(one) for one in values], saved, present)
-        return [one[of.block_slices()].contiguous() for one, of in zip(blocks, part.margins, strict=True)]
+        return [one[part.block_slices()].contiguous() for one, part in zip(blocks, margins, strict=True)]
 
-    @staticmethod
-    def _source(saved: BlockLayout, margin: BlockLayout) -> int:
-        """Which of the means that were saved tells those of a margin."""
-        found = next((i for i, one in enumerate(saved.margins) if how_to_regroup(one, margin) in (None, "averaged")), None)
-        if found is None and saved.is_factored:
-            raise ValueError(
-                f"The loaded second moment has factored blocks ({saved}), and FSDP1 keeps of them too little to make others ({margin}) of"
-                " it. Resume with the partition that it was written with."
-            )
-        return found or 0
+    def _is_dense(self, p: Tensor, values: Tensor, saved: BlockLayout) -> bool:
+        """Whether a loaded second moment has one value an element: of FSDP1's parameters in one dimension."""
+        if p in self.flat:
+            return values.ndim == 1 or saved.is_per_parameter
+        return values.shape == p.shape and values.shape != saved.block_shape
 
     def _adopt_margin(self, p: Tensor, part: Part, values: Tensor | None, saved: BlockLayout, present: BlockLayout) -> Tensor:
         """The same of one margin: from its own blocks, or from one value an element."""
-        dense = values is None or p in self.flat or (values.shape == p.shape and values.shape != saved.block_shape)
+        dense = values is None or self._is_dense(p, values, saved)
         if not dense and saved.is_per_parameter and not present.is_per_parameter:
             dense = True
         if not dense:
