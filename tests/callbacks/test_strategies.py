@@ -58,7 +58,7 @@ def test_a_row_of_the_table(tmp_path):
     row = Bench(tmp_path).measure(ROWS["FSDP2 x tensor parallel"])
     assert row["resume"] == row["resume_sharded"] == 0.0
     assert all(row[column] < 1e-5 for column in ("steps", "to_single", "from_single", "from_adamw", "to_adamw")), row
-    assert row["calls"] == 1
+    assert row["calls"] == 2  # one a dimension of the mesh
     assert "| FSDP2 x tensor parallel | 4 |" in table([row])
 
 

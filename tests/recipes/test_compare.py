@@ -74,7 +74,7 @@ def test_killed_comparison_goes_on_without_repeating_a_finished_run(tmp_path, ca
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = {row["optimizer"]: row for row in csv.DictReader(file)}
     assert sorted(rows) == ["adamw", "auto"]
-    assert 0.49 < int(rows["auto"]["state_bytes"]) / int(rows["adamw"]["state_bytes"]) < 0.51
+    assert 0.49 < int(rows["auto"]["state_bytes"]) / int(rows["adamw"]["state_bytes"]) < 0.55  # rows and columns of small matrices
     assert float(rows["adamw"]["steps_per_second"]) > 0
     with Image.open(tmp_path / "out" / "figure.png") as image:
         assert np.ptp(np.asarray(image.convert("L"))) > 200  # there is ink on it
