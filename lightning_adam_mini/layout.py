@@ -77,6 +77,7 @@ class BlockLayout:
     """Shape of the tensor of blocks: as many dimensions as ``shape``, and broadcastable to it unless lines are grouped. Of a factored
     layout, that of its first margin."""
     _crossing: tuple[BlockLayout, ...] = field(init=False, repr=False, compare=False)
+    _asked: tuple[tuple[int, ...], int | None, str | None, tuple[int, ...]] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         try:
@@ -114,6 +115,7 @@ class BlockLayout:
             elif groups == 1:
                 dims = sorted([*dims, axis])
                 axis = lines = None
+        object.__setattr__(self, "_asked", None if crossed is None else (tuple(dims), axis, lines, tuple(crossed)))
         if crossed is not None:
             dims, axis, lines, crossed = _as_one_mean(shape, dims, axis, lines, crossed)
         block_shape = [1 if d in dims else size for d, size in enumerate(shape)]
@@ -203,6 +205,11 @@ class BlockLayout:
         if self.num_blocks == 1:
             return "one block"
         return "mean over dim " + ", ".join(map(str, self.dims))
+
+    def with_shape(self, shape: Sequence[int]) -> BlockLayout:
+        """The same means of a tensor of another shape: two that cross, too, if they were asked for and saved nothing in this one."""
+        dims, axis, lines, crossed = self._asked or (self.dims, self.axis, self.lines, self.crossed)
+        return BlockLayout(tuple(shape), dims, axis, lines, crossed)
 
     # ---- all margins --------------------------------------------------------------------------------------------------
 
@@ -377,9 +384,9 @@ def _as_one_mean(
     """Two means as one, where one follows from the other or both are no fewer numbers than the elements."""
     long = {d for d, size in enumerate(shape) if size > 1}
     if long & {*crossed} <= {*dims}:  # the second mean is the finer one
-        return crossed, None, None, None
+        return sorted(long & {*crossed}), None, None, None
     if long & {*dims} <= {*crossed}:
-        return dims, axis, lines, None
+        return sorted(long & {*dims}), axis, lines, None
     first = BlockLayout(shape, tuple(dims), axis, lines)
     if first.num_blocks + BlockLayout(shape, tuple(crossed)).num_blocks >= math.prod(shape):
         return [], None, None, None

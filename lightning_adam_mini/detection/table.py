@@ -40,11 +40,10 @@ def draw_table(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -
         lines.append(f"{len(frozen)} of {len(report.parameters)} tensors are frozen ({elements}): no blocks until they train.")
     if report.guesses:
         lines += ["", f"? {len(report.guesses)} not certain:", *_guesses(report.guesses)]
-    if layouts and not any(layout.lines for layout in layouts.values()):
-        lines += [
-            "",
-            "No block here depends on heads. A role that is wrong changes what a parameter is called and, of an embedding, its blocks.",
-        ]
+        if layouts and not any(layout.lines for layout in layouts.values()):
+            lines.append(
+                "No block here depends on heads: a wrong role changes what a parameter is called and, of an embedding, its blocks."
+            )
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -132,12 +132,17 @@ def as_numbers(means: Sequence[Tensor]) -> tuple[list[float], ...]:
 
 
 def _with_means(entry: Mapping[str, Any], group: Mapping[str, Any], place: int, saved: BlockLayout) -> Mapping[str, Any]:
-    """A parameter's saved state with the means that stand in its group."""
+    """A parameter's saved state with the means that stand in its group, if its dense second moment is still that of these means."""
     numbers = (group.get(MEANS) or {place: None})[place] if saved.is_factored and CROSSING.name not in entry else None
     if numbers is None:
         return entry
     margins = zip(slots_of(Kind.BLOCK, saved), saved.margins, numbers, strict=True)
     means = {slot.name: torch.tensor(one, dtype=torch.float64).view(margin.block_shape) for slot, margin, one in margins}
+    dense = entry[SECOND.name]
+    if isinstance(dense, Tensor) and dense.shape == saved.shape:  # else it is a range of FSDP1's
+        expected = saved.combine(list(means.values())).expand(saved.shape).to(dense.dtype)
+        if not torch.equal(expected.nan_to_num(), dense.cpu().nan_to_num()):  # somebody has edited the checkpoint
+            means = dict(zip(means, saved.averages(dense), strict=True))
     return {**entry, **means}
 
 

@@ -66,7 +66,8 @@ def move_rows(state: Mapping[str, Tensor], new: Tensor, old: BlockLayout, rows: 
         moved.update(format.keep(new, layout, slot, _take(values_of(kept, codec_of(kept)), rows)))
     for slot, margin in zip(slots_of(Kind.BLOCK, old), old.margins, strict=True):
         moved[slot.name] = state[slot.name] if 0 in margin.dims else _take(state[slot.name], rows)
-    if old.is_factored and not layout.is_factored:  # so few rows are left that two means save nothing
+    if old.is_factored != layout.is_factored or [margin.dims for margin in old.margins] != [margin.dims for margin in layout.margins]:
+        # Of few rows two means save nothing.
         wide = old.combine([moved.pop(slot.name) for slot in slots_of(Kind.BLOCK, old)]).expand(new.shape)
         moved.update((slot.name, mean) for slot, mean in zip(slots_of(Kind.BLOCK, layout), layout.averages(wide), strict=True))
     return moved
@@ -74,7 +75,7 @@ def move_rows(state: Mapping[str, Tensor], new: Tensor, old: BlockLayout, rows: 
 
 def replace_rows(old: BlockLayout, new: Tensor) -> BlockLayout:
     """The blocks of a parameter that has other rows."""
-    return BlockLayout(tuple(new.shape), old.dims, old.axis, old.lines, old.crossed)
+    return old.with_shape(new.shape)
 
 
 def _take(values: Tensor, rows: Tensor) -> Tensor:

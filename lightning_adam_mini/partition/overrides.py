@@ -127,8 +127,9 @@ def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolv
     if "dims" in spec:
         if spec.keys() & {"role", "heads"}:
             raise ValueError("'dims' is the layout itself and cannot go with 'role' or 'heads'; leave those out.")
-        crossed = None if spec.get("crossed") is None else tuple(spec["crossed"])
-        return Resolved(parameter, layout=BlockLayout(parameter.shape, tuple(spec["dims"]), spec.get("axis"), spec.get("lines"), crossed))
+        crossed = None if spec.get("crossed") is None else _dimensions(spec, "crossed")
+        dims = _dimensions(spec, "dims")
+        return Resolved(parameter, layout=BlockLayout(parameter.shape, dims, spec.get("axis"), spec.get("lines"), crossed))
     if "crossed" in spec:
         raise ValueError("'crossed' is a second mean beside that of 'dims'; give both, or write 'factored'.")
     if "lines" in spec and "heads" in spec:
@@ -147,6 +148,12 @@ def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolv
         role = _role(spec["role"])
         parameter = replace(parameter, role=role, owner=role, reason="the user says so", guess=False)
     return Resolved(parameter, granularity="head" if spec.keys() & {"heads", "lines"} else None)
+
+
+def _dimensions(spec: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    if not isinstance(spec[key], (list, tuple)):
+        raise ValueError(f"{key} is {spec[key]!r}, but it has to be a list of dimensions, such as [1].")
+    return tuple(spec[key])
 
 
 def _whole_number(spec: Mapping[str, Any], key: str) -> int:

@@ -93,7 +93,7 @@ class TestComposed:
         critic = Holder(patch=nn.Conv2d(3, 16, 4, 4), body=encoder(), score=nn.Linear(16, 1))
         model = Holder(nets=nn.ModuleDict({"generator": generator, "critic": critic}))
         assert parts(model) == {"nets.generator": A.CNN, "nets.critic": A.TRANSFORMER}
-        layouts = partition_model(model)
+        layouts = partition_model(model, "adam_mini")
         assert layouts["nets.generator.1.weight"].num_blocks == 1
         assert layouts["nets.critic.body.layers.1.linear1.weight"].num_blocks == 32
         assert parts(Holder(generator=generator, discriminator=cnn())) == {}  # both are CNNs, and so is the whole
@@ -126,9 +126,9 @@ class TestComposed:
     def test_an_override_makes_any_part_a_transformer(self):
         g = pytest.importorskip("torch_geometric.nn")
         model = Holder(gnn=g.GCN(8, 16, 2), transformer=encoder())
-        layouts = partition_model(model, overrides={"gnn.convs.1.lin.weight": {"role": "query", "lines": "q:4x4"}})
+        layouts = partition_model(model, "adam_mini", overrides={"gnn.convs.1.lin.weight": {"role": "query", "lines": "q:4x4"}})
         assert layouts["gnn.convs.1.lin.weight"] == BlockLayout((16, 16), (1,), 0, "q:4x4")
-        layouts = partition_model(model, overrides={"gnn.convs.1.lin.weight": {"role": "mlp_up"}})
+        layouts = partition_model(model, "adam_mini", overrides={"gnn.convs.1.lin.weight": {"role": "mlp_up"}})
         assert layouts["gnn.convs.1.lin.weight"] == BlockLayout((16, 16), (1,))
 
 
@@ -148,7 +148,7 @@ class TestSingle:
         g = pytest.importorskip("torch_geometric.nn")
         gps = g.GPSConv(16, g.GCNConv(16, 16), heads=2)
         assert parts(gps) == parts(Holder(embed=nn.Linear(8, 16), convs=nn.ModuleList([gps]))) == {}
-        layouts = partition_model(Holder(convs=nn.ModuleList([gps])))
+        layouts = partition_model(Holder(convs=nn.ModuleList([gps])), "adam_mini")
         assert layouts["convs.0.attn.in_proj_weight"].num_blocks == 1
         for model in (g.SGFormer(8, 16, 7), g.Polynormer(8, 16, 7), g.AttentiveFP(8, 16, 4, 4, 2, 2)):
             assert parts(model) == {}

@@ -112,6 +112,10 @@ def test_the_way_to_adamw_is_dense_and_back_exact():
     back.load_state_dict(saved)
     for name, p in twins.items():
         assert_same(back.state[p], ours.state[some[name]])
+    edited = copy.deepcopy(saved)
+    edited["state"][0]["exp_avg_sq"] *= 7  # by hand, which counts
+    back.load_state_dict(edited)
+    torch.testing.assert_close(back.second_moments()["matrix"], 7 * ours.second_moments()["matrix"])
     # What AdamW has learned since is what counts, and not the means that stand beside it.
     train(adamw, twins, 2, first=4)
     v = {name: adamw.state[p]["exp_avg_sq"].double().numpy() for name, p in twins.items()}
@@ -222,6 +226,14 @@ def test_few_rows_are_kept_per_element():
     assert set(ours.state[new]) == {"step", "exp_avg", "exp_avg_sq"}
     torch.testing.assert_close(ours.state[new]["exp_avg_sq"], v[2:3])
     train(ours, {"p": new}, 1)
+    # With more rows again there are two means again.
+    grown = nn.Parameter(torch.randn(20, 4, generator=torch.Generator().manual_seed(1)))
+    v = ours.second_moments()["p"]
+    ours.replace_parameter(new, grown, rows=torch.tensor([0] + [-1] * 19))
+    assert ours.layouts["p"] == BlockLayout.factored((20, 4))
+    torch.testing.assert_close(ours.state[grown]["exp_avg_sq"][0], v.mean(1))
+    assert not ours.state[grown]["exp_avg_sq"][1:].any()
+    train(ours, {"p": grown}, 1)
 
 
 @pytest.mark.parametrize(("momentum", "most"), [(None, 4.05), ("8bit", 1.10)])
