@@ -21,7 +21,7 @@ from lightning_adam_mini.optim.conversion import MEANS, as_numbers, convert_stat
 from lightning_adam_mini.optim.group_layouts import GroupLayouts, named_in, some, with_list
 from lightning_adam_mini.optim.options import check_options
 from lightning_adam_mini.optim.regroup import check_nested
-from lightning_adam_mini.optim.rows import check_rows, move_rows, replace_rows
+from lightning_adam_mini.optim.rows import check_rows, move_rows
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.shards.sharded import Shards
 from lightning_adam_mini.optim.state import STEP, Kind, Moments, StateFormat, in_blocks, put_in_blocks, slots_of
@@ -76,7 +76,9 @@ class AdamMini(Optimizer):
             but none is for a parameter.
 
     State per parameter: ``step`` (float32, on the CPU), ``exp_avg`` (the parameter's shape, ``momentum_dtype``) and ``exp_avg_sq`` (the
-    layout's ``block_shape``; float32, or float64 for float64 parameters). In 8 bits ``exp_avg`` holds int8 codes, and there is
+    layout's ``block_shape``; float32, or float64 for float64 parameters). Of a factored layout there is ``exp_avg_sq_col`` too, of its
+    second margin's ``block_shape``, and updates are cut off at Adam's own largest, max(1, (1 - beta1) / sqrt(1 - beta2)) learning rates. In
+    8 bits ``exp_avg`` holds int8 codes, and there is
     ``exp_avg_scale``. Of a sharded parameter each rank keeps its own part, and every rank has to call :meth:`step`, :meth:`state_dict`,
     :meth:`load_state_dict`, :meth:`second_moments` and :meth:`block_learning_rates`, because ranks may share blocks.
 
@@ -429,7 +431,7 @@ class AdamMini(Optimizer):
         self.state.pop(old, None)
         if moved:
             self.state[new] = moved
-        self._blocks.rename(old, new, name, replace_rows(layout, new))
+        self._blocks.rename(old, new, name, layout.with_shape(new.shape))
         for group in self.param_groups:
             group["params"][:] = [new if p is old else p for p in group["params"]]
         self._follow()

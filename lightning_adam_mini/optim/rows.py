@@ -59,23 +59,17 @@ def move_rows(state: Mapping[str, Tensor], new: Tensor, old: BlockLayout, rows: 
         format: How the optimizer keeps state.
     """
     rows = rows.to(new.device)
-    layout = replace_rows(old, new)
+    layout = old.with_shape(new.shape)
     moved = {key: value for key, value in state.items() if key not in moments_in(state)}
     for slot in slots_of(Kind.ELEMENT):
         kept = elements_in(state, slot)
         moved.update(format.keep(new, layout, slot, _take(values_of(kept, codec_of(kept)), rows)))
     for slot, margin in zip(slots_of(Kind.BLOCK, old), old.margins, strict=True):
         moved[slot.name] = state[slot.name] if 0 in margin.dims else _take(state[slot.name], rows)
-    if old.is_factored != layout.is_factored or [margin.dims for margin in old.margins] != [margin.dims for margin in layout.margins]:
-        # Of few rows two means save nothing.
+    if [margin.dims for margin in old.margins] != [margin.dims for margin in layout.margins]:  # of few rows two means save nothing
         wide = old.combine([moved.pop(slot.name) for slot in slots_of(Kind.BLOCK, old)]).expand(new.shape)
         moved.update((slot.name, mean) for slot, mean in zip(slots_of(Kind.BLOCK, layout), layout.averages(wide), strict=True))
     return moved
-
-
-def replace_rows(old: BlockLayout, new: Tensor) -> BlockLayout:
-    """The blocks of a parameter that has other rows."""
-    return old.with_shape(new.shape)
 
 
 def _take(values: Tensor, rows: Tensor) -> Tensor:

@@ -255,21 +255,8 @@ def test_what_never_had_a_gradient_is_left_alone():
 # ---- beside others
 
 
-def test_three_times_as_many_tensors_are_no_more_launches_and_nothing_is_planned_again(monkeypatch):
-    from lightning_adam_mini.optim.backends.triton import kernel
-
-    launched, sent = [], []
-
-    class Counted:
-        def __init__(self, name):
-            self.name, self.kernel = name, getattr(kernel, name)
-
-        def __getitem__(self, grid):
-            launched.append(self.name)
-            return self.kernel[grid]
-
-    for name in ("prepare", "step_blocks", "step_pieces", "finish", "step_tiles", "finish_lines", "average", "update_tiles"):
-        monkeypatch.setattr(kernel, name, Counted(name))
+def test_three_times_as_many_tensors_are_no_more_launches_and_nothing_is_planned_again(monkeypatch, launched):
+    sent = []
     plans_sent = triton_step._Batch._send_plans
     monkeypatch.setattr(triton_step._Batch, "_send_plans", lambda self: (sent.append(len(self.plans)), plans_sent(self))[1])
     generator = numbers()
