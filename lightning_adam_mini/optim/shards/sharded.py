@@ -297,12 +297,16 @@ class Shards:
         margins = self.parts[p].margins
         if values is None and saved.is_factored:  # whose means every rank has whole, or holds
             return None
-        if saved == present or values is None or self._is_dense(p, values[0], saved) or saved.is_per_parameter:
+        dense = values is None or self._is_dense(p, values[0], saved) or (saved.is_per_parameter and saved != present)
+        if dense:
             sources = range(len(margins)) if saved == present else [0] * len(margins)
             return [
-                self._adopt_margin(p, part, None if values is None else values[i], saved.margins[i], margin)
+                self._adopt_dense(p, part, None if values is None else values[i], saved.margins[i], margin)
                 for i, part, margin in zip(sources, margins, present.margins, strict=True)
             ]
+        assert values is not None
+        if saved == present:
+            return [self._adopt_own(p, part, one) for part, one in zip(margins, values, strict=True)]
         blocks = regroup([whole(one) for one in values], saved, present)
         return [one[part.block_slices()].contiguous() for one, part in zip(blocks, margins, strict=True)]
 
@@ -312,18 +316,17 @@ class Shards:
             return values.ndim == 1 or saved.is_per_parameter
         return values.shape == p.shape and values.shape != saved.block_shape
 
-    def _adopt_margin(self, p: Tensor, part: Part, values: Tensor | None, saved: BlockLayout, present: BlockLayout) -> Tensor:
-        """The same of one margin: from its own blocks, or from one value an element."""
-        dense = values is None or self._is_dense(p, values, saved)
-        if not dense and saved.is_per_parameter and not present.is_per_parameter:
-            dense = True
-        if not dense:
-            assert values is not None
-            if not is_dtensor(values):
-                return values[part.block_slices()].contiguous()
-            like = blocks_to_dtensor(p, part, self._zero_blocks(p, part))
-            same = values.redistribute(like.device_mesh, like.placements)  # type: ignore[attr-defined]
-            return local(same).clone()
+    def _adopt_own(self, p: Tensor, part: Part, values: Tensor) -> Tensor:
+        """The same of one margin that was written with the blocks that it has."""
+        if not is_dtensor(values):
+            return values[part.block_slices()].contiguous()
+        like = blocks_to_dtensor(p, part, self._zero_blocks(p, part))
+        same = values.redistribute(like.device_mesh, like.placements)  # type: ignore[attr-defined]
+        return local(same).clone()
+
+    @staticmethod
+    def _adopt_dense(p: Tensor, part: Part, values: Tensor | None, saved: BlockLayout, present: BlockLayout) -> Tensor:
+        """The same of one margin, from one value an element."""
         if part.layout.is_per_parameter:
             return torch.empty(0) if values is None else local(momentum_like(p, values) if is_dtensor(p) else values).clone()
         if is_dtensor(p) and values is not None:
