@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from torch import nn
 
 from lightning_adam_mini.detection.roles import Role
-from lightning_adam_mini.detection.tree import Slot
+from lightning_adam_mini.detection.tree import Slot, Tree
+
+_log = logging.getLogger(__name__)
 
 
 class Source(IntEnum):
@@ -66,3 +71,15 @@ class Claims:
         """The role that holds."""
         held = self._best.get(id(slot))
         return None if held is None else held.role
+
+    @contextmanager
+    def guarded(self, tree: Tree, module: nn.Module) -> Iterator[None]:
+        """Let no error in looking at one module stop a run: its own parameters become guesses instead, and the log has the traceback."""
+        try:
+            yield
+        except Exception as error:
+            _log.debug("Detection failed on %s (%s)", tree.paths.get(module, "?"), type(module).__name__, exc_info=True)
+            for slot in tree.own(module).values():
+                held = self._best.get(id(slot)) or Claim(Source.LAYER, Role.OTHER, f"parameter of {type(module).__name__}")
+                why = f"{held.reason}; looking further failed with {type(error).__name__}: {error}"
+                self._best[id(slot)] = replace(held, reason=why, guess=True)
