@@ -8,11 +8,12 @@ from torch import nn
 
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
 from lightning_adam_mini.detection.heads import declared_head_dims, declared_heads, declared_key_heads
-from lightning_adam_mini.detection.known.apply import main_weights, role_of_lines
+from lightning_adam_mini.detection.known.apply import main_weights
 from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
 from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import Role
-from lightning_adam_mini.detection.source import read_lines
+from lightning_adam_mini.detection.shown import role_of_lines
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _PARTS = {
@@ -109,29 +110,6 @@ def claim_attention(tree: Tree, claims: Claims) -> None:
             _claim_projections(tree, claims, module, projections, open_)
 
 
-def claim_unnamed_attention(tree: Tree, claims: Claims) -> None:
-    """Add claims for attention whose projections have names of their own: what the source code says, or else that it is not known."""
-    for module in tree.modules.values():
-        if module in claims.attention or _ATTENTION.isdisjoint(words(type(module).__name__)):
-            continue
-        linears = {name: tree.own(child).get("weight") for name, child in tree.children(module).items() if is_linear(child)}
-        for name, slot in linears.items():
-            if slot is None or not claims.is_open(slot):
-                continue
-            axis = line_axis(slot.layer)
-            lines = read_lines(module, name, slot.shape[axis])
-            kind = type(module).__name__
-            if lines is not None:
-                why = f"source code of {kind}, which cuts {name} so"
-                claims.add(slot, Claim(Source.STRUCTURE, role_of_lines(lines), why, axis=axis, lines=lines))
-            elif declared_heads(module) and slot.shape[axis] == 3 * slot.shape[1 - axis]:
-                why = f"{kind}.{name} gives three times what it reads, but the line order is not known"
-                claims.add(slot, Claim(Source.STRUCTURE, Role.QKV, why, axis=axis, guess=True))
-            else:
-                continue
-            claims.attention.setdefault(module)
-
-
 def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Projection]:
     """The children and parameters of ``module`` that are called a query, key or value projection."""
     found: list[Projection] = []
@@ -155,13 +133,9 @@ def _claim_projections(tree: Tree, claims: Claims, module: nn.Module, projection
     kind = type(module).__name__
     queries = next((p for p in projections if p.parts == "q"), None) or next((p for p in projections if p.parts == "k"), None)
     heads = find_heads(tree, module, queries) if queries else None
+    is_convention = is_conventional(type(module))
     for p in open_:
         if len(p.parts) > 1:
-            lines = read_lines(module, p.name, p.rows)
-            if lines is not None:
-                why = f"source code of {kind}, which cuts {p.name} so"
-                claims.add(p.slot, Claim(Source.STRUCTURE, role_of_lines(lines), why, axis=p.axis, lines=lines))
-                continue
             why = f"{kind}.{p.name} holds {', '.join(p.parts)}, but their line order is not known"
             claims.add(p.slot, Claim(Source.STRUCTURE, Role.QKV, why, axis=p.axis, guess=True))
             continue
@@ -171,8 +145,13 @@ def _claim_projections(tree: Tree, claims: Claims, module: nn.Module, projection
             why = f"{kind}.{p.name}, but no declared head count fits its {p.rows} lines"
             claims.add(p.slot, Claim(Source.STRUCTURE, role, why, axis=p.axis, guess=p.parts != "v"))
         else:
+            # That a number divides another proves nothing: in which order the lines are heads, only the forward says.
             why = f"{kind}.{p.name} has {lines[2:].replace('x', ' heads of ')} lines"
-            claims.add(p.slot, Claim(Source.STRUCTURE, role, why, axis=p.axis, lines=lines))
+            why += "" if is_convention else " if its heads lie in turn"
+                "" if is_convention else " if its heads lie in turn"
+            )
+            unsure = not is_convention and p.parts != "v"
+            claims.add(p.slot, Claim(Source.STRUCTURE, role, why, axis=p.axis, lines=lines, guess=unsure))
 
 
 def find_heads(tree: Tree, module: nn.Module, queries: Projection) -> tuple[int, int] | None:

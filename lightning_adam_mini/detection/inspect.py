@@ -7,11 +7,10 @@ from typing import Any
 from torch import nn
 
 from lightning_adam_mini.detection.architecture import find_architecture
-from lightning_adam_mini.detection.attention import claim_attention, claim_unnamed_attention
+from lightning_adam_mini.detection.attention import claim_attention
 from lightning_adam_mini.detection.attention_output import claim_attention_outputs, claim_attention_rest
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
-from lightning_adam_mini.detection.evidence import example_call, probe_attention
-from lightning_adam_mini.detection.evidence.reconcile import reconcile
+from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_attention
 from lightning_adam_mini.detection.experts import claim_experts
 from lightning_adam_mini.detection.graph import claim_graph
 from lightning_adam_mini.detection.known import claim_known
@@ -20,22 +19,27 @@ from lightning_adam_mini.detection.mlp import claim_mlp
 from lightning_adam_mini.detection.parts import find_parts
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.running import claim_running
+from lightning_adam_mini.detection.shown import claim_shown
 from lightning_adam_mini.detection.tables import claim_tables
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 
 
-def inspect_model(module: nn.Module, example_input: Any = None) -> ModelReport:
+def inspect_model(module: nn.Module, example_input: Any = None, *, heads: bool = True, evidence: Evidence | None = None) -> ModelReport:
     """Find out what kind of network ``module`` is and what each of its parameters is for.
 
-    Looks at modules, their attributes and shapes, and runs nothing, so that a model on the meta device does as well. With an example
-    input the model is run once, without leaving a trace in it, and what its attention then computes confirms or corrects the rest.
+    Looks at modules, their attributes and shapes; a model on the meta device does as well. Attention whose heads are not known is run by
+    itself, on made-up inputs and weights, so that nothing of ``module`` is touched (at most 20 seconds in all). With an example input the
+    whole model is run once, without leaving a trace in it, and what its attention then computes confirms or corrects the rest.
 
     Args:
         module: Any module, wrapped (torch.compile, DDP, checkpointing) or not. Names in the report are relative to it, without the
             prefixes of wrappers.
         example_input: What to call ``module`` with: a mapping as keywords, a tuple or list one by one, anything else as the only
-            argument. [default: nothing is run]
+            argument. [default: the whole model is not run]
+        heads: Whether to find the heads of attention. Without them nothing is run.
+        evidence: What an earlier run of ``module`` showed.
 
     Raises:
         ValueError: If a parameter is lazy and has no shape yet, or the module does not run on the example.
@@ -50,7 +54,13 @@ def inspect_model(module: nn.Module, example_input: Any = None) -> ModelReport:
     claim_layers(tree, claims)
     claim_known(tree, claims)
     claim_attention(tree, claims)
-    claim_unnamed_attention(tree, claims)
+    if example_input is not None:
+        args, kwargs = example_call(example_input)
+        evidence = probe_attention(module, *args, **kwargs)
+    if evidence is not None:
+        claim_shown(tree, claims, evidence)
+    if heads:
+        claim_running(tree, claims)
     claim_attention_outputs(tree, claims)
     claim_attention_rest(tree, claims)
     claim_graph(tree, claims)
@@ -59,11 +69,7 @@ def inspect_model(module: nn.Module, example_input: Any = None) -> ModelReport:
     parts = find_parts(tree, claims)
     claim_tables(tree, claims, architecture)
     claim_mlp(tree, claims, architecture)
-    report = ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots), parts)
-    if example_input is None:
-        return report
-    args, kwargs = example_call(example_input)
-    return reconcile(report, probe_attention(module, *args, **kwargs))
+    return ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots), parts)
 
 
 def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:

@@ -33,6 +33,7 @@ PER_HEAD = "{H}*(q:1x{D}|k:1x{D}|v:1x{D})"
 
 # A module that says how large its heads are is taken at its word.
 _OWN_HEAD_DIM = ("head_dim", "attention_head_size", "head_size", "dim_head", "dim_heads", "d_head")
+_CONVENTIONAL = ("transformers.models.", "diffusers.", "timm.", "torchvision.", "torch_geometric.", "torch.nn.", "x_transformers.")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _ROLES = frozenset(role.value for role in Role)
 
@@ -135,6 +136,12 @@ def _entries_of_name(name: str) -> tuple[KnownModule, ...]:
 def qualified_names(cls: type) -> tuple[str, ...]:
     """Qualified names of a class and its bases, most special first."""
     return tuple(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__ if base not in (nn.Module, object))
+
+
+@lru_cache(maxsize=4096)
+def is_conventional(cls: type) -> bool:
+    """Whether a class is of a library whose separate projections were read to be heads in turn; exceptions have entries of their own."""
+    return any(name.startswith(_CONVENTIONAL) for name in qualified_names(cls))
 
 
 def find_entry(module: nn.Module) -> tuple[str, KnownModule] | None:

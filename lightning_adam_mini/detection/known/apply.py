@@ -13,8 +13,8 @@ from lightning_adam_mini.detection.layers import is_depthwise, is_lora, is_norm_
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.registry import KnownModule, Part, add_builtin, fill_template, find_entry
 from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.shown import role_of_lines
 from lightning_adam_mini.detection.tree import Slot, Tree
-from lightning_adam_mini.lines import parse_lines
 
 for _table in (torch_nn, timm, transformers, diffusers, graph, others):
     add_builtin(_table.MODULES)
@@ -30,12 +30,6 @@ def claim_known(tree: Tree, claims: Claims) -> None:
         for path, text in entry.parts.items():
             for target in _targets(tree, module, path.split(".")):
                 _claim_part(tree, claims, module, name, entry, Part.read(text), target)
-
-
-def role_of_lines(lines: str) -> Role:
-    """The role of a tensor with these lines."""
-    attention = set(parse_lines(lines).roles) & {"q", "k", "v"}
-    return {frozenset("q"): Role.QUERY, frozenset("k"): Role.KEY, frozenset("v"): Role.VALUE}.get(frozenset(attention), Role.QKV)
 
 
 def main_weights(tree: Tree, target: Slot | nn.Module, adapters: bool = False) -> list[Slot]:

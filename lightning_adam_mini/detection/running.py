@@ -1,0 +1,162 @@
+"""Running attention alone: where the heads are not proven, the module is run by itself on a made-up input.
+
+A module that a user wrote says by names which of its layers makes queries. In which order their lines are heads only its forward says.
+So it is run, on the meta device or else with made-up weights on the CPU: nothing of the user's module is touched, and the sizes of the
+input are chosen so that no two are equal. Where a module cannot be run alone, the one that holds it is tried, out to the whole model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lightning_adam_mini.detection.calls import calls_attention
+from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.evidence import Evidence, probe_call
+from lightning_adam_mini.detection.inputs import made_up_calls
+from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.registry import is_conventional
+from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.shown import claim_shown
+from lightning_adam_mini.detection.tree import Tree
+
+SECONDS = 20.0
+"""The most time that all runs of one inspection take; what is not proven by then stays a guess."""
+
+_log = logging.getLogger(__name__)
+_ON_CPU = 1 << 24  # elements of the largest module that is run with values
+_HEADED = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.QKV})
+_UNCLEAR = frozenset({Role.LINEAR, Role.CONV, Role.OTHER, Role.FIRST_CONV, Role.PATCH_EMBEDDING})
+_ATTENTION = frozenset({"attention", "attn", "mha", "mhsa", "msa"})
+_PLACE = frozenset({"idx", "index", "id", "layer", "depth", "i"})
+
+
+def claim_running(tree: Tree, claims: Claims, seconds: float = SECONDS) -> None:
+    """Run the modules that may be attention and whose heads are not proven, and add what that shows.
+
+    Args:
+        tree: The model.
+        claims: What is believed so far.
+        seconds: The most time that it may take.
+    """
+    deadline = time.monotonic() + seconds
+    known: dict[object, Evidence] = {}
+    for module in reversed(tree.modules.values()):  # inner before outer
+        with claims.guarded(tree, module):
+            for part in _outwards(tree, module) if _unproven(tree, claims, module) else ():
+                if time.monotonic() > deadline:
+                    return
+                key = _signature(part)
+                if key not in known:
+                    known[key] = run_alone(part, deadline)
+                claim_shown(tree, claims, known[key], tree.paths[part])
+                if not _unproven(tree, claims, module):
+                    break
+
+
+def _outwards(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
+    """``module``, the two around it that can be run, and the whole model."""
+    part: nn.Module | None = module
+    found: list[nn.Module] = []
+    while part is not None:
+        if not isinstance(part, (nn.ModuleList, nn.ModuleDict)) and next(tree.under(part), None) is not None:
+            found.append(part)
+        part = tree.parent(part)
+    yield from dict.fromkeys([*found[:3], *found[-1:]])
+
+
+def _unproven(tree: Tree, claims: Claims, module: nn.Module) -> bool:
+    """Whether ``module`` is attention, or may be, and neither a known module nor running has said which of its lines are heads."""
+    kind = type(module)
+    if module in claims.attention:
+        return any(_is_supposed(claims.best(slot)) for slot in tree.under(module))
+    if is_conventional(kind) or not (calls_attention(module) or not _ATTENTION.isdisjoint(words(kind.__name__))):
+        return False
+    # Functions of attention have no weights of their own: those of the module that holds them count.
+    held = list(tree.under(module)) or list(tree.under(tree.parent(module) or module))
+    matrices = [claims.best(slot) for slot in held if len(slot.shape) >= 2]
+    is_met = any(claim is not None and claim.role in _HEADED and not _is_supposed(claim) for claim in matrices)
+    return not is_met and any(claim is not None and (_is_supposed(claim) or claim.role in _UNCLEAR) for claim in matrices)
+
+
+def _is_supposed(claim: Claim | None) -> bool:
+    return claim is not None and claim.source < Source.EVIDENCE and claim.role in _HEADED and (claim.lines is None or claim.guess)
+
+
+def run_alone(module: nn.Module, deadline: float) -> Evidence:
+    """What ``module`` shows by itself on made-up inputs; nothing if none suits it."""
+    where: list[tuple[str, Callable[[Tensor], Tensor]]] = [("meta", _on_meta)]
+    if sum(p.numel() for p in module.parameters()) <= _ON_CPU:
+        where.append(("cpu", _on_cpu))
+    for device, make in where:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _elsewhere(module, make):
+            warnings.simplefilter("ignore")
+            for args, kwargs in made_up_calls(module, device):
+                if time.monotonic() > deadline:
+                    return Evidence()
+                try:
+                    evidence = probe_call(module, lambda args=args, kwargs=kwargs: module(*args, **kwargs), (args, kwargs))
+                except Exception as error:
+                    _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
+                    continue
+                if evidence.parameters:
+                    return evidence
+    return Evidence()
+
+
+@contextlib.contextmanager
+def _elsewhere(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Made-up parameters and buffers in the place of the module's own, which nothing reads or writes meanwhile."""
+    tables = [table for inner in module.modules() for table in (inner._parameters, inner._buffers)]
+    before = [dict(table) for table in tables]
+    made: dict[int, Tensor] = {}
+    try:
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None:
+                    table[name] = made.setdefault(id(tensor), make(tensor))  # type: ignore[assignment]
+        yield
+    finally:
+        for table, held in zip(tables, before, strict=True):
+            table.clear()
+            table.update(held)  # type: ignore[arg-type]
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    made = torch.empty(tensor.shape, dtype=_dtype(tensor), device="meta")
+    return nn.Parameter(made, requires_grad=made.is_floating_point()) if isinstance(tensor, nn.Parameter) else made
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(
+            torch.randn(tensor.shape) * 0.1 if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
+        )
+    if tensor.is_meta:
+        return torch.zeros(tensor.shape, dtype=_dtype(tensor))
+    return tensor.detach().to("cpu", _dtype(tensor), copy=True)
+
+
+def _dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+def _signature(module: nn.Module) -> object:
+    """Equal for modules that do the same: classes, shapes and settings, apart from numbers that say where a module stands."""
+    parts = []
+    for path, inner in module.named_modules():
+        plain = tuple(
+            (name, str(value))
+            for name, value in vars(inner).items()
+            if isinstance(value, (bool, int, str, tuple)) and not name.startswith("_") and _PLACE.isdisjoint(words(name))
+        )
+        shapes = tuple((name, tuple(p.shape)) for name, p in inner._parameters.items() if p is not None)
+        parts.append((path, type(inner), plain, shapes))
+    return tuple(parts)

@@ -1,0 +1,103 @@
+"""Claims from running: what was seen confirms, completes or contradicts what was believed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.evidence.evidence import Evidence, ParameterEvidence
+from lightning_adam_mini.detection.evidence.order import write_lines
+from lightning_adam_mini.detection.names import join
+from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.lines import parse_lines
+
+_ATTENTION = frozenset("qkv")
+_ROLES = {frozenset("q"): Role.QUERY, frozenset("k"): Role.KEY, frozenset("v"): Role.VALUE}
+# What a tensor with heads may be called besides: the low-rank part of a projection.
+_KEPT = frozenset({Role.LORA_B, Role.BIAS, Role.NORM, Role.SCALE})
+_ATTENTIVE = frozenset({*_ROLES.values(), Role.QKV})
+
+
+def claim_shown(tree: Tree, claims: Claims, evidence: Evidence, path: str = "") -> None:
+    """Add what running showed.
+
+    A parameter whose lines are as they were believed keeps them and is no guess any more. What was only supposed is replaced. Where a
+    known module says otherwise, two sources disagree: the lines are those that running showed, and a guess.
+
+    Args:
+        tree: The model.
+        claims: What was believed before.
+        evidence: What running showed.
+        path: The module that was run, if it was a part of the model alone.
+    """
+    slots = {name: slot for slot in tree.slots for name in slot.names}
+    for seen in evidence.parameters:
+        slot = slots.get(join(path, seen.name))
+        held = None if slot is None or slot.shape != seen.shape else claims.best(slot)
+        if slot is not None and held is not None:
+            claims.add(slot, _merge(held, seen))
+            if not seen.is_bias:
+                claims.attention.setdefault(_holder(tree, slot))
+
+
+def _holder(tree: Tree, slot: Slot) -> nn.Module:
+    """The module whose projection ``slot`` is: the one that holds its layer, past lists."""
+    module = slot.layer
+    while (parent := tree.parent(module)) is not None:
+        if slot.layer in tree.modules.values() and slot.attr != "weight":
+            return module
+        module = parent
+        if not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+            break
+    return module
+
+
+def role_of_lines(lines: str) -> Role:
+    """The role of a tensor with these lines."""
+    return _ROLES.get(_ATTENTION & set(parse_lines(lines).roles), Role.QKV)
+
+
+def _merge(held: Claim, seen: ParameterEvidence) -> Claim:
+    if held.axis == seen.axis and held.lines is not None and _agree(held.lines, seen.lines):
+        reason = held.reason if held.reason.endswith("confirmed by running") else f"{held.reason}; confirmed by running"
+        return Claim(Source.EVIDENCE, held.role, reason, held.owner, held.axis, held.lines)
+    lines = _with_others(seen.lines, held.lines)
+    owner = role_of_lines(lines)
+    role = Role.BIAS if seen.is_bias else held.role if held.role in _KEPT else owner
+    contradicts = held.source is Source.KNOWN and held.lines is not None and not held.guess
+    if held.lines is None and (held.role in _ATTENTIVE or held.role in _KEPT):
+        reason = f"{held.reason}; {seen.reason}"
+    else:
+        was = f"{held.role}" + (f" {held.lines}" if held.lines else "") + (f" along axis {held.axis}" if held.axis != seen.axis else "")
+        reason = f"{seen.reason}; believed before: {was} ({held.reason})"
+    return Claim(Source.EVIDENCE, role, reason, held.owner if role is Role.LORA_B else owner, seen.axis, lines, contradicts)
+
+
+def _agree(believed: str, seen: str) -> bool:
+    """Whether both say the same of queries and keys, and of values wherever running saw some."""
+    one, other = parse_lines(believed).expand(), parse_lines(seen).expand()
+    if len(one) != len(other):
+        return False
+    roles = {role for role, _ in other} & _ATTENTION
+    return all(_blocks(one, role) == _blocks(other, role) for role in roles - {"v"}) and (
+        "v" not in roles or {i for i, (r, _) in enumerate(one) if r == "v"} == {i for i, (r, _) in enumerate(other) if r == "v"}
+    )
+
+
+def _blocks(lines: tuple[tuple[str, int], ...], role: str) -> set[frozenset[int]]:
+    heads: dict[int, list[int]] = {}
+    for i, (name, head) in enumerate(lines):
+        if name == role:
+            heads.setdefault(head, []).append(i)
+    return {frozenset(head) for head in heads.values()}
+
+
+def _with_others(seen: str, believed: str | None) -> str:
+    """What running showed; lines that feed no attention keep the name that they had."""
+    lines = list(parse_lines(seen).expand())
+    names = parse_lines(believed).expand() if believed is not None else ()
+    if len(names) != len(lines) or all(role != "n" for role, _ in lines):
+        return seen
+    merged = [names[i] if line[0] == "n" and names[i][0] not in _ATTENTION else line for i, line in enumerate(lines)]
+    return write_lines(merged) or seen
