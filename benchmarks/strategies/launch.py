@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *args: Any, seconds: float = 120.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *args: Any, seconds: float = 280.0) -> list[Any]:
     """Run a function once a rank, each in a process of its own, in an environment like torchrun's.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
 from lightning_adam_mini.callbacks.measure import head_layouts, parameter_names
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.one_run import OneRun
-from lightning_adam_mini.callbacks.probe import check_training_step, probe_training_step
+from lightning_adam_mini.callbacks.probe import SECONDS, check_training_step, is_uncertain, probe_training_step, shown, why_not_again
 from lightning_adam_mini.callbacks.strategies import (
     as_unsharded,
     check_measurable,
@@ -39,14 +40,15 @@ from lightning_adam_mini.callbacks.strategies import (
     number_as_in,
     sharded_by_fsdp1,
 )
-from lightning_adam_mini.detection import ModelReport, inspect_model
-from lightning_adam_mini.detection.evidence import Evidence, disagreements, example_call, probe_attention, reconcile
+from lightning_adam_mini.detection import ModelReport, ParameterReport, inspect_model
+from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_call
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini, adamw_bytes, state_bytes, to_adamw_state_dict
 from lightning_adam_mini.optim.codecs import NAMES, MomentumName
 from lightning_adam_mini.optim.convert import convert_optimizer_, unless_it_fails
 from lightning_adam_mini.partition import PartitionStrategy, SlimAdamAutoPartition, make_strategy, partition_model
 
+_log = logging.getLogger(__name__)
 _EVIDENCE = "adam_mini_evidence"
 _ONE_RUN = "slim_adam"
 _SETTINGS = frozenset(
@@ -61,6 +63,10 @@ _IN_TRAINING: WeakKeyDictionary[Optimizer, AdamMiniCallback] = WeakKeyDictionary
 
 def _end_training(optimizer: Optimizer) -> None:
     _IN_TRAINING.pop(optimizer, None)
+
+
+def _what(p: ParameterReport) -> tuple[object, ...]:
+    return p.role, p.owner, p.lines, p.axis
 
 
 class AdamMiniCallback(Callback):
@@ -82,7 +88,9 @@ class AdamMiniCallback(Callback):
             with a warning.
         probe: Whether to run the module once more than training does, so that attention that is written by hand is partitioned by the heads
             that it really has: its ``forward`` on its ``example_input_array`` (Lightning's attribute) if it has one, else its
-            ``training_step`` on the first batch. What running showed is saved in checkpoints.
+            ``training_step`` on the first batch, for at most 60 seconds. What running showed is saved in checkpoints. [default: where the
+            partition needs heads and looking at the module, and running its attention alone on made-up inputs, did not find them; False:
+            nothing is run]
         force: Whether to convert other optimizers than exactly torch's Adam and AdamW too. They keep their groups' lr, betas, eps and
             weight decay, which may not suit AdamMini: a message says what was taken over.
         convert_checkpoints: Whether a checkpoint written with other blocks (by AdamW: per parameter) may be resumed; its second moments are
@@ -113,7 +121,7 @@ class AdamMiniCallback(Callback):
         options: dict[str, Any] | None = None,
         *,
         strict: bool = False,
-        probe: bool = False,
+        probe: bool | None = None,
         force: bool = False,
         convert_checkpoints: bool = True,
         momentum_dtype: MomentumName | None = None,
@@ -185,7 +193,7 @@ class AdamMiniCallback(Callback):
                 f"The trainer has {len(twins)} AdamMiniCallbacks, and only one can convert the optimizer. Keep one; give it"
                 " overrides={...} if parts of the model need different blocks."
             )
-        check_strategy(trainer.strategy, self.probe)
+        check_strategy(trainer.strategy, bool(self.probe))
         self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
         self._evidence, self._probe_first_batch, self._resumed = None, False, None
         # Converting what the module returns, before Lightning or anything else sees it, works under every strategy.
@@ -260,20 +268,37 @@ class AdamMiniCallback(Callback):
         }
 
     def _inspect(self, module: pl.LightningModule) -> ModelReport:
-        report = inspect_model(module)
-        if self.probe and self._evidence is None:
-            if module.example_input_array is not None:
-                args, kwargs = example_call(module.example_input_array)
-                self._evidence = probe_attention(module, *args, **kwargs)
-            else:
-                check_training_step(module)
-                self._probe_first_batch = True
-        if self.probe and self._evidence is not None:
-            report = reconcile(report, self._evidence)
+        heads = self._needs_heads()
+        report = inspect_model(module, heads=heads, probe=self.probe is not False, evidence=self._evidence)
+        open_ = self.probe or (self.probe is None and heads and is_uncertain(report))
+        if self._evidence is None and open_ and self._run_whole(module):
+            report = inspect_model(module, heads=heads, evidence=self._evidence)
         if self._logger is not None:
             self._logger.groups = {p.name: p.role.value for p in report.parameters}
             self._logger.heads = head_layouts(report)
         return report
+
+    def _needs_heads(self) -> bool:
+        strategy = make_strategy(self.partition, **(self.options or {}))
+        return strategy.needs_heads or bool(self._monitor and self._monitor["heatmap"])
+
+    def _run_whole(self, module: pl.LightningModule) -> bool:
+        """Run the module on its example; if it has none, on the first batch, later. Where nobody asked for it, what fails is no error."""
+        if module.example_input_array is not None:
+            args, kwargs = example_call(module.example_input_array)
+            try:
+                self._evidence = probe_call(module, lambda: module(*args, **kwargs), (args, kwargs), seconds=SECONDS)
+                return True
+            except ValueError as error:
+                if self.probe:
+                    raise
+                _log.debug("The module was not probed: %s", error, exc_info=True)
+        elif self.probe:
+            check_training_step(module)
+            self._probe_first_batch = True
+        else:
+            self._probe_first_batch = why_not_again(module.trainer.strategy, module) is None
+        return False
 
     def _partition(self, report: ModelReport) -> dict[str, BlockLayout]:
         chosen, options = (self.partition, self.options or {}) if self._one_run is None else (self._one_run.strategy, {})
@@ -309,14 +334,22 @@ class AdamMiniCallback(Callback):
 
     def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         assert self.report is not None
-        self._evidence = trainer.strategy.broadcast(probe_training_step(trainer, pl_module, batch, batch_idx))
+        try:
+            evidence = probe_training_step(trainer, pl_module, batch, batch_idx)
+        except ValueError as error:
+            if self.probe:
+                raise
+            _log.debug("The first batch was not probed: %s", error, exc_info=True)
+            evidence = Evidence()
+        self._evidence = trainer.strategy.broadcast(evidence)
         self._probe_first_batch = False
         before, self.report = self.report, self._inspect(pl_module)
         layouts = self._partition(self.report)
         for optimizer in self._optimizers:
             if optimizer in self._converted:
                 optimizer.set_layouts(layouts)
-        changed = disagreements(before, self.report)
+        known = before.by_name
+        changed = [p for p in self.report.parameters if _what(p) != _what(known[p.name])]
         inform(
             trainer,
             f"AdamMiniCallback: the first batch ran through {len(self._evidence.attentions)} softmax attentions and corrected"
@@ -419,7 +452,7 @@ class AdamMiniCallback(Callback):
         # Lightning calls it before it asks for optimizers, whose saved states are of the blocks that running showed; but where it shards
         # the model itself, afterwards.
         if self._called and self.report is not None and self._converted:
-            layouts = self._partition(reconcile(self.report, evidence))
+            layouts = self._partition(self.report.corrected(shown(self.report, evidence)))
             present = {name: layout for optimizer in self._converted for name, layout in optimizer.layouts.items()}
             other = {name: layouts[name] for name in present if name in layouts and layouts[name] != present[name]}
             if other:

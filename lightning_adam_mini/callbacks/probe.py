@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-from lightning_adam_mini.callbacks.distribution import misconfiguration
+from lightning_adam_mini.callbacks.distribution import is_lightnings, misconfiguration
 from lightning_adam_mini.detection.evidence import Evidence, probe_call
+from lightning_adam_mini.detection.report import ModelReport, ParameterReport
+from lightning_adam_mini.detection.roles import ATTENTION
+from lightning_adam_mini.detection.shown import role_of_lines
+
+SECONDS = 60.0
+"""The most time that a run of the whole module takes for it; what was not seen by then stays as it was believed."""
 
 
 def check_training_step(module: pl.LightningModule) -> None:
@@ -19,13 +26,42 @@ def check_training_step(module: pl.LightningModule) -> None:
     Raises:
         MisconfigurationException: If it steps optimizers itself or takes the batches' iterator.
     """
-    iterates = is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True)
-    if not module.automatic_optimization or iterates:
-        does = "takes its batches from an iterator" if iterates else "steps its optimizers itself (automatic_optimization=False)"
+    why = _why_not_again(module)
+    if why is not None:
         raise misconfiguration(
-            f"AdamMiniCallback(probe=True) cannot run training_step once more because it {does}. Set self.example_input_array in the"
+            f"AdamMiniCallback(probe=True) cannot run training_step once more because it {why}. Set self.example_input_array in the"
             " LightningModule to something that its forward takes, or drop probe=True."
         )
+
+
+def why_not_again(strategy: Any, module: pl.LightningModule) -> str | None:
+    """Why ``training_step`` cannot be run once more, by what it does or because its layers are sharded; None if it can."""
+    if is_lightnings(strategy, "FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
+        return f"is sharded by {type(strategy).__name__}"
+    return _why_not_again(module)
+
+
+def _why_not_again(module: pl.LightningModule) -> str | None:
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        return "takes its batches from an iterator"
+    return None if module.automatic_optimization else "steps its optimizers itself (automatic_optimization=False)"
+
+
+def is_uncertain(report: ModelReport) -> bool:
+    """Whether heads of attention, or what kind of network it is, are only likely."""
+    return report.is_uncertain or any(p.guess and p.owner in ATTENTION for p in report.parameters)
+
+
+def shown(report: ModelReport, evidence: Evidence) -> list[ParameterReport]:
+    """The parameters that ``evidence`` is about, with its lines: for a module that is sharded by now and cannot be inspected again."""
+    known = report.by_name
+    return [
+        replace(known[seen.name], lines=seen.lines, axis=seen.axis, guess=False)
+        if seen.is_bias
+        else replace(known[seen.name], lines=seen.lines, axis=seen.axis, role=role_of_lines(seen.lines), guess=False)
+        for seen in evidence.parameters
+        if seen.name in known and known[seen.name].shape == seen.shape
+    ]
 
 
 def probe_training_step(trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> Evidence:
@@ -38,7 +74,7 @@ def probe_training_step(trainer: pl.Trainer, module: pl.LightningModule, batch: 
     """
     args = (batch, batch_idx) if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2) else (batch,)
     with trainer.precision_plugin.train_step_context(), _nothing_logged(module):
-        return probe_call(module, lambda: module.training_step(*args), batch)
+        return probe_call(module, lambda: module.training_step(*args), batch, seconds=SECONDS)
 
 
 @contextmanager

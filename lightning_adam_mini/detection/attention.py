@@ -94,8 +94,14 @@ class Projection:
         return self.slot.shape[self.axis]
 
 
-def claim_attention(tree: Tree, claims: Claims) -> None:
-    """Add the claims of all modules that look like attention and are not known."""
+def claim_attention(tree: Tree, claims: Claims, heads: bool = True) -> None:
+    """Add the claims of all modules that look like attention and are not known.
+
+    Args:
+        tree: The model.
+        claims: What is believed so far.
+        heads: Whether their heads are asked for.
+    """
     for module in tree.modules.values():
         projections = find_projections(tree, claims, module)
         parts = "".join(p.parts for p in projections)
@@ -107,7 +113,7 @@ def claim_attention(tree: Tree, claims: Claims) -> None:
         claims.attention.setdefault(module)
         open_ = [p for p in projections if claims.is_open(p.slot)]
         if open_:
-            _claim_projections(tree, claims, module, projections, open_)
+            _claim_projections(tree, claims, module, projections, open_, heads)
 
 
 def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Projection]:
@@ -129,29 +135,26 @@ def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Proj
     return found + positional if found else []
 
 
-def _claim_projections(tree: Tree, claims: Claims, module: nn.Module, projections: list[Projection], open_: list[Projection]) -> None:
+def _claim_projections(
+    tree: Tree, claims: Claims, module: nn.Module, projections: list[Projection], open_: list[Projection], with_heads: bool
+) -> None:
     kind = type(module).__name__
     queries = next((p for p in projections if p.parts == "q"), None) or next((p for p in projections if p.parts == "k"), None)
-    heads = find_heads(tree, module, queries) if queries else None
+    heads = find_heads(tree, module, queries) if queries and with_heads else None
     is_convention = is_conventional(type(module))
     for p in open_:
+        role, lines = role_of_lines("|".join(f"{part}:1" for part in p.parts)), None
+        why = f"{kind}.{p.name} holds {', '.join(p.parts)}"
+        unsure = with_heads and p.parts != "v"
         if len(p.parts) > 1:
-            why = f"{kind}.{p.name} holds {', '.join(p.parts)}, but their line order is not known"
-            claims.add(p.slot, Claim(Source.STRUCTURE, Role.QKV, why, axis=p.axis, guess=True))
-            continue
-        role = role_of_lines(f"{p.parts}:1")
-        lines = _lines(module, p, heads)
-        if lines is None:
-            why = f"{kind}.{p.name}, but no declared head count fits its {p.rows} lines"
-            claims.add(p.slot, Claim(Source.STRUCTURE, role, why, axis=p.axis, guess=p.parts != "v"))
-        else:
+            why += ", but their line order is not known" * with_heads
+        elif (lines := _lines(module, p, heads)) is not None:
             # That a number divides another proves nothing: in which order the lines are heads, only the forward says.
-            why = f"{kind}.{p.name} has {lines[2:].replace('x', ' heads of ')} lines"
-            why += "" if is_convention else " if its heads lie in turn"
-                "" if is_convention else " if its heads lie in turn"
-            )
-            unsure = not is_convention and p.parts != "v"
-            claims.add(p.slot, Claim(Source.STRUCTURE, role, why, axis=p.axis, lines=lines, guess=unsure))
+            why = f"{kind}.{p.name} has {lines[2:].replace('x', ' heads of ')} lines" + " if its heads lie in turn" * (not is_convention)
+            unsure = unsure and not is_convention
+        elif with_heads:
+            why = f"{kind}.{p.name}, but no declared head count fits its {p.rows} lines"
+        claims.add(p.slot, Claim(Source.STRUCTURE, role, why, axis=p.axis, lines=lines, guess=unsure))
 
 
 def find_heads(tree: Tree, module: nn.Module, queries: Projection) -> tuple[int, int] | None:

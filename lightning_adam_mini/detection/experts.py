@@ -18,18 +18,21 @@ _ROUTERS = frozenset({"router", "gate", "gating"})
 def claim_experts(tree: Tree, claims: Claims) -> None:
     """Add the claims of stacked experts, weights of (experts, outputs, inputs) or (experts, inputs, outputs), and of routers."""
     for module in tree.modules.values():
-        stacked = {name: slot for name, slot in _stacked(tree, module).items() if claims.is_open(slot)}
-        downs = [slot for name, slot in stacked.items() if not _DOWN.isdisjoint(words(name))]
-        ups = {name: slot for name, slot in stacked.items() if not _UP.isdisjoint(words(name)) and slot not in downs}
-        if len(downs) == 1 and ups:
-            _claim_stack(claims, module, ups, downs[0])
-            continue
-        named = words(type(module).__name__)
-        if "router" in named or "gate" in named:
-            for slot in tree.own(module).values():
-                if slot.layer is module and len(slot.shape) == 2 and claims.is_open(slot):
-                    claims.add(slot, Claim(Source.STRUCTURE, Role.ROUTER, f"{type(module).__name__} chooses experts"))
-    _claim_routers(tree, claims)
+        with claims.guarded(tree, module):
+            _claim_module(tree, claims, module)
+            _claim_routers(tree, claims, module)
+
+
+def _claim_module(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    stacked = {name: slot for name, slot in _stacked(tree, module).items() if claims.is_open(slot)}
+    downs = [slot for name, slot in stacked.items() if not _DOWN.isdisjoint(words(name))]
+    ups = {name: slot for name, slot in stacked.items() if not _UP.isdisjoint(words(name)) and slot not in downs}
+    if len(downs) == 1 and ups:
+        _claim_stack(claims, module, ups, downs[0])
+    elif not {"router", "gate"}.isdisjoint(words(type(module).__name__)):
+        for slot in tree.own(module).values():
+            if slot.layer is module and len(slot.shape) == 2 and claims.is_open(slot):
+                claims.add(slot, Claim(Source.STRUCTURE, Role.ROUTER, f"{type(module).__name__} chooses experts"))
 
 
 def _stacked(tree: Tree, module: nn.Module) -> dict[str, Slot]:
@@ -57,17 +60,13 @@ def _claim_stack(claims: Claims, module: nn.Module, ups: dict[str, Slot], down: 
         claims.add(down, Claim(Source.STRUCTURE, Role.MLP_DOWN, f"experts of {kind}", axis=axis))
 
 
-def _claim_routers(tree: Tree, claims: Claims) -> None:
-    """Linear layers called router or gate with one output an expert."""
-    for module in tree.modules.values():
-        children = tree.children(module)
-        if not any("expert" in words(name) or "experts" in words(name) for name in children):
-            continue
-        for name, child in children.items():
-            if _ROUTERS.isdisjoint(words(name)) or not is_linear(child):
-                continue
-            slot = tree.own(child).get("weight")
-            if slot is not None and claims.is_open(slot):
-                claims.add(
-                    slot, Claim(Source.STRUCTURE, Role.ROUTER, f"{type(module).__name__}.{name} chooses experts", axis=line_axis(child))
-                )
+def _claim_routers(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    """Linear layers called router or gate beside experts."""
+    children = tree.children(module)
+    if not any({"expert", "experts"} & set(words(name)) for name in children):
+        return
+    for name, child in children.items():
+        slot = tree.own(child).get("weight")
+        if slot is not None and is_linear(child) and claims.is_open(slot) and not _ROUTERS.isdisjoint(words(name)):
+            why = f"{type(module).__name__}.{name} chooses experts"
+            claims.add(slot, Claim(Source.STRUCTURE, Role.ROUTER, why, axis=line_axis(child)))

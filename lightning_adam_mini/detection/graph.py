@@ -24,17 +24,23 @@ def claim_graph(tree: Tree, claims: Claims) -> None:
     for module in tree.modules.values():
         if not is_message_passing(module):
             continue
-        kind = type(module).__name__
-        for slot in _direct(tree, module):
-            if not claims.is_open(slot) or claims.role(slot) in (Role.BIAS, Role.NORM):
-                continue
-            if slot.layer is module and ("att" in words(slot.attr) or "attn" in words(slot.attr)):
-                claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OTHER, f"attention vector of {kind}"))
-            elif len(slot.shape) >= 2:
-                claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=_axis(module, slot)))
-        for slot in tree.under(module):  # a layer of its own kind, such as DNAConv's grouped one
-            if claims.role(slot) is Role.OTHER and claims.is_open(slot) and len(slot.shape) >= 2:
-                claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=len(slot.shape) - 1))
+        with claims.guarded(tree, module):
+            kind = type(module).__name__
+            for slot in _direct(tree, module):
+                if not claims.is_open(slot) or claims.role(slot) in (Role.BIAS, Role.NORM):
+                    continue
+                if slot.layer is module and ("att" in words(slot.attr) or "attn" in words(slot.attr)):
+                    claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OTHER, f"attention vector of {kind}"))
+                elif len(slot.shape) >= 2:
+                    claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=_axis(module, slot)))
+            for slot in tree.under(module):  # a layer of its own kind, such as DNAConv's grouped one
+                if (
+                    claims.role(slot) in (Role.OTHER, Role.LINEAR)
+                    and not is_linear(slot.layer)
+                    and claims.is_open(slot)
+                    and len(slot.shape) >= 2
+                ):
+                    claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=len(slot.shape) - 1))
 
 
 def _direct(tree: Tree, module: nn.Module) -> list[Slot]:

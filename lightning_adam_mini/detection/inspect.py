@@ -6,27 +6,35 @@ from typing import Any
 
 from torch import nn
 
-from lightning_adam_mini.detection.architecture import find_architecture
+from lightning_adam_mini.detection.architecture import decide
 from lightning_adam_mini.detection.attention import claim_attention
 from lightning_adam_mini.detection.attention_output import claim_attention_outputs, claim_attention_rest
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.ends import claim_ends
 from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_attention
 from lightning_adam_mini.detection.experts import claim_experts
 from lightning_adam_mini.detection.graph import claim_graph
 from lightning_adam_mini.detection.known import claim_known
 from lightning_adam_mini.detection.layers import claim_layers
 from lightning_adam_mini.detection.mlp import claim_mlp
-from lightning_adam_mini.detection.parts import find_parts
+from lightning_adam_mini.detection.parts import find_parts, sizes_of
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.running import claim_running
 from lightning_adam_mini.detection.shown import claim_shown
-from lightning_adam_mini.detection.tables import claim_tables
+from lightning_adam_mini.detection.signs import find_signs
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 
 
-def inspect_model(module: nn.Module, example_input: Any = None, *, heads: bool = True, evidence: Evidence | None = None) -> ModelReport:
+def inspect_model(
+    module: nn.Module,
+    example_input: Any = None,
+    *,
+    heads: bool = True,
+    probe: bool = True,
+    evidence: Evidence | None = None,
+) -> ModelReport:
     """Find out what kind of network ``module`` is and what each of its parameters is for.
 
     Looks at modules, their attributes and shapes; a model on the meta device does as well. Attention whose heads are not known is run by
@@ -38,7 +46,8 @@ def inspect_model(module: nn.Module, example_input: Any = None, *, heads: bool =
             prefixes of wrappers.
         example_input: What to call ``module`` with: a mapping as keywords, a tuple or list one by one, anything else as the only
             argument. [default: the whole model is not run]
-        heads: Whether to find the heads of attention. Without them nothing is run.
+        heads: Whether the order of heads in the lines of attention is asked for. Else nothing is run, and no doubt about it is told.
+        probe: Whether attention whose heads are not known may be run by itself.
         evidence: What an earlier run of ``module`` showed.
 
     Raises:
@@ -53,23 +62,24 @@ def inspect_model(module: nn.Module, example_input: Any = None, *, heads: bool =
     claims = Claims()
     claim_layers(tree, claims)
     claim_known(tree, claims)
-    claim_attention(tree, claims)
+    claim_attention(tree, claims, heads)
     if example_input is not None:
         args, kwargs = example_call(example_input)
         evidence = probe_attention(module, *args, **kwargs)
     if evidence is not None:
         claim_shown(tree, claims, evidence)
-    if heads:
+    if heads and probe:
         claim_running(tree, claims)
     claim_attention_outputs(tree, claims)
     claim_attention_rest(tree, claims)
     claim_graph(tree, claims)
     claim_experts(tree, claims)
-    architecture, why = find_architecture(tree, claims)
+    claim_ends(tree, claims)
+    claim_mlp(tree, claims)
+    signs = find_signs(tree, claims)
+    architecture, why, guess = decide(signs, sizes_of(tree, claims))
     parts = find_parts(tree, claims)
-    claim_tables(tree, claims, architecture)
-    claim_mlp(tree, claims, architecture)
-    return ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots), parts)
+    return ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots), parts, guess, signs)
 
 
 def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:

@@ -10,18 +10,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_adam_mini.detection.claims import Claim, Claims, Source
 from lightning_adam_mini.detection.names import own_parameter, words
-from lightning_adam_mini.detection.registry import qualified_names
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# Linear maps whose weight is (in, out).
-_TRANSPOSED = frozenset({"transformers.pytorch_utils.Conv1D"})
-
 # Words of the names of bare parameters. Strategies treat all of these alike (neither heads nor rows), so a name may decide among them.
 _BARE: tuple[tuple[frozenset[str], Role], ...] = (
     (
-        frozenset({"pos", "position", "positions", "positional", "rel", "relative", "biases", "rope", "posenc", "level"}),
+        frozenset({"pos", "position", "positions", "positional", "rel", "relative", "biases", "rope", "posenc", "posemb", "level"}),
         Role.POSITION_EMBEDDING,
     ),
     (
@@ -48,32 +44,35 @@ def is_norm_weight(slot: Slot) -> bool:
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a linear map of the last dimension, torch's own or one with ``Linear`` in its name and a matrix ``weight``."""
-    if isinstance(layer, nn.Linear) or is_transposed(layer):
-        return True
-    weight = own_parameter(layer, "weight")
-    return weight is not None and weight.ndim == 2 and "linear" in words(type(layer).__name__)
+    """Whether ``layer`` is a linear map of the last dimension: torch's own, or one called Linear or Conv whose ``weight`` is a matrix."""
+    return isinstance(layer, nn.Linear) or is_transposed(layer) or _is_called(layer, {"linear", "conv"}, 2, 2)
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a linear map whose weight is (in, out)."""
-    return any(name in _TRANSPOSED for name in qualified_names(type(layer)))
+    """Whether ``layer`` is a linear map whose weight is (in, out): GPT-2's Conv1D, or a class of one's own whose bias says so."""
+    if isinstance(layer, nn.Linear) or not _is_called(layer, {"linear", "conv"}, 2, 2):
+        return False
+    weight, bias = own_parameter(layer, "weight"), own_parameter(layer, "bias")
+    assert weight is not None
+    if bias is not None and bias.ndim == 1 and weight.shape[0] != weight.shape[1]:
+        return bias.shape[0] == weight.shape[1]
+    return type(layer).__name__ == "Conv1D"
 
 
 def is_embedding(layer: nn.Module) -> bool:
     """Whether ``layer`` is a table of vectors, torch's own or one with ``Embedding`` in its name and a matrix ``weight``."""
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        return True
-    weight = own_parameter(layer, "weight")
-    return weight is not None and weight.ndim == 2 and "embedding" in words(type(layer).__name__)
+    return isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) or _is_called(layer, {"embedding"}, 2, 2)
 
 
 def is_conv(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a convolution, torch's own or one with ``Conv`` in its name and a ``weight``."""
-    if isinstance(layer, _ConvNd):
-        return True
+    """Whether ``layer`` is a convolution, torch's own or one with ``Conv`` in its name and a ``weight`` of three dimensions or more."""
+    return isinstance(layer, _ConvNd) or _is_called(layer, {"conv"}, 3, 6)
+
+
+def _is_called(layer: nn.Module, names: set[str], least: int, most: int) -> bool:
+    """Whether the class has one of the words in its name, and a ``weight`` of so many dimensions. No more is known of it than that."""
     weight = own_parameter(layer, "weight")
-    return weight is not None and weight.ndim >= 2 and not is_linear(layer) and "conv" in words(type(layer).__name__)
+    return weight is not None and least <= weight.ndim <= most and not names.isdisjoint(words(type(layer).__name__))
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -83,7 +82,19 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 def line_axis(layer: nn.Module) -> int:
     """The dimension of the weight of ``layer`` along which its output lines lie."""
-    return 1 if is_transposed(layer) or (isinstance(layer, _ConvNd) and layer.transposed) else 0
+    if isinstance(layer, _ConvNd):
+        return int(layer.transposed)
+    weight = own_parameter(layer, "weight")
+    batched = weight is not None and weight.ndim > 4 and weight.shape[0] == 1  # StyleGAN2's are (1, out, in, height, width)
+    return int(batched or is_transposed(layer))
+
+
+def fans(slot: Slot) -> tuple[int, int]:
+    """Numbers of outputs and inputs of a linear layer or convolution."""
+    axis, layer = line_axis(slot.layer), slot.layer
+    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    into = axis + 1 if len(slot.shape) > axis + 1 and not (is_transposed(layer) or (isinstance(layer, _ConvNd) and axis)) else 0
+    return slot.shape[axis] * (groups if into < axis else 1), slot.shape[into] * (groups if into > axis else 1)
 
 
 def is_lora(slot: Slot) -> bool:
@@ -94,7 +105,8 @@ def is_lora(slot: Slot) -> bool:
 def claim_layers(tree: Tree, claims: Claims) -> None:
     """Add a claim for every slot."""
     for slot in tree.slots:
-        claims.add(slot, _claim(slot))
+        with claims.guarded(tree, slot.layer):
+            claims.add(slot, _claim(slot))
 
 
 def _claim(slot: Slot) -> Claim:
@@ -137,6 +149,12 @@ def _claim_bare(slot: Slot) -> Claim:
         return Claim(Source.LAYER, Role.OTHER, f"state matrix of {kind}")
     if len(_long_dims(slot)) <= 1:
         return Claim(Source.LAYER, Role.BIAS if "bias" in named else Role.SCALE, f"vector of {kind}")
+    if not {"embed", "embedding", "emb", "embeddings"}.isdisjoint((*named, *words(kind))) and len(slot.shape) == 2:
+        return Claim(Source.LAYER, Role.TOKEN_EMBEDDING, f"parameter of {kind}, perhaps a table of {slot.shape[0]} entries", guess=True)
+    if min(slot.shape) > 1:
+        stack = f"{' x '.join(map(str, slot.shape[:-2]))} matrices" if len(slot.shape) > 2 else "a matrix"
+        why = f"parameter of {kind}, perhaps {stack} that {'are' if len(slot.shape) > 2 else 'is'} multiplied as x @ W"
+        return Claim(Source.LAYER, Role.LINEAR, why, axis=len(slot.shape) - 1, guess=True)
     return Claim(Source.LAYER, Role.OTHER, f"parameter of {kind}, which is not known", guess=True)
 
 

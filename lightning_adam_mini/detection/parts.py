@@ -12,12 +12,14 @@ from itertools import combinations
 
 from torch import nn
 
-from lightning_adam_mini.detection.architecture import down_and_up, find_architecture
+from lightning_adam_mini.detection.architecture import decide
 from lightning_adam_mini.detection.claims import Claims
 from lightning_adam_mini.detection.graph import is_message_passing
 from lightning_adam_mini.detection.report import PartReport
-from lightning_adam_mini.detection.roles import CONVOLUTIONS, Architecture
+from lightning_adam_mini.detection.roles import CONVOLUTIONS, Architecture, Role
+from lightning_adam_mini.detection.signs import find_signs
 from lightning_adam_mini.detection.tree import Tree
+from lightning_adam_mini.detection.unet import down_and_up, find_time_blocks
 
 _ATTENTIVE = frozenset({Architecture.TRANSFORMER, Architecture.DIFFUSION_TRANSFORMER, Architecture.HYBRID})
 _VAGUE = frozenset({Architecture.MLP, Architecture.UNKNOWN})
@@ -51,9 +53,12 @@ def find_parts(tree: Tree, claims: Claims) -> tuple[PartReport, ...]:
 
 def _parts(tree: Tree, claims: Claims) -> Iterator[PartReport]:
     module = tree.root
-    if down_and_up([module]) is not None or is_message_passing(module) or module in claims.attention:
+    if down_and_up(module) is not None or is_message_passing(module) or module in claims.attention:
         return
     networks = list(_networks(tree, claims))
+    unet = find_time_blocks(tree)
+    if unet is not None and all(network.report.signs is None or network.report.signs.unet != str(unet) for network in networks):
+        return  # no child holds all of its blocks: they are its own stages
     composed = any(_differ(one, other) for one, other in combinations(networks, 2))
     for network in networks:
         if composed:
@@ -62,13 +67,19 @@ def _parts(tree: Tree, claims: Claims) -> Iterator[PartReport]:
             yield from _parts(network.tree, claims)
 
 
+def sizes_of(tree: Tree, claims: Claims) -> list[tuple[Role, int]]:
+    """Role and number of elements of each tensor."""
+    return [(claims.role(slot) or Role.OTHER, slot.param.numel()) for slot in tree.slots]
+
+
 def _networks(tree: Tree, claims: Claims) -> Iterator[_Network]:
     total = sum(slot.param.numel() for slot in tree.slots)
     for child in dict.fromkeys(tree.children(tree.root).values()):
         part = tree.part(child)
         if part is None or not part.slots:
             continue
-        architecture, reason = find_architecture(part, claims)
+        signs = find_signs(part, claims)
+        architecture, reason, guess = decide(signs, sizes_of(part, claims))
         if architecture in _VAGUE or (architecture in _ATTENTIVE and not _has_blocks(part, claims)):
             continue
         if architecture is Architecture.RNN and isinstance(child, _RECURRENT):  # the GRU of a graph network
@@ -77,7 +88,7 @@ def _networks(tree: Tree, claims: Claims) -> Iterator[_Network]:
             sizes = [slot.param.numel() for slot in part.slots if claims.role(slot) in CONVOLUTIONS]
             if len(sizes) <= _CONV_LAYERS or sum(sizes) <= _CONV_SHARE * total:
                 continue
-        yield _Network(PartReport(tree.paths[child], architecture, reason), part)
+        yield _Network(PartReport(tree.paths[child], architecture, reason, guess, signs), part)
 
 
 def _has_blocks(part: Tree, claims: Claims) -> bool:

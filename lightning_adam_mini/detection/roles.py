@@ -50,8 +50,31 @@ class Role(str, Enum):
         return self.value
 
 
-CONVOLUTIONS = frozenset({Role.CONV, Role.CONV_DEPTHWISE})
-"""Roles of convolutions, the first one apart."""
+CONVOLUTIONS = frozenset({Role.CONV, Role.CONV_DEPTHWISE, Role.FIRST_CONV, Role.PATCH_EMBEDDING})
+"""Weights of convolutions. A patch embedding may be a linear layer too."""
+
+QUERIES_KEYS = frozenset({Role.QUERY, Role.KEY, Role.QKV})
+"""Weights that may make queries or keys: what of a network is attention."""
+
+ATTENTION = QUERIES_KEYS | {Role.VALUE}
+"""Weights that attention reads its input by."""
+
+FEED_FORWARD = frozenset({Role.MLP_UP, Role.MLP_GATE, Role.MLP_GATE_UP, Role.MLP_DOWN})
+"""Weights of feed-forward layers; of three dimensions if they are those of all experts."""
+
+RECURRENT = frozenset({Role.RECURRENT_INPUT, Role.RECURRENT_HIDDEN})
+"""Weights of recurrent layers."""
+
+OUTPUTS = frozenset({Role.LM_HEAD, Role.CLASSIFIER})
+"""Weights whose lines are what the network gives."""
+
+MATRICES = (
+    ATTENTION
+    | FEED_FORWARD
+    | OUTPUTS
+    | {Role.ATTN_OUT, Role.ATTN_OTHER, Role.TOKEN_MIX, Role.TIME_EMBEDDING, Role.MODULATION, Role.ROUTER, Role.LINEAR}
+)
+"""Linear maps of the last dimension."""
 
 
 class Architecture(str, Enum):

@@ -13,6 +13,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -99,10 +100,12 @@ def run_alone(module: nn.Module, deadline: float) -> Evidence:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _elsewhere(module, make):
             warnings.simplefilter("ignore")
             for args, kwargs in made_up_calls(module, device):
-                if time.monotonic() > deadline:
+                left = deadline - time.monotonic()
+                if left <= 0:
                     return Evidence()
                 try:
-                    evidence = probe_call(module, lambda args=args, kwargs=kwargs: module(*args, **kwargs), (args, kwargs))
+                    call = partial(module, *args, **kwargs)
+                    evidence = probe_call(module, call, (args, kwargs), seconds=left)
                 except Exception as error:
                     _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
                     continue

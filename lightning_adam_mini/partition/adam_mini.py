@@ -41,8 +41,12 @@ _V2: dict[Role, Granularity] = {
     Role.MLP_GATE_UP: "line",
     Role.MLP_DOWN: "line",
     Role.LORA_A: "line",
+    Role.ATTN_OTHER: "line",
 }
 """The rest, apart from what options decide: one block a tensor."""
+
+_UNKNOWN = frozenset({Role.LINEAR, Role.TIME_EMBEDDING, Role.MODULATION})
+"""Matrices that the paper does not name, or whose role was not found. Too fine costs little, too coarse costs quality: a block a line."""
 
 _WEIGHTS = frozenset(
     {
@@ -63,9 +67,11 @@ class AdamMiniPartition(PartitionStrategy):
 
     In transformers: query and key by head; value, attention projection and MLP by output neuron; token embedding and output layer
     (language model head or classifier) by token or class; each bias element by itself; norms, position and patch embeddings, convolutions
-    and everything else one block a tensor. A fused qkv is split into its parts; lines in it that are neither query, key nor value (an
-    MLP, a gate) go by neuron. Where the heads are unknown each line is a block, with a warning. LoRA: A by line, B as the weight that it
-    adds to if its lines are known, else by line. Elsewhere one block a tensor, unless options say otherwise; see the top of this module.
+    and everything else one block a tensor. Linear maps that the paper does not name or whose role is not known (time embeddings and
+    modulations among them) go by line in any network, because too fine costs little and too coarse costs quality. A fused qkv is split
+    into its parts; lines in it that are neither query, key nor value (an MLP, a gate) go by neuron. Where the heads are unknown each line
+    is a block, with a warning. LoRA: A by line, B as the weight that it adds to if its lines are known, else by line. In other networks
+    one block a tensor, unless options say otherwise; see the top of this module.
 
     Args:
         value: Blocks of the value projection of transformers: each output ``"neuron"``, or the ``"whole"`` of it, which the authors
@@ -101,16 +107,17 @@ class AdamMiniPartition(PartitionStrategy):
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity | BlockLayout:
         """How fine the blocks of ``parameter`` are."""
         role, architecture = parameter.role, report.architecture_of(parameter)
-        split = architecture in TRANSFORMERS
+        split = architecture in TRANSFORMERS or report.guess_of(parameter)
         if role is Role.BIAS:
             return self.bias or ("parameter" if split else "tensor")
         if role in EMBEDDING_BLOCKS:
             return _BY_EMBEDDING[self.embedding or ("token" if split else "none")]
+        is_unknown = len(parameter.shape) >= 2 and (role in _UNKNOWN or (role is Role.OTHER and parameter.guess))
         if not split:
             by_input = self.weight == "input" or (self.weight == "auto" and architecture is Architecture.DIFFUSION_UNET)
             if by_input and role in _WEIGHTS and len(parameter.shape) >= 2:
                 return BlockLayout.each_line(parameter.shape, axis=0 if parameter.axis else 1)
-            return "tensor"
+            return "line" if is_unknown else "tensor"
         if role is Role.POSITION_EMBEDDING and self.position == "position" and len(parameter.shape) > 1:
             return BlockLayout(parameter.shape, (len(parameter.shape) - 1,))
         if role is Role.VALUE:
@@ -122,7 +129,7 @@ class AdamMiniPartition(PartitionStrategy):
                 return "line"
             order = self.group_lines(parse_lines(parameter.lines)).split("q", "k")
             return BlockLayout.grouped(parameter.shape, str(order), parameter.axis)
-        return _V2.get(role, "tensor")
+        return "line" if is_unknown else _V2.get(role, "tensor")
 
     def group_lines(self, order: LineOrder) -> LineOrder:
         """Query and key by head; value as the option says; other lines each a block."""
@@ -156,7 +163,7 @@ class AdamMiniV1Partition(PartitionStrategy):
 
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
         """How fine the blocks of ``parameter`` are."""
-        split = report.architecture_of(parameter) in TRANSFORMERS
+        split = report.architecture_of(parameter) in TRANSFORMERS or report.guess_of(parameter)
         if parameter.role is Role.BIAS:
             return self.bias or "tensor"
         if parameter.role in EMBEDDING_BLOCKS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Role
@@ -19,6 +20,8 @@ class AdamPartition(PartitionStrategy):
         'parameter'
     """
 
+    needs_heads: ClassVar[bool] = False
+
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
         """Always ``"parameter"``."""
         return "parameter"
@@ -33,6 +36,8 @@ class TensorPartition(PartitionStrategy):
         >>> TensorPartition().granularity(None, None)
         'tensor'
     """
+
+    needs_heads: ClassVar[bool] = False
 
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
         """Always ``"tensor"``."""
@@ -53,6 +58,8 @@ class AdaLayerNormLastPartition(PartitionStrategy):
         >>> AdaLayerNormLastPartition().granularity(bias, ModelReport(Architecture.MLP, "", (bias,)))
         'parameter'
     """
+
+    needs_heads: ClassVar[bool] = False
 
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
         """``"parameter"`` for norms and the last layer, else ``"tensor"``."""

@@ -8,7 +8,7 @@ most. Adafactor (Shazeer & Stern, arXiv 1804.04235) keeps both. Here they stand 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Role
@@ -31,6 +31,8 @@ class FactoredPartition(PartitionStrategy):
         >>> print(FactoredPartition()(ModelReport(Architecture.MLP, "", (weight,)))["fc.weight"])
         mean over dim 1 x mean over dim 0
     """
+
+    needs_heads: ClassVar[bool] = False
 
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity | BlockLayout:
         """``"factored"``."""

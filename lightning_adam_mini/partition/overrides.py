@@ -6,8 +6,7 @@ A glob is matched (case and all) against a parameter's name and its aliases; of 
 - a line order such as ``"q:12x64|k:12x64|v:12x64"``: the heads, each of which is a block (lines of the value go as the strategy's
   ``value`` option says, if it has one);
 - a mapping that corrects what detection believes, before the strategy decides: ``role``, ``axis`` and either ``lines`` (a line order) or
-  ``heads`` (a number, for a plain query, key or value). A parameter that is corrected so is treated as part of a transformer, even
-  within another network;
+  ``heads`` (a number, for a plain query, key or value). What kind of network it is part of is decided again with that;
 - ``{"dims": [1]}``: the layout itself, the dimensions to average over, with ``axis`` and ``lines`` if lines are grouped, and with
   ``crossed``, the dimensions that a second mean averages over, if rows and columns are to cross: ``{"dims": [1], "crossed": [0]}``;
 - a :class:`~lightning_adam_mini.layout.BlockLayout`.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from lightning_adam_mini.detection.inspect import inspect_model
 from lightning_adam_mini.detection.report import ModelReport
-from lightning_adam_mini.detection.roles import Architecture
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.partition.overrides import Override, resolve_overrides
 from lightning_adam_mini.partition.strategy import PartitionStrategy, make_strategy
@@ -47,7 +45,7 @@ def partition_model(
 
     Example:
         >>> from lightning_adam_mini.detection.report import ParameterReport
-        >>> from lightning_adam_mini.detection.roles import Role
+        >>> from lightning_adam_mini.detection.roles import Architecture, Role
         >>> fused = ParameterReport("qkv.weight", (12, 4), Role.QKV, Role.QKV, "a fused projection", lines="q:2x2|k:2x2|v:2x2")
         >>> report = ModelReport(Architecture.TRANSFORMER, "softmax attention", (fused,))
         >>> print(partition_model(report, "adam_mini")["qkv.weight"])
@@ -58,13 +56,11 @@ def partition_model(
         48
     """
     strategy = make_strategy(partition, **options)
-    report = model_or_report if isinstance(model_or_report, ModelReport) else inspect_model(model_or_report)
+    report = model_or_report if isinstance(model_or_report, ModelReport) else inspect_model(model_or_report, heads=strategy.needs_heads)
     resolved = resolve_overrides(report, overrides or {})
-    corrected = replace(report, parameters=tuple(resolved[p.name].parameter if p.name in resolved else p for p in report.parameters))
-    layouts = strategy(corrected, [p.name for p in report.parameters if p.name not in resolved], strict)
-    undecided = [name for name, r in resolved.items() if r.layout is None and r.granularity is None]
-    if undecided:
-        layouts |= strategy(replace(corrected, architecture=Architecture.TRANSFORMER, parts=()), undecided, strict)
+    decided = {name for name, r in resolved.items() if r.layout is not None or r.granularity is not None}
+    corrected = report.corrected(r.parameter for r in resolved.values())
+    layouts = strategy(corrected, [p.name for p in report.parameters if p.name not in decided], strict)
     for name, r in resolved.items():
         if r.layout is not None:
             layouts[name] = r.layout

@@ -12,19 +12,19 @@ A strategy answers one question a parameter: how fine are its blocks? There are 
 from __future__ import annotations
 
 import difflib
-import re
 import types
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import CONVOLUTIONS, Role
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import LineOrder, parse_lines
+from lightning_adam_mini.partition.doubts import likely_heads, likely_network, unknown_heads
 
 Granularity = Literal["parameter", "tensor", "line", "head", "factored"]
 """How fine the blocks of a tensor are."""
@@ -50,6 +50,9 @@ class PartitionStrategy(ABC):
         >>> MatricesByNeuron()(report)
         {'fc.weight': BlockLayout(shape=(8, 3), dims=(1,), axis=None, lines=None, crossed=None)}
     """
+
+    needs_heads: ClassVar[bool] = True
+    """Whether blocks depend on heads of attention, or on what kind of network it is. Else detection has nothing to run."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -111,22 +114,28 @@ class PartitionStrategy(ABC):
             ValueError: If ``strict`` and the blocks of a parameter should be heads but its heads are unknown.
 
         Warns:
-            AdamMiniWarning: The same, if not ``strict``.
+            AdamMiniWarning: The same, if not ``strict``; and if heads, or the kind of the network, are only likely.
         """
         layouts: dict[str, BlockLayout] = {}
         unknown: list[ParameterReport] = []
+        likely: list[ParameterReport] = []
         for parameter in report.parameters:
             if names is not None and parameter.name not in names:
                 continue
             granularity = self.granularity(parameter, report)
             if granularity == "head" and parameter.lines is None:
                 unknown.append(parameter)
+            elif granularity == "head" and parameter.guess:
+                likely.append(parameter)
             chosen = granularity if isinstance(granularity, BlockLayout) else self.layout(parameter, granularity)
             layouts[parameter.name] = chosen
         if unknown and strict:
-            raise ValueError(_unknown_heads(unknown))
-        if unknown:
-            warnings.warn(_unknown_heads(unknown), AdamMiniWarning, stacklevel=2)
+            raise ValueError(unknown_heads(unknown, report))
+        messages = [unknown_heads(unknown, report)] if unknown else []
+        messages += [likely_heads(likely, report)] if likely else []
+        messages += [likely_network(report)] if self.needs_heads and report.is_uncertain else []
+        for message in messages:
+            warnings.warn(message, AdamMiniWarning, stacklevel=2)
         return layouts
 
 
@@ -155,20 +164,6 @@ def _literals(hint: Any) -> Iterable[Any]:
         parts = get_args(hint)
         allowed = [value for part in parts if part is not type(None) for value in _literals(part)]
         yield from [*allowed, None] if allowed and type(None) in parts else allowed
-
-
-def _unknown_heads(parameters: list[ParameterReport]) -> str:
-    paste: dict[str, Any] = {}
-    for p in parameters:
-        glob = re.sub(r"(?<![^.])\d+(?![^.])", "*", p.name)
-        paste[glob] = "q:HEADSxSIZE|k:HEADSxSIZE|v:HEADSxSIZE" if p.role is Role.QKV else {"heads": "HEADS"}
-    shown = [f"{p.name} {p.shape}" for p in parameters[:4]]
-    more = f" and {len(parameters) - 4} more" if len(parameters) > 4 else ""
-    write = str(paste).replace("'HEADS'", "HEADS")
-    return (
-        f"The attention heads in {len(parameters)} parameters could not be found ({', '.join(shown)}{more}), so each of their lines is a"
-        f" block of its own, which is finer than Adam-mini asks for. To settle it, write the number of heads: overrides={write}"
-    )
 
 
 STRATEGIES: dict[str, type[PartitionStrategy]] = {}

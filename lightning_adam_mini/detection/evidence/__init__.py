@@ -6,5 +6,3 @@ from lightning_adam_mini.detection.evidence.evidence import ParameterEvidence as
 from lightning_adam_mini.detection.evidence.probe import example_call as example_call
 from lightning_adam_mini.detection.evidence.probe import probe_attention as probe_attention
 from lightning_adam_mini.detection.evidence.probe import probe_call as probe_call
-from lightning_adam_mini.detection.evidence.reconcile import disagreements as disagreements
-from lightning_adam_mini.detection.evidence.reconcile import reconcile as reconcile

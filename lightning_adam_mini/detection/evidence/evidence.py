@@ -52,11 +52,13 @@ class Evidence:
         parameters: The parameters that feed attention.
         attentions: Paths of the modules in which softmax attention was computed, in order.
         not_seen: What could not be traced. Nothing is claimed of it.
+        outputs: The weights of maps whose result reaches no other map by a weight.
     """
 
     parameters: tuple[ParameterEvidence, ...] = ()
     attentions: tuple[str, ...] = ()
     not_seen: tuple[NotSeen, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, ParameterEvidence]:
@@ -71,7 +73,8 @@ class Evidence:
     def from_plain(cls, plain: Mapping[str, Any]) -> Evidence:
         """The inverse of :meth:`to_plain`."""
         parameters = (ParameterEvidence(**{**p, "shape": tuple(p["shape"]), "aliases": tuple(p["aliases"])}) for p in plain["parameters"])
-        return cls(tuple(parameters), tuple(plain["attentions"]), tuple(NotSeen(**n) for n in plain["not_seen"]))
+        lost = tuple(NotSeen(**n) for n in plain["not_seen"])
+        return cls(tuple(parameters), tuple(plain["attentions"]), lost, tuple(plain.get("outputs", ())))
 
     def __str__(self) -> str:
         rows = [f"{p.name}: {p.lines}" + (f" along axis {p.axis}" if p.axis else "") for p in self.parameters]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Collection
 from enum import Enum
-from typing import Any
+from functools import cached_property
+from typing import NamedTuple, TypeVar, cast
 
-from torch import Tensor
-
-from lightning_adam_mini.detection.evidence.codes import WeightCodes
 from lightning_adam_mini.detection.evidence.tape import Node, Ref, Tape
+from lightning_adam_mini.detection.evidence.weights import Linear, Weights, factors, is_convolution
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Kind(Enum):
@@ -25,50 +29,21 @@ class Kind(Enum):
     PASS = "something to look through"
 
 
-# Where the two factors, and what is added, stand among the arguments.
-_FACTORS: dict[str, tuple[int, int, int | None]] = {
-    "mm": (0, 1, None),
-    "bmm": (0, 1, None),
-    "mv": (0, 1, None),
-    "addmm": (1, 2, 0),
-    "_addmm_activation": (1, 2, 0),
-    "baddbmm": (1, 2, 0),
-    "addmv": (1, 2, 0),
-    "linear": (0, 1, 2),
-    "mkldnn_linear": (0, 1, 2),
-    "convolution": (0, 1, 2),
-    "_convolution": (0, 1, 2),
-    "cudnn_convolution": (0, 1, None),
-    "mkldnn_convolution": (0, 1, 2),
+_KINDS = {
+    **dict.fromkeys(("_softmax", "_safe_softmax", "softmax"), Kind.SOFTMAX),
+    **dict.fromkeys(("exp", "exp2"), Kind.EXP),
+    **dict.fromkeys(("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"), Kind.TABLE),
+    **dict.fromkeys(("lstm", "gru", "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"), Kind.HIDDEN),
+    **dict.fromkeys(("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell"), Kind.HIDDEN),
 }
-_SOFTMAX = frozenset({"_softmax", "_safe_softmax", "softmax"})
-_TABLE = frozenset({"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"})
-_HIDDEN = frozenset({"lstm", "gru", "mkldnn_rnn_layer", "_cudnn_rnn", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "miopen_rnn"})
-_QUERY, _KEY, _VALUE = ("query", "q"), ("key", "k"), ("value", "v")
+_INPUT, _WEIGHT = 1, 2  # bits of what went into a storage; each map by a weight has one more
 
 
-@dataclass(frozen=True)
-class Factors:
-    """The factors of a product: two activations, or an activation and a weight."""
+class Walk(NamedTuple):
+    """The way back from a tensor: operations that were looked through, and those where it ended, both in order."""
 
-    left: Ref
-    right: Ref
-    added: Ref | None
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The way back from a tensor.
-
-    Attributes:
-        inside: Operations that were looked through.
-        ends: Operations where it ended.
-        roots: Storages that no operation made: parameters, inputs, unknown ones.
-    """
-
-    inside: frozenset[int]
+    inside: tuple[Node, ...]
     ends: tuple[Node, ...]
-    roots: frozenset[int]
 
 
 class Graph:
@@ -77,105 +52,123 @@ class Graph:
     def __init__(self, tape: Tape) -> None:
         """Args: the tape."""
         self.tape = tape
-        self.codes = WeightCodes(tape)
-        self._kinds: dict[int, Kind] = {}
+        self._activations = set(tape.inputs)
+        self.weights = Weights(tape, self._activations)
+        self._made_by = dict.fromkeys(tape.by_storage, _WEIGHT) | dict.fromkeys(tape.inputs, _INPUT)
+        self._kinds: list[Kind] = []
+        self._bits: dict[int, int] = {}
+        self._fed: dict[int, int] = {}
+        self._known: dict[object, object] = {}
+        for node in tape.nodes:
+            self._add(node)
+        self._maps = list(self._fed)
+
+    def _add(self, node: Node) -> None:
+        try:
+            kind = self._classify(node)
+        except Exception:
+            _log.debug("%s in %s is not understood", node.name, node.module, exc_info=True)
+            kind = Kind.HIDDEN
+            self.tape.unknown.update({ref.storage: node.module for ref in (*node.outputs, *node.written)})
+        self._kinds.append(kind)
+        made_by = 0
+        if not (node.op.endswith("_like") or node.op.startswith(("new_", "empty", "zero_"))):  # these take shapes, not values
+            for ref in node.inputs:
+                made_by |= self._made_by.get(ref.storage, 0)
+        if kind in (Kind.LINEAR, Kind.HIDDEN):
+            self._fed[node.index] = made_by
+            self._bits[node.index] = 4 << len(self._bits)
+            made_by |= self._bits[node.index]
+        for ref in (*node.outputs, *node.written):
+            self._made_by[ref.storage] = self._made_by.get(ref.storage, 0) | made_by
+            if made_by & _INPUT:
+                self._activations.add(ref.storage)
 
     def kind(self, node: Node) -> Kind:
         """What ``node`` is."""
-        if node.index not in self._kinds:
-            self._kinds[node.index] = self._classify(node)
         return self._kinds[node.index]
 
     def _classify(self, node: Node) -> Kind:
-        if attention_operands(node) is not None:
+        if operands(node) is not None:
             return Kind.ATTENTION
-        if node.name.startswith("higher_order::") or node.op in _HIDDEN:
+        if node.name.startswith("higher_order::"):
             return Kind.HIDDEN
-        if node.op in _SOFTMAX:
-            return Kind.SOFTMAX
-        if node.op in ("exp", "exp2"):
-            return Kind.EXP
-        if node.op in _TABLE:
-            return Kind.TABLE
-        factors = self.factors(node)
-        if factors is None or (is_convolution(node) and factors.right.shape[1] == 1 and factors.left.shape[1] > 1):
-            return Kind.PASS  # a depthwise convolution leaves each channel by itself
-        if self.weight_side(node) is not None:
+        both = factors(node)
+        if both is None or (is_convolution(node) and both[1].shape[1] == 1 and both[0].shape[1] > 1):
+            return _KINDS.get(node.op, Kind.PASS)  # a depthwise convolution leaves each channel by itself
+        if self.weights.side(node) is not None:
             return Kind.LINEAR
-        if self.tape.is_constant(factors.left) or self.tape.is_constant(factors.right):
+        if any(self.is_constant(ref) for ref in both):
             return Kind.PASS
-        return Kind.LINEAR if self._is_table(factors.left, node) or self._is_table(factors.right, node) else Kind.PRODUCT
+        return Kind.LINEAR if any(self._is_table(ref, node) for ref in both) else Kind.PRODUCT
 
     def _is_table(self, ref: Ref, node: Node) -> bool:
         """Whether no layer made ``ref``, only parameters that were looked up or moved: relative positions."""
-        return ref.storage not in self.tape.from_input and not self.walk_back(ref, node.index).ends
+        return not self._made_by[ref.storage] & _INPUT and not self.walk(ref, node.index).ends
 
-    def factors(self, node: Node) -> Factors | None:
-        """The factors, if ``node`` is a product."""
-        places = _FACTORS.get(node.op)
-        if places is None or not node.name.startswith("aten::"):
-            return None
-        left, right = _ref_at(node, places[0]), _ref_at(node, places[1])
-        added = None if places[2] is None else _ref_at(node, places[2])
-        return None if left is None or right is None else Factors(left, right, added)
+    def is_constant(self, ref: Ref) -> bool:
+        """Whether neither inputs nor parameters went into it."""
+        return not self._made_by.get(ref.storage)
 
-    def weight_side(self, node: Node) -> str | None:
-        """Which factor of a product is a weight, ``"left"`` or ``"right"``; the right one if both are."""
-        factors = self.factors(node)
-        if factors is None:
-            return None
-        if self.codes.is_weight(factors.right, node.index):
-            return "right"
-        return "left" if self.codes.is_weight(factors.left, node.index) else None
+    def linear(self, node: Node) -> Linear | None:
+        """The map by a weight that ``node`` is; None if the lines of its weight are not known."""
+        return self.once(("linear", node), lambda: self.weights.linear(node))
 
-    def walk_back(self, ref: Ref, before: int) -> Walk:
-        """From ``ref`` back through everything that is :attr:`Kind.PASS`."""
-        inside: set[int] = set()
+    def once(self, key: object, find: Callable[[], _T]) -> _T:
+        """What ``find`` finds, which is the same wherever ``key`` is."""
+        if key not in self._known:
+            self._known[key] = find()
+        return cast("_T", self._known[key])
+
+    def between(self, node: Node, last: Collection[Node]) -> list[Node]:
+        """The maps by a weight that the map ``node`` feeds and that are, or feed, one of the maps ``last``."""
+        until, bit = max(other.index for other in last), self._bits[node.index]
+        found = []
+        for index in self._maps[bisect_right(self._maps, node.index) : bisect_right(self._maps, until)]:
+            leads = any(index == other.index or self._fed[other.index] & self._bits[index] for other in last)
+            if leads and self._fed[index] & bit and self._kinds[index] is Kind.LINEAR:
+                found.append(self.tape.nodes[index])
+        return found
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """The weights of the maps whose result reaches no other map."""
+        read = 0
+        for fed in self._fed.values():
+            read |= fed
+        last = [i for i, fed in self._fed.items() if fed & _INPUT and not read & self._bits[i] and self._kinds[i] is Kind.LINEAR]
+        starts = [linear.starts for linear in (self.linear(self.tape.nodes[i]) for i in last) if linear is not None]
+        elements = [element for codes in starts for element in self.weights.elements(codes) if element is not None]
+        return tuple(self.tape.weights[number][0] for number in dict.fromkeys(number for number, _ in elements))
+
+    def walk(self, ref: Ref, before: int, through: frozenset[Node] = frozenset()) -> Walk:
+        """From ``ref`` back through everything that is :attr:`Kind.PASS`, and ``through`` some operations that are not."""
+        return self.once(("walk", ref, before, through), lambda: self._walk(ref, before, through))
+
+    def _walk(self, ref: Ref, before: int, through: frozenset[Node]) -> Walk:
+        inside: dict[int, Node] = {}
         ends: dict[int, Node] = {}
-        roots: set[int] = set()
         todo = [(ref, before)]
         while todo:
             at, time = todo.pop()
-            made = False
             for node in self.tape.writers(at, time):
-                made = True
                 if node.index in inside or node.index in ends:
                     continue
-                if self.kind(node) is not Kind.PASS:
+                if self.kind(node) is not Kind.PASS and node not in through:
                     ends[node.index] = node
                     continue
-                inside.add(node.index)
-                todo += [(i, node.index) for i in node.inputs if i.is_differentiable and not self.tape.is_constant(i)]
-            if not made or at.storage in self.tape.by_storage:
-                roots.add(at.storage)
-        return Walk(frozenset(inside), tuple(ends[i] for i in sorted(ends)), frozenset(roots))
+                inside[node.index] = node
+                todo += [(i, node.index) for i in node.inputs if i.is_differentiable and not self.is_constant(i)]
+        return Walk(*(tuple(found[i] for i in sorted(found)) for found in (inside, ends)))
 
 
-def attention_operands(node: Node) -> tuple[Ref, Ref, Ref] | None:
+def operands(node: Node) -> tuple[Ref, Ref, Ref] | None:
     """Query, key and value of an operation that is attention as a whole: any whose name and arguments say so."""
     if node.name == "higher_order::flex_attention":
-        q, k, v = node.args[:3]
-        return (q, k, v) if all(isinstance(x, Ref) for x in (q, k, v)) else None
-    name = node.name.lower()
-    schema = getattr(node.function, "_schema", None)
-    if schema is None or not ("attention" in name or "attn" in name) or "backward" in name:
+        found = [ref if isinstance(ref, Ref) else None for ref in node.args[:3]]
+    elif ("attention" in node.name or "attn" in node.name) and "backward" not in node.name:
+        found = [node.first("query", "q"), node.first("key", "k"), node.first("value", "v")]
+    else:
         return None
-    named: dict[str, Any] = dict(node.kwargs)
-    named.update(zip((a.name for a in schema.arguments), node.args, strict=False))
-    found = [next((named[n] for n in names if isinstance(named.get(n), Ref)), None) for names in (_QUERY, _KEY, _VALUE)]
     q, k, v = found
     return None if q is None or k is None or v is None else (q, k, v)
-
-
-def is_convolution(node: Node) -> bool:
-    """Whether ``node`` is a convolution."""
-    return "convolution" in node.op
-
-
-def _ref_at(node: Node, place: int) -> Ref | None:
-    value = node.args[place] if place < len(node.args) else None
-    if value is None and node.kwargs and not isinstance(value, Tensor):
-        schema = getattr(node.function, "_schema", None)
-        names = [a.name for a in schema.arguments] if schema is not None else []
-        value = node.kwargs.get(names[place]) if place < len(names) else None
-    return value if isinstance(value, Ref) else None

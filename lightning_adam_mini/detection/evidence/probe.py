@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import time
 import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
 
-from lightning_adam_mini.detection.evidence.assemble import Assembler, unique
-from lightning_adam_mini.detection.evidence.evidence import Evidence, NotSeen, ParameterEvidence
-from lightning_adam_mini.detection.evidence.graph import Graph
-from lightning_adam_mini.detection.evidence.origins import Lost, OriginFinder
-from lightning_adam_mini.detection.evidence.recorder import Recorder
-from lightning_adam_mini.detection.evidence.sites import find_sites
-from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.detection.evidence.evidence import Evidence, NotSeen
+from lightning_adam_mini.detection.evidence.read import read
+from lightning_adam_mini.detection.evidence.tape import Tape, TooLongError
+from lightning_adam_mini.detection.tree import Tree
 
 _running = threading.local()
 
@@ -64,13 +62,17 @@ def example_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example), {}) if isinstance(example, (tuple, list)) else ((example,), {})
 
 
-def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = ()) -> Evidence:
+def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = (), *, seconds: float | None = None) -> Evidence:
     """Like :func:`probe_attention`, for any way of running ``module``, such as a training step.
 
     Args:
         module: The model whose parameters are wanted.
         function: What runs it.
         inputs: The tensors that ``function`` works on, in any nesting.
+        seconds: The most time that it may take; what was not seen by then is not told. [default: no limit]
+
+    Raises:
+        ValueError: If it does not run.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(8, 2, 16)
@@ -81,30 +83,33 @@ def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = ())
     if getattr(_running, "on", False):  # a hook of the module probes the module that runs because of a probe
         return Evidence(not_seen=(NotSeen("", "a probe is already running"),))
     _running.on = True
+    deadline = None if seconds is None else time.monotonic() + seconds
     try:
         tree = Tree.of(module)
-        recorder = _record(module, tree, function, inputs)
+        tape = _record(module, tree, function, inputs, deadline)
+    except TooLongError:
+        return Evidence(not_seen=(NotSeen("", f"it takes longer than {seconds:.0f} seconds"),))
     finally:
         _running.on = False
-    return _read(recorder, tree.slots)
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        torch.manual_seed(0)
+        return read(tape, tree.slots)
 
 
-def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: Any) -> Recorder:
+def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: Any, deadline: float | None) -> Tape:
     names = {inner: path for path, inner in tree.modules.items()}
     weights = {slot.name: slot.param for slot in tree.slots}
     tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
-    recorder = Recorder(module, names, weights, tensors)
-    with _as_it_was(module, [t.device for t in (*weights.values(), *tensors)], recorder), ExitStack() as stack:
-        hooks = (
-            register_module_forward_pre_hook(recorder.enter_module),
-            register_module_forward_hook(recorder.leave_module, always_call=True),
-        )
-        for hook in hooks:
-            stack.callback(hook.remove)
+    tape = Tape(module, names, weights, tensors, deadline)
+    with _as_it_was(module, [t.device for t in (*weights.values(), *tensors)], tape), ExitStack() as stack:
+        stack.callback(register_module_forward_pre_hook(tape.enter_module).remove)
+        stack.callback(register_module_forward_hook(tape.leave_module, always_call=True).remove)
         stack.enter_context(_plainly())
         try:
-            with recorder:
+            with tape:
                 function()
+        except TooLongError:
+            raise
         except Exception as error:
             on_meta = any(tensor.is_meta for tensor in (*weights.values(), *tensors))
             remedy = (
@@ -115,11 +120,11 @@ def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: 
             raise ValueError(
                 f"Cannot probe {type(module).__name__} because it does not run on the example: {type(error).__name__}: {error}. {remedy}."
             ) from error
-    return recorder
+    return tape
 
 
 @contextmanager
-def _as_it_was(module: nn.Module, devices: list[torch.device], recorder: Recorder) -> Iterator[None]:
+def _as_it_was(module: nn.Module, devices: list[torch.device], tape: Tape) -> Iterator[None]:
     """Put everything back: written tensors, buffers and attributes of modules, random states."""
     cuda = {device.index for device in devices if device.type == "cuda" and device.index is not None}
     states = [(m, dict(vars(m))) for m in module.modules()]
@@ -141,7 +146,7 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], recorder: Recorde
             for container, before in contents:
                 container.clear()
                 (container.extend if isinstance(container, (list, deque)) else container.update)(before)
-            recorder.put_back()
+            tape.put_back()
 
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
@@ -169,29 +174,3 @@ def _plainly() -> Iterator[None]:
         torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)
         yield
-
-
-def _read(recorder: Recorder, slots: list[Slot]) -> Evidence:
-    graph = Graph(recorder.tape)
-    finder, assembler = OriginFinder(graph), Assembler(graph, slots)
-    attentions: list[str] = []
-    lost: list[NotSeen] = []
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        torch.manual_seed(0)
-        for site in find_sites(graph):
-            attentions.append(site.module)
-            if site.problem is not None:
-                lost.append(NotSeen(site.module, f"attention: {site.problem}"))
-            for origin in finder.find(site):
-                if isinstance(origin, Lost):
-                    lost.append(NotSeen(site.module, f"{_NAMES[origin.role]}: {origin.reason}"))
-                else:
-                    assembler.add(origin)
-        results = list(assembler.finish())
-    lost += [r for r in results if isinstance(r, NotSeen)]
-    lost += [NotSeen(where, "a tensor is made where running cannot be recorded") for where in recorder.tape.unknown.values()]
-    found = tuple(r for r in results if isinstance(r, ParameterEvidence))
-    return Evidence(found, tuple(dict.fromkeys(attentions)), unique(lost))
-
-
-_NAMES = {"q": "queries", "k": "keys", "v": "values"}

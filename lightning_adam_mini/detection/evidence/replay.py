@@ -1,86 +1,71 @@
 """Doing a stretch of the tape again, with made-up values, to see what depends on what.
 
-Which element feeds which does not depend on the values, so none were kept: the outputs of the layer in question, the angles of rotary
+Which element feeds which does not depend on the values, so none were kept: the outputs of the layers in question, the angles of rotary
 embeddings and the weights of norms are random numbers here. The statistics of norms stay fixed, so that a norm over all heads does not
 make each head depend on all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lightning_adam_mini.detection.evidence.graph import Graph, Kind
+from lightning_adam_mini.detection.evidence.graph import Walk
 from lightning_adam_mini.detection.evidence.tape import Node, Ref, Tape
 
-_NORMS = frozenset(
-    {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm", "native_batch_norm", "cudnn_batch_norm"}
-    | {"_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "batch_norm", "miopen_batch_norm"}
-)
+_NORMS = ("layer_norm", "group_norm", "rms_norm", "batch_norm", "_norm_legit", "_legit_no_training", "_with_update")
 _STATISTICS = frozenset({"rsqrt", "sqrt", "linalg_vector_norm", "norm", "var", "std", "var_mean", "amax", "amin", "reciprocal"})
-_MOST = 1 << 27  # elements of a made-up storage
+_MOST = 1 << 27  # elements of a made-up tensor
+Memory = dict[int, tuple[Tensor, Ref]]
 
 
 class ReplayError(Exception):
     """A stretch of the tape cannot be done again; the message says why."""
 
 
-def stretch(graph: Graph, source: Ref, made_at: int, target: Ref, before: int, through: Iterable[Node] = ()) -> list[Node]:
-    """The operations by which ``target``, as it is at ``before``, depends on ``source``, as operation ``made_at`` left it.
-
-    Args:
-        graph: The graph.
-        source: Where the stretch begins.
-        made_at: The operation that made ``source``.
-        target: Where it ends.
-        before: The operation that reads ``target``.
-        through: Operations to look through although they are not :attr:`Kind.PASS`.
-    """
-    allowed = {node.index for node in through}
-    found: dict[int, Node] = {}
-    todo = [(target, before)]
-    while todo:
-        at, time = todo.pop()
-        for node in graph.tape.writers(at, time):
-            if node.index > made_at and node.index not in found and (node.index in allowed or graph.kind(node) is Kind.PASS):
-                found[node.index] = node
-                todo += [(ref, node.index) for ref in node.inputs if ref.is_differentiable and not graph.tape.is_constant(ref)]
-    depends = {source.storage}
-    nodes: list[Node] = []
-    for index in sorted(found):
-        node = found[index]
-        if any(ref.storage in depends for ref in node.inputs):
-            nodes.append(node)
-            depends |= {ref.storage for ref in (*node.outputs, *node.written)}
-    return nodes
-
-
 class Replay:
-    """A stretch of a tape as a function of the flat storage of its source."""
+    """A stretch of a tape as a function of the tensors where it begins, ``starts`` by storage, and its result ``out`` for made-up ones."""
 
-    def __init__(self, tape: Tape, source: Ref, target: Ref, nodes: Sequence[Node]) -> None:
-        """Args: the tape, both ends and the operations between them."""
+    def __init__(self, tape: Tape, sources: Sequence[Ref], target: Ref, walk: Walk) -> None:
+        """Args: the tape, both ends and what lies between them."""
         self.device = torch.device("cpu") if tape.device.type == "meta" else tape.device
-        self.size = tape.sizes[source.storage] // source.dtype.itemsize
-        self._tape, self._source, self._target, self._nodes = tape, source, target, nodes
-        self._made_up: dict[tuple[int, Ref] | int, Tensor] = {}
+        self._tape, self._target = tape, target
+        self._sources = {ref.storage: ref for ref in sources}
+        self._made_up: dict[object, Tensor] = {}
         self._fixed: dict[int, Any] = {}
-        if self.size > _MOST:
-            raise ReplayError(f"a layer's output of {self.size} elements is too large; give a smaller example input")
+        self._nodes: list[Node] = []
+        depends = set(self._sources)
+        for node in walk.inside:
+            if any(ref.storage in depends for ref in node.inputs):
+                self._nodes.append(node)
+                depends |= {ref.storage for ref in (*node.outputs, *node.written)}
+        made_up = ((ref, _random(ref.shape, ref.dtype, self.device)) for ref in sources)
+        self.starts = {ref.storage: _like(ref, values).requires_grad_() for ref, values in made_up}
+        with torch.enable_grad():
+            self.out = self(self.starts)
+        if not self.out.requires_grad:
+            raise ReplayError("gradients stop on the way")
 
-    def values(self) -> Tensor:
-        """Made-up values of the source's storage."""
-        return _random((self.size,), self._source.dtype, self.device)
+    def gradient(self, of: Tensor, source: Ref) -> Tensor:
+        """Of a tensor made of ``out``, with random weights if it has several elements; zeros where ``source`` does not go into it."""
+        start = self.starts[source.storage]
+        try:
+            with torch.enable_grad():
+                real = torch.view_as_real(of) if of.is_complex() else of
+                weights = torch.rand(real.shape, generator=torch.Generator().manual_seed(0)).to(real) + 0.5
+                (grad,) = torch.autograd.grad((real * weights).sum(), start, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise ReplayError(f"it cannot be differentiated: {str(error).splitlines()[0][:120]}") from error
+        return torch.zeros(start.shape) if grad is None else grad.cpu().abs().float()
 
-    def __call__(self, flat: Tensor) -> Tensor:
-        """The target for these values of the source's storage."""
-        memory: dict[int, tuple[Tensor, Ref]] = {}
-        whole = Ref(self._source.storage, 0, (self.size,), (1,), self._source.dtype)
-        memory[self._source.storage] = (flat.clone(), whole)
+    def __call__(self, values: Mapping[int, Tensor]) -> Tensor:
+        """The target for these values of the tensors where it begins."""
+        memory: Memory = {storage: (_like(ref, values[storage].clone()), ref) for storage, ref in self._sources.items()}
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)  # dropout drops the same each time
             for node in self._nodes:
@@ -89,74 +74,92 @@ class Replay:
             raise ReplayError("the way to it cannot be followed")
         return _view(*memory[self._target.storage], self._target)
 
-    def _do(self, node: Node, memory: dict[int, tuple[Tensor, Ref]]) -> None:
+    def _do(self, node: Node, memory: Memory) -> None:
         for ref in node.written:
             if ref.storage not in memory:
-                memory[ref.storage] = self._blank(ref)
-        args, kwargs = tree_map(lambda leaf: self._value(node, leaf, memory) if isinstance(leaf, Ref) else leaf, (node.args, node.kwargs))
+                size = self._tape.sizes[ref.storage] // ref.dtype.itemsize
+                whole = Ref(ref.storage, 0, (size,), (1,), ref.dtype)
+                memory[ref.storage] = (self._invent(ref.storage, whole, None).clone(), whole)
+        mask = _mask(node, memory)
+        args, kwargs = tree_map(lambda x: self._value(node, x, memory, mask) if isinstance(x, Ref) else x, (node.args, node.kwargs))
         if "device" in kwargs:
             kwargs["device"] = self.device
-        if node.op in _NORMS and isinstance(node.args[0], Ref) and node.outputs:
-            out: Any = args[0].clone() if node.outputs[0].shape == tuple(args[0].shape) else _fail(node)
-        elif node.op in _STATISTICS:
-            if node.index not in self._fixed:
-                self._fixed[node.index] = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, self._call(node, args, kwargs))
+        if node.op.endswith(_NORMS) and node.op not in _STATISTICS and node.outputs and node.outputs[0].shape == tuple(args[0].shape):
+            out: Any = args[0].clone()
+        elif node.index in self._fixed:
             out = self._fixed[node.index]
         else:
-            out = self._call(node, args, kwargs)
-        made = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+            try:
+                out = node.function(*args, **kwargs)
+            except Exception as error:
+                raise ReplayError(f"{node.op} cannot be done again: {str(error).splitlines()[0][:120]}") from error
+            if node.op in _STATISTICS:
+                out = self._fixed[node.index] = tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, out)
         new = list(node.outputs)
-        for tensor in made:
-            ref = next((r for r in new if r.shape == tuple(tensor.shape) and r.dtype == tensor.dtype), None)
+        for tensor in tree_flatten(out)[0]:
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else None
+            ref = next((r for r in new if r.shape == shape and r.dtype == tensor.dtype), None)
             if ref is not None:
                 new.remove(ref)
-                memory[ref.storage] = (_dense_as(tensor, ref), ref)
+                memory[ref.storage] = (_like(ref, tensor), ref)
 
-    def _call(self, node: Node, args: Any, kwargs: Any) -> Any:
-        try:
-            return node.function(*args, **kwargs)
-        except Exception as error:
-            raise ReplayError(f"{node.op} cannot be done again: {str(error).splitlines()[0][:120]}") from error
-
-    def _value(self, node: Node, ref: Ref, memory: dict[int, tuple[Tensor, Ref]]) -> Tensor:
+    def _value(self, node: Node, ref: Ref, memory: Memory, mask: bool | None) -> Tensor:
         if ref.storage in memory:
             return _view(*memory[ref.storage], ref)
         if ref in node.held:
             return node.held[ref]
         if not ref.is_differentiable and ref.dtype is not torch.bool:
             raise ReplayError(f"{node.op} needs the values of an integer tensor, which are not at hand")
-        key = (node.index, ref)
+        return self._invent((node.index, ref), ref, mask)
+
+    def _invent(self, key: object, ref: Ref, mask: bool | None) -> Tensor:
         if key not in self._made_up:
-            self._made_up[key] = _random(ref.shape, ref.dtype, self.device)
+            if ref.dtype is torch.bool and mask is not None:
+                self._made_up[key] = torch.full(ref.shape, mask, device=self.device)
+            else:
+                self._made_up[key] = _random(ref.shape, ref.dtype, self.device)
         return self._made_up[key]
 
-    def _blank(self, ref: Ref) -> tuple[Tensor, Ref]:
-        size = self._tape.sizes[ref.storage] // ref.dtype.itemsize
-        if size > _MOST:
-            raise ReplayError(f"a buffer of {size} elements is too large; give a smaller example input")
-        if ref.storage not in self._made_up:
-            self._made_up[ref.storage] = _random((size,), ref.dtype, self.device)
-        return self._made_up[ref.storage].clone(), Ref(ref.storage, 0, (size,), (1,), ref.dtype)
+
+def _mask(node: Node, memory: Memory) -> bool | None:
+    """What a made-up mask must be to leave through what the stretch is about; None for a random one."""
+    if node.op != "where":
+        return "mask" not in node.op
+    one, other = (ref is not None and ref.storage in memory for ref in (node.first("self"), node.first("other")))
+    return None if one and other else one
 
 
-def _fail(node: Node) -> Tensor:
-    raise ReplayError(f"{node.op} changes the shape")
+def plainly(nodes: Sequence[Node], *ends: Ref) -> tuple[object, ...]:
+    """What a stretch of the tape computes between these tensors, wherever on the tape it stands."""
+    numbers: dict[int, int] = {}
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, Ref):
+            return (numbers.setdefault(leaf.storage, len(numbers)), leaf.offset, leaf.shape, leaf.stride, leaf.dtype)
+        return str(leaf)
+
+    def flat(value: Any) -> tuple[Any, ...]:
+        leaves, form = tree_flatten(value)
+        return (*map(plain, leaves), str(form))
+
+    steps = [
+        (node.name, flat(node.args), flat(node.kwargs), flat(node.outputs), *(hash(t.cpu().numpy().tobytes()) for t in node.held.values()))
+        for node in nodes
+    ]
+    return (*map(plain, ends), *steps)
 
 
 def _random(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers near one, so that no root or logarithm of them fails, no rectifier stops them, and what they weigh is of one size."""
+    if prod(shape) > _MOST:
+        raise ReplayError(f"a tensor of {prod(shape)} elements is too large; give a smaller example input")
     if dtype is torch.bool:
         return torch.rand(shape, device=device) < 0.5
-    if dtype.is_complex:
-        return torch.complex(_near_one(shape, device), _near_one(shape, device)).to(dtype)
-    return _near_one(shape, device).to(dtype)
+    real, imaginary = (torch.rand(shape, device=device) * 0.4 + 0.8 for _ in range(2))
+    return (torch.complex(real, imaginary) if dtype.is_complex else real).to(dtype)
 
 
-def _near_one(shape: Sequence[int], device: torch.device) -> Tensor:
-    return torch.rand(shape, device=device) * 0.4 + 0.8
-
-
-def _dense_as(tensor: Tensor, ref: Ref) -> Tensor:
+def _like(ref: Ref, tensor: Tensor) -> Tensor:
     if tuple(tensor.stride()) == ref.stride or tensor.numel() == 0:
         return tensor
     return torch.empty_strided(ref.shape, ref.stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
@@ -173,10 +176,6 @@ def _view(base: Tensor, held: Ref, ref: Ref) -> Tensor:
         shape, stride = (*ref.shape, 2), (*(2 * s for s in ref.stride), 1)
         return torch.view_as_complex(base.as_strided(shape, stride, 2 * ref.offset - held.offset + offset))
     if held.dtype.is_complex and not ref.dtype.is_complex:
-        flat = torch.view_as_real(base.as_strided((_length(held),), (1,), offset)).flatten()
+        flat = torch.view_as_real(base.as_strided((held.end - held.offset,), (1,), offset)).flatten()
         return flat.as_strided(ref.shape, ref.stride, ref.offset - 2 * held.offset)
     raise ReplayError(f"a {held.dtype} tensor is read as {ref.dtype}")
-
-
-def _length(ref: Ref) -> int:
-    return ref.end - ref.offset

@@ -2,138 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from lightning_adam_mini.detection.evidence.graph import Factors, Graph, Kind, attention_operands
+import torch
+from torch import Tensor
+
+from lightning_adam_mini.detection.evidence.graph import Graph, Kind, Walk, operands
 from lightning_adam_mini.detection.evidence.heads import Operand
-from lightning_adam_mini.detection.evidence.orientation import Scores, ValueUse, queries_are_left
-from lightning_adam_mini.detection.evidence.replay import ReplayError
+from lightning_adam_mini.detection.evidence.replay import Replay, ReplayError, plainly
 from lightning_adam_mini.detection.evidence.tape import Node, Ref
+from lightning_adam_mini.detection.evidence.weights import factors
 
-_STEPS = 400
-_MIXES = 1  # maps by a weight between a product and its softmax: heads that talk
+_log = logging.getLogger(__name__)
+_SHIFT = 2  # queries that one row of the softmax may come from: two where relative positions are shifted into place
+_ROWS = 8  # rows of the softmax to look at
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """One attention: its operands, or why they are not known."""
 
     module: str
-    index: int
     operands: tuple[Operand, ...]
     problem: str | None = None
 
 
 def find_sites(graph: Graph) -> Iterator[Site]:
-    """All attentions on the tape, in order."""
+    """All attentions, in order."""
+    softmaxes: set[Node] = set()
+    uses: set[Node] = set()
     for node in graph.tape.nodes:
-        kind = graph.kind(node)
-        if kind is Kind.ATTENTION:
-            operands = attention_operands(node)
-            assert operands is not None
-            made = tuple(Operand(role, ref, node.index, -1, -2) for role, ref in zip("qkv", operands, strict=True))
-            yield Site(node.module, node.index, made)
-        elif kind in (Kind.SOFTMAX, Kind.EXP):
-            yield from _around(graph, node, kind)
-
-
-def _around(graph: Graph, node: Node, kind: Kind) -> Iterator[Site]:
-    source = next((a for a in node.args if isinstance(a, Ref)), None)
-    use = None if source is None or graph.tape.is_constant(source) else _value_product(graph, node)
-    if source is None or use is None:
-        return
-    products = list(_score_products(graph, source, node))
-    if not products and kind is Kind.SOFTMAX:
-        yield Site(node.module, node.index, (), "what its softmax weighs are not products of queries and keys")
-    open_: list[tuple[Node, str]] = []
-    roles: dict[int, set[str]] = {}  # of the layers that made the factors of the products which were told apart
-    for product, way in products:
-        factors = graph.factors(product)
-        assert factors is not None
-        if min(len(ref.shape) for ref in (factors.left, factors.right, use.value)) < 2:
-            open_.append((product, "its products are of single vectors"))
-            continue
         try:
-            is_left = queries_are_left(graph, Scores(product, node, source, way, use))
-        except ReplayError as error:
-            open_.append((product, str(error)))
-            continue
-        for ref, role in ((factors.left, "q" if is_left else "k"), (factors.right, "k" if is_left else "q")):
-            for maker in _makers(graph, ref, product):
-                roles.setdefault(maker, set()).add(role)
-        yield _site(product, factors, use, is_left)
-    for product, problem in open_:
-        factors = graph.factors(product)
-        assert factors is not None
-        # Where queries and keys are also compared with positions, one factor of that product has been met before.
-        left = {role for i in _makers(graph, factors.left, product) for role in roles.get(i, ())}
-        right = {role for i in _makers(graph, factors.right, product) for role in roles.get(i, ())}
-        if len(left) + len(right) == 1:
-            yield _site(product, factors, use, left == {"q"} or right == {"k"})
-        else:
-            yield Site(product.module, product.index, (), f"its queries cannot be told from its keys: {problem}")
+            whole = operands(node)
+            if whole is not None:
+                yield Site(node.module, tuple(Operand(role, ref, node.index, -1, -2) for role, ref in zip("qkv", whole, strict=True)))
+            elif graph.kind(node) is Kind.PRODUCT:
+                yield from _around(graph, node, softmaxes, uses)
+        except Exception as error:
+            _log.debug("attention in %s is not understood", node.module, exc_info=True)
+            yield Site(node.module, (), f"{type(error).__name__} while it was read")
 
 
-def _makers(graph: Graph, ref: Ref, product: Node) -> list[int]:
-    return [end.index for end in graph.walk_back(ref, product.index).ends if graph.kind(end) is Kind.LINEAR]
-
-
-def _site(product: Node, factors: Factors, use: ValueUse, is_left: bool) -> Site:
-    left, right = ("q", "k") if is_left else ("k", "q")
-    value = Operand("v", use.value, use.node.index, -1, -2) if use.is_left else Operand("v", use.value, use.node.index, -2, -1)
-    ends = (Operand(left, factors.left, product.index, -1, -2), Operand(right, factors.right, product.index, -2, -1))
-    return Site(product.module, product.index, (*ends, value))
-
-
-def _score_products(graph: Graph, source: Ref, softmax: Node) -> Iterator[tuple[Node, tuple[Node, ...]]]:
-    """The products that a softmax is taken of, each with the weighted maps on the way."""
-    seen: set[tuple[int, int]] = set()
-    found: dict[int, tuple[Node, tuple[Node, ...]]] = {}
-    todo: list[tuple[Ref, int, tuple[Node, ...]]] = [(source, softmax.index, ())]
-    while todo and len(seen) < _STEPS:
-        ref, before, way = todo.pop()
-        for node in graph.tape.writers(ref, before):
-            if (node.index, len(way)) in seen:
+def _around(graph: Graph, use: Node, met: set[Node], uses: set[Node]) -> Iterator[Site]:
+    """The attentions of which ``use`` is the product of weights and values."""
+    both = factors(use)
+    assert both is not None
+    left, right = both
+    for weights, value in ((left, Operand("v", right, use.index, -1, -2)), (right, Operand("v", left, use.index, -2, -1))):
+        mixes, softmaxes = _behind(graph, weights, use, (Kind.SOFTMAX, Kind.EXP))
+        for softmax in softmaxes:
+            source = next((a for a in softmax.args if isinstance(a, Ref)), None)
+            if source is None or graph.is_constant(source) or softmax in met:
                 continue
-            seen.add((node.index, len(way)))
-            kind = graph.kind(node)
-            if kind is Kind.PRODUCT:
-                if not _is_weighted_sum(graph, node):
-                    found.setdefault(node.index, (node, way))
-            elif kind is Kind.PASS or (kind is Kind.LINEAR and len(way) < _MIXES):
-                on = (*way, node) if kind is Kind.LINEAR else way
-                todo += [(r, node.index, on) for r in node.inputs if r.is_differentiable and not graph.tape.is_constant(r)]
-    yield from (found[i] for i in sorted(found))
+            met.add(softmax)
+            before, products = _behind(graph, source, softmax, (Kind.PRODUCT,))
+            products = [node for node in products if node not in uses]
+            if products or graph.kind(softmax) is Kind.SOFTMAX:
+                uses.add(use)
+            if products:
+                way = graph.walk(weights, use.index, frozenset({softmax, *mixes, *before}))
+                yield from _scored(graph, products, way, weights, value)
+            elif graph.kind(softmax) is Kind.SOFTMAX:
+                yield Site(softmax.module, (), "what its softmax weighs are not products of queries and keys")
 
 
-def _is_weighted_sum(graph: Graph, product: Node) -> bool:
-    """Whether a factor of ``product`` is the result of a softmax: it is the second product of another attention."""
-    factors = graph.factors(product)
-    assert factors is not None
-    walks = [graph.walk_back(ref, product.index) for ref in (factors.left, factors.right)]
-    return any(graph.kind(end) is Kind.SOFTMAX for walk in walks for end in walk.ends)
+def _behind(graph: Graph, ref: Ref, reader: Node, kinds: Sequence[Kind]) -> tuple[list[Node], list[Node]]:
+    """Operations of these kinds that ``ref`` comes from, at most one map by a weight away (heads that talk); these maps come first."""
+    found: dict[Node, None] = {}
+    mixes: list[Node] = []
+    for end in graph.walk(ref, reader.index).ends:
+        linear = graph.linear(end) if graph.kind(end) is Kind.LINEAR else None
+        behind = graph.walk(linear.data, end.index).ends if linear is not None else (end,)
+        if behind and all(graph.kind(node) in kinds for node in behind):
+            mixes += [end] if linear is not None else []
+            found |= dict.fromkeys(behind)
+    return mixes, list(found)
 
 
-def _value_product(graph: Graph, softmax: Node) -> ValueUse | None:
-    """The product of the softmax's result with the values."""
-    seen: set[tuple[int, int]] = set()
-    todo: list[tuple[int, int, tuple[Node, ...]]] = [(ref.storage, softmax.index, ()) for ref in softmax.outputs]
-    todo += [(ref.storage, softmax.index, ()) for ref in softmax.written]
-    while todo and len(seen) < _STEPS:
-        storage, after, way = todo.pop(0)
-        for node in graph.tape.readers(storage, after):
-            if (node.index, len(way)) in seen:
+def _scored(graph: Graph, products: Sequence[Node], way: Walk, weights: Ref, value: Operand) -> Iterator[Site]:
+    """The attentions of which ``products`` are scores: more than one where queries and keys are also compared with positions."""
+    outs, is_left = [product.outputs[0] for product in products], value.vector == -1
+    key = (plainly(way.inside, weights, *outs), is_left)
+    told = dict(zip(products, graph.once(key, lambda: _rows_are_queries(graph, outs, way, weights, is_left)), strict=True))
+    met: dict[Node, set[str]] = {}  # roles of the layers behind factors that were told apart
+    for product in sorted(products, key=lambda p: isinstance(told[p], str)):
+        both, answer = factors(product), told[product]
+        assert both is not None
+        makers = [[end for end in graph.walk(ref, product.index).ends if graph.kind(end) is Kind.LINEAR] for ref in both]
+        if isinstance(answer, str):
+            roles = [{role for maker in some for role in met.get(maker, ())} for some in makers]
+            if sum(map(len, roles)) != 1:  # not just one factor has been met
+                yield Site(product.module, (), f"its queries cannot be told from its keys: {answer}")
                 continue
-            seen.add((node.index, len(way)))
-            kind = graph.kind(node)
-            if kind is Kind.PRODUCT:
-                factors = graph.factors(node)
-                assert factors is not None
-                is_left = factors.left.storage == storage
-                value = factors.right if is_left else factors.left
-                return ValueUse(node, factors.left if is_left else factors.right, value, way, is_left)
-            if kind is Kind.PASS or (kind is Kind.LINEAR and len(way) < _MIXES):
-                on = (*way, node) if kind is Kind.LINEAR else way
-                todo += [(ref.storage, node.index, on) for ref in (*node.outputs, *node.written) if ref.is_differentiable]
-    return None
+            answer = roles[0] == {"q"} or roles[1] == {"k"}
+        names = "qk" if answer else "kq"
+        for some, role in zip(makers, names, strict=True):
+            for maker in some:
+                met.setdefault(maker, set()).add(role)
+        ends = (Operand(names[0], both[0], product.index, -1, -2), Operand(names[1], both[1], product.index, -2, -1))
+        yield Site(product.module, (*ends, value))
+
+
+def _rows_are_queries(graph: Graph, outs: Sequence[Ref], way: Walk, weights: Ref, is_left: bool) -> list[bool | str]:
+    """For each product whether its left factor holds the queries, or why that cannot be told.
+
+    The sum over values, for one query, runs over keys: a row of the weights that are summed over depends on one query and all keys. What
+    it depends on is seen from a gradient, not from sizes, which may be equal by chance.
+    """
+    if min(len(ref.shape) for ref in (weights, *outs)) < 2:
+        return ["its products are of single vectors"] * len(outs)
+    try:
+        replay = Replay(graph.tape, outs, weights, way)
+        with torch.enable_grad():
+            rows = (replay.out if is_left else replay.out.transpose(-1, -2)).reshape(-1, weights.shape[-1 if is_left else -2])
+            some = [rows[at] for at in torch.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).long().tolist()]
+        return [_tell([replay.gradient(row, out).reshape(-1, *out.shape[-2:]).sum(0) for row in some]) for out in outs]
+    except ReplayError as error:
+        return [str(error)] * len(outs)
+
+
+def _tell(touched: Sequence[Tensor]) -> bool | str:
+    """From what a few rows depend on: whether they run across the product."""
+    counts = [tuple(int((sums > 0.01 * sums.max()).sum()) for sums in (t.sum(-1), t.sum(-2))) for t in touched]
+    down, across = max(counts, key=sum)
+    if min(down, across) > _SHIFT:
+        return "what its softmax weighs mixes several queries and several keys"
+    return across > down if across != down else "the example is too short; give more than one token"

@@ -1,0 +1,205 @@
+"""The two ends of a network: embeddings, patch embeddings and first convolutions; outputs, which are what no layer reads again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.layers import fans, is_conv, is_embedding, is_linear, is_norm, line_axis
+from lightning_adam_mini.detection.names import unwrap, words
+from lightning_adam_mini.detection.roles import OUTPUTS, Role
+from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.detection.unet import find_time_blocks
+
+_TABLES = (
+    (frozenset({"pos", "position", "positions", "positional", "rel", "relative", "wpe", "distance"}), Role.POSITION_EMBEDDING),
+    (frozenset({"time", "timestep", "timesteps"}), Role.TIME_EMBEDDING),
+    (frozenset({"type", "segment", "class", "label", "labels", "language", "langs", "lang"}), Role.TYPE_EMBEDDING),
+    (frozenset({"query", "queries"}), Role.SPECIAL_TOKEN),
+)
+_STEPS = frozenset({"timestep", "timesteps", "temb"})
+_EMBEDS = frozenset({"embed", "embedding", "embedder", "embeddings", "emb", "embeds", "mlp", "proj", "projection", "in", "encoder", "fc"})
+_MODULATION = frozenset({"ada", "adaptive", "adaln", "zero", "single", "continuous"})
+_MODULATORS = frozenset({"modulation", "mod", "modulate", "film", "adaln"})
+_HEADS = frozenset({"head", "heads", "classifier", "fc", "classification", "logits", "output", "out", "predictor", "prediction"})
+_EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYPE_EMBEDDING, Role.SPECIAL_TOKEN})
+
+
+def claim_ends(tree: Tree, claims: Claims) -> None:
+    """Add the claims of all embeddings, what embeds time, modulations, and output layers."""
+    for module in tree.modules.values():
+        with claims.guarded(tree, module):
+            _claim_embedding(tree, claims, module)
+            _claim_condition(tree, claims, module)
+            _claim_patches(tree, claims, module)
+            for method, roles in (
+                ("get_input_embeddings", None),
+                ("get_output_embeddings", Role.LM_HEAD),
+                ("get_classifier", Role.CLASSIFIER),
+            ):
+                _claim_declared(tree, claims, module, method, roles)
+    with claims.guarded(tree, tree.root):
+        _claim_time_blocks(tree, claims)
+        _claim_outputs(tree, claims)
+        _claim_first(tree, claims)
+
+
+def _claim_declared(tree: Tree, claims: Claims, module: nn.Module, method: str, role: Role | None) -> None:
+    """What a method such as ``get_input_embeddings`` returns."""
+    get = getattr(type(module), method, None)
+    try:
+        found = get(module) if get is not None else None
+    except Exception:  # not implemented, or not for this variant of the model
+        return
+    slot = tree.own(unwrap(found)).get("weight") if isinstance(found, nn.Module) else None
+    if slot is None or (not claims.is_open(slot) if role else not is_embedding(slot.layer) or claims.role(slot) is Role.POSITION_EMBEDDING):
+        return
+    axis = line_axis(slot.layer) if is_linear(slot.layer) else 0
+    claims.add(slot, Claim(Source.KNOWN, role or Role.TOKEN_EMBEDDING, f"what {method}() returns", axis=axis))
+
+
+def _claim_embedding(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    slot = tree.own(module).get("weight")
+    if slot is None or slot.layer is not module or not is_embedding(module) or not claims.is_open(slot):
+        return
+    kind = type(module).__name__
+    *outer, name = slot.path.split(".")
+    named = {*words(name), *words(kind)}
+    if name in ("emb", "embedding", "embed", "weight") and outer:
+        named.update(words(outer[-1]))
+    for known, role in _TABLES:
+        if not known.isdisjoint(named):
+            claims.add(slot, Claim(Source.STRUCTURE, role, f"{kind} of {slot.shape[0]} entries named {name}"))
+            return
+    # Beside a larger table of the same width it may be one of positions or types.
+    beside = (
+        [s for inner in tree.children(tree.parents[module][0]).values() if is_embedding(inner) for s in tree.own(inner).values()]
+        if module in tree.parents
+        else []
+    )
+    unsure = not name.isdecimal() and any(s.shape[1:] == slot.shape[1:] and s.shape[0] > slot.shape[0] for s in beside)
+    is_token = not {"token", "tokens", "word", "words", "tok", "vocab", "item"}.isdisjoint(named)
+    why = f"{kind} of {slot.shape[0]} entries" + (", though a larger one stands beside it" if unsure else "")
+    claims.add(slot, Claim(Source.STRUCTURE, Role.TOKEN_EMBEDDING, why, guess=unsure and not is_token))
+
+
+def _claim_condition(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    """Layers that turn a time step or a condition into features, or these into scales and shifts of a norm."""
+    kind, named = type(module).__name__, set(_names(tree, module))
+    attr = set(words(tree.parents[module][1])) if module in tree.parents else set[str]()
+    is_time = "time" in named or not _STEPS.isdisjoint(named) or (("t" in attr or "step" in attr) and not _EMBEDS.isdisjoint(attr))
+    if is_time and "mix" not in named and claims.attention.keys().isdisjoint(module.modules()) and not any(map(is_conv, module.modules())):
+        role, why = Role.TIME_EMBEDDING, "embeds the time step"
+    elif (not is_linear(module) and not _MODULATORS.isdisjoint(named)) or (is_norm(module) and not _MODULATION.isdisjoint(named)):
+        role, why = Role.MODULATION, "scales and shifts a norm"
+    else:
+        return
+    for slot in tree.under(module):
+        if _is_plain(claims, slot):
+            claims.add(slot, Claim(Source.STRUCTURE, role, f"{kind} {why}", axis=line_axis(slot.layer)))
+
+
+def _claim_time_blocks(tree: Tree, claims: Claims) -> None:
+    """In a UNet of diffusion, the layers that make the time vector, and those that read it."""
+    blocks = find_time_blocks(tree)
+    for slots, what in ((blocks.makers, "makes"), (blocks.slots, "reads")) if blocks is not None else ():
+        for slot in slots:
+            if _is_plain(claims, slot):
+                why = f"{type(slot.layer).__name__} {what} the time vector"
+                claims.add(slot, Claim(Source.STRUCTURE, Role.TIME_EMBEDDING, why, axis=line_axis(slot.layer)))
+
+
+def _claim_patches(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    """A linear layer or a convolution in a module that is called a patch embedding."""
+    named = _names(tree, module)
+    if {"patch", "patches"}.isdisjoint(named) or {"embed", "embedding", "embedder", "embeddings", "in"}.isdisjoint(named):
+        return
+    linears = [slot for slot in tree.under(module) if _is_plain(claims, slot)]
+    linears = linears or [slot for slot in tree.under(module) if claims.role(slot) is Role.CONV and claims.is_open(slot)]
+    if len(linears) == 1:
+        why = f"{type(module).__name__} embeds patches"
+        claims.add(linears[0], Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, why, axis=line_axis(linears[0].layer)))
+
+
+def _claim_outputs(tree: Tree, claims: Claims) -> None:
+    """Linear layers whose outputs no layer reads: by their number, and by their place at the end or their name."""
+    matrices = [
+        s for s in tree.slots if len(s.shape) >= 2 and not s.magnitude and claims.role(s) not in (*_EMBEDDINGS, Role.NORM, Role.BIAS)
+    ]
+    last_read = {width: i for i, slot in enumerate(matrices) for width in _inputs(claims, slot)}
+    first_read = {width: i for i, slot in reversed(list(enumerate(matrices))) for width in _inputs(claims, slot)}
+    tables = {slot.shape for slot in tree.slots if claims.role(slot) is Role.TOKEN_EMBEDDING}
+    norms = {slot.shape[0] for slot in tree.slots if claims.role(slot) is Role.NORM and slot.shape}
+    at_end, groups = True, set[nn.Module]()
+    for i, slot in reversed(list(enumerate(matrices))):
+        if claims.role(slot) in OUTPUTS:
+            continue
+        if not _is_plain(claims, slot) or is_repeated(tree, slot.layer):
+            at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
+            continue
+        axis, (outputs, inputs) = line_axis(slot.layer), fans(slot)
+        reads_itself = outputs == inputs and first_read[outputs] == last_read[outputs] == i
+        unread = outputs not in last_read or reads_itself
+        is_named = not _HEADS.isdisjoint(words(slot.path.replace(".", "_")))
+        # An autoencoder gives what its first layer reads; a stream of features is normalised, too.
+        returned = outputs != inputs and outputs not in norms and (is_named or last_read.get(outputs) == 0)
+        if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or slot.path.rsplit(".", 1)[-1] == "lm_head":
+            claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "one output a token, which no layer reads", axis=axis))
+        elif (unread and (at_end or is_named)) or (returned and at_end):
+            claims.add(slot, Claim(Source.STRUCTURE, Role.CLASSIFIER, f"no layer reads its {outputs} outputs", axis=axis))
+        else:
+            at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
+            continue
+        groups.update(module for module in _holders(tree, slot.layer) if isinstance(module, nn.Sequential) and module is not tree.root)
+
+
+def _inputs(claims: Claims, slot: Slot) -> tuple[int, ...]:
+    """How many numbers a layer reads; of a bare matrix either may be."""
+    if is_linear(slot.layer) or is_conv(slot.layer):
+        return (fans(slot)[1],)
+    held = claims.best(slot)
+    axis = 0 if held is None else held.axis
+    return tuple(slot.shape[i] for i in range(len(slot.shape)) if i != axis)
+
+
+def _holders(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
+    holder = tree.parent(module)
+    while holder is not None:
+        yield holder
+        holder = tree.parent(holder)
+
+
+def is_repeated(tree: Tree, module: nn.Module) -> bool:
+    """Whether ``module`` is part of one of several like blocks in a list."""
+    for holder in _holders(tree, module):
+        is_block = isinstance(holder, (nn.ModuleList, nn.Sequential)) and len(module._modules) > 0
+        if is_block and sum(type(child) is type(module) for child in tree.children(holder).values()) > 1:
+            return True
+        module = holder
+    return False
+
+
+def _claim_first(tree: Tree, claims: Claims) -> None:
+    """The first convolution: of patches if it steps over its whole kernel or is called so, else of an image."""
+    first = next((slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude), None)
+    if first is None or not claims.is_open(first) or claims.role(first) is not Role.CONV:
+        return
+    conv, axis = first.layer, line_axis(first.layer)
+    steps = isinstance(conv, _ConvNd) and conv.kernel_size == conv.stride and max(conv.stride) > 1
+    if steps or "patch" in words(first.path.replace(".", "_")):
+        claims.add(first, Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, "first convolution, one output a patch", axis=axis))
+    else:
+        claims.add(first, Claim(Source.STRUCTURE, Role.FIRST_CONV, "first convolution", axis=axis))
+
+
+def _is_plain(claims: Claims, slot: Slot) -> bool:
+    """Whether it is a linear layer of which no more is known."""
+    return is_linear(slot.layer) and claims.is_open(slot) and claims.role(slot) is Role.LINEAR
+
+
+def _names(tree: Tree, module: nn.Module) -> tuple[str, ...]:
+    """The words of the class of ``module`` and of what it is called."""
+    return words(type(module).__name__) + (words(tree.parents[module][1]) if module in tree.parents else ())

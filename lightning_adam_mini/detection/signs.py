@@ -1,0 +1,174 @@
+"""Signs of what kind a network is, read off its modules without running them."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from types import FunctionType
+
+from torch import nn
+
+from lightning_adam_mini.detection.architecture import Signs
+from lightning_adam_mini.detection.calls import called_names, calls_attention
+from lightning_adam_mini.detection.claims import Claims
+from lightning_adam_mini.detection.graph import is_message_passing
+from lightning_adam_mini.detection.heads import is_head_count
+from lightning_adam_mini.detection.layers import fans, is_conv, is_depthwise, is_embedding, is_linear
+from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.roles import FEED_FORWARD, QUERIES_KEYS, Role
+from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.detection.unet import down_and_up, find_time_blocks
+
+_GRAPH_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "graph", "g"})
+_STEPS = frozenset({"timestep", "timesteps"})
+_TIME_ARGUMENTS = _STEPS | {"time", "t", "time_cond", "sigma", "sigmas", "noise_labels", "noise_level"}
+_TIME_WORDS = _STEPS | {"time", "temb", "t", "noise"}
+_STATE_SPACE = frozenset({"A_log", "A_logs", "time_decay"})
+_ATTENTION = frozenset({"attention", "attn", "mha", "mhsa"})
+_WHOLE = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention", "flash_attn_func"})
+_PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm", "mm"})
+_PLAIN = FEED_FORWARD | {Role.LINEAR, Role.OTHER, Role.ATTN_OTHER, Role.CLASSIFIER}
+
+
+def find_signs(tree: Tree, claims: Claims) -> Signs:
+    """The signs of a model or of a part of one."""
+
+    def first(check: Callable[[nn.Module], str | None]) -> str | None:
+        for module in tree.modules.values():
+            with claims.guarded(tree, module):
+                if found := check(module):
+                    return found
+        return None
+
+    core = list(_core(tree))
+    messages = first(lambda m: f"passes messages ({type(m).__name__})" if is_message_passing(m) else None) or _argument(
+        core, _GRAPH_ARGUMENTS
+    )
+    states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
+    is_known = any(claims.role(slot) in QUERIES_KEYS for slot in tree.slots)
+    strong = None if is_known else first(lambda m: _strong_attention(tree, claims, m))
+    weak = None if is_known else strong or first(lambda m: _attention(tree, claims, m)) or _tied_table(tree, claims)
+    time = _time(tree, core)
+    return Signs(
+        messages=messages,
+        unet=_unet(tree, core, time),
+        time=time,
+        states="has state space layers" if states else None,
+        attention=weak,
+        strong=strong is not None,
+    )
+
+
+def _core(tree: Tree) -> Iterator[nn.Module]:
+    """The root, and what it holds as long as one child holds nearly all of it: a network in its LightningModule."""
+    module, total = tree.root, sum(slot.param.numel() for slot in tree.slots)
+    seen: set[nn.Module] = set()
+    while module not in seen:
+        yield module
+        seen.add(module)
+        heavy = [c for c in tree.children(module).values() if sum(s.param.numel() for s in tree.under(c)) > 0.95 * total]
+        if len(heavy) != 1 or isinstance(heavy[0], (nn.ModuleList, nn.Sequential)):
+            return
+        module = heavy[0]
+
+
+def _argument(modules: Iterable[nn.Module], names: frozenset[str]) -> str | None:
+    for module in modules:
+        try:
+            parameters = inspect.signature(type(module).forward).parameters
+        except (AttributeError, TypeError, ValueError):  # TorchScript has none
+            continue
+        for name in parameters:
+            if name in names:
+                return f"forward() takes {name}"
+    return None
+
+
+def _time(tree: Tree, core: list[nn.Module]) -> str | None:
+    """What shows that the model embeds diffusion time. Linear layers or none compute it; a table is of positions in time."""
+    argument, has_table = _argument(core, _TIME_ARGUMENTS), False
+    for module in tree.modules.values():
+        kind = type(module).__name__
+        if not _STEPS.isdisjoint(words(kind)):
+            return argument or f"embeds time steps ({kind})"
+        if module not in tree.parents or _TIME_WORDS.isdisjoint(words(tree.parents[module][1])):
+            continue
+        has_table |= is_embedding(module)
+        if argument and any(is_linear(inner) for inner in module.modules()):
+            return argument
+    return None if has_table else _argument(core, _STEPS)
+
+
+def _unet(tree: Tree, core: list[nn.Module], time: str | None) -> str | None:
+    blocks = find_time_blocks(tree)
+    if blocks is not None:
+        return str(blocks)
+    time = time or _argument(core, _STEPS | {"time"})
+    stages = next(filter(None, map(down_and_up, core)), None)
+    return f"{time} and has {stages}" if time and stages else None
+
+
+def _strong_attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
+    """A module that weighs products of what several of its layers make of one input. Additive scores are one number a place."""
+    if not _weighs(module):
+        return None
+    weights = [slot for slot in _near(tree, module) if _may_project(claims, slot)]
+    widths = [fans(slot) for slot in weights]
+    inputs = [inner for _, inner in widths]
+    if len(weights) > 1 and len(set(inputs)) < len(inputs) and all(outputs > 1 for outputs, _ in widths):
+        return f"{type(module).__name__} weighs by softmax what its layers make"
+    return None
+
+
+def _attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
+    kind = type(module).__name__
+    matrices = [s for s in tree.under(module) if claims.role(s) in _PLAIN and len(s.shape) >= 2 and not is_conv(s.layer)]
+    if not matrices:
+        return None
+    if _weighs(module) and any(slot in matrices for slot in _near(tree, module)):
+        return f"{kind} weighs by softmax"
+    if len(matrices) > 1 and not _ATTENTION.isdisjoint(words(kind)):
+        return f"a class is called {kind}"
+    heads = next((n for n, v in vars(module).items() if is_head_count(n) and n != "h" and type(v) is int and v > 1), None)
+    if heads is not None:
+        return f"{kind} declares {heads}"
+    if isinstance(module, (nn.ModuleList, nn.Sequential)):
+        children = list(tree.children(module).values())
+        if len(children) > 1 and all(type(child) is type(children[0]) for child in children):
+            held = sum(slot in matrices for slot in tree.under(children[0]))
+            if held > 3:
+                return f"a stack of {len(children)} {type(children[0]).__name__} of {held} matrices each"
+    return None
+
+
+def _tied_table(tree: Tree, claims: Claims) -> str | None:
+    tied = any(claims.role(s) is Role.TOKEN_EMBEDDING and len(s.names) > 1 for s in tree.slots)
+    return "a table of tokens has an output as wide" if tied or any(claims.role(s) is Role.LM_HEAD for s in tree.slots) else None
+
+
+def _near(tree: Tree, module: nn.Module) -> Iterator[Slot]:
+    """The slots of a module, of its children and of theirs: what its own methods multiply by."""
+    for child in (module, *tree.children(module).values()):
+        for inner in (child, *tree.children(child).values()) if child is not module else (module,):
+            yield from tree.own(inner).values()
+
+
+def _may_project(claims: Claims, slot: Slot) -> bool:
+    if slot.magnitude or not (is_linear(slot.layer) or is_conv(slot.layer)) or is_depthwise(slot.layer) or len(slot.shape) < 2:
+        return False
+    return claims.role(slot) in _PLAIN | {Role.CONV}
+
+
+def _weighs(module: nn.Module) -> bool:
+    """Whether the class calls attention as a whole, or softmax and a product of matrices. Softmax alone is a classifier's."""
+    used = called_names(type(module))
+    return not _WHOLE.isdisjoint(used) or (calls_attention(module) and (not _PRODUCTS.isdisjoint(used) or _multiplies(type(module))))
+
+
+@lru_cache(maxsize=4096)
+def _multiplies(cls: type) -> bool:
+    """Whether a method of the class writes ``a @ b``."""
+    functions = [value for base in cls.__mro__ if base is not nn.Module for value in vars(base).values() if isinstance(value, FunctionType)]
+    return any(code.argrepr == "@" or "MATRIX_MULTIPLY" in code.opname for function in functions for code in dis.get_instructions(function))

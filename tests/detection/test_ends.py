@@ -1,0 +1,112 @@
+"""Embeddings and outputs: what no layer reads again, whatever it is called."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_adam_mini import AdamMini, inspect_model, partition_model
+from lightning_adam_mini.detection import Role
+
+
+class TiedGPT(nn.Module):
+    """One layer, a head tied to the tokens, and an MLP that is as wide as there are tokens."""
+
+    def __init__(self, tied: bool):
+        super().__init__()
+        self.tokens, self.attn = nn.Embedding(64, 16), nn.MultiheadAttention(16, 2)
+        self.up_proj, self.down_proj = nn.Linear(16, 64, bias=False), nn.Linear(64, 16)
+        self.last = nn.Linear(16, 64, bias=False)
+        if tied:
+            self.last.weight = self.tokens.weight
+
+
+def outputs(model: nn.Module) -> dict[str, Role]:
+    return {p.name: p.role for p in inspect_model(model).parameters if p.role in (Role.LM_HEAD, Role.CLASSIFIER)}
+
+
+def test_what_a_layer_reads_again_is_no_output():
+    assert outputs(TiedGPT(tied=True)) == {}
+    assert outputs(TiedGPT(tied=False)) == {"last.weight": Role.LM_HEAD}
+
+
+def test_several_heads_are_several_outputs():
+    hidden = lambda n: nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, n))  # noqa: E731
+    model = nn.ModuleDict({"body": nn.Linear(8, 32), "policy": hidden(4), "value": hidden(1)})
+    assert set(outputs(model)) == {"policy.2.weight", "value.2.weight"}
+
+
+def test_an_autoencoder_gives_what_it_reads():
+    model = nn.Sequential(nn.Linear(50, 20), nn.ReLU(), nn.Linear(20, 7), nn.ReLU(), nn.Linear(7, 20), nn.ReLU(), nn.Linear(20, 50))
+    assert set(outputs(model)) == {"6.weight"}
+
+
+def test_a_score_before_the_classifier_and_blocks_of_a_stack_are_no_outputs():
+    model = nn.ModuleDict({"enter": nn.Linear(8, 32), "score": nn.Linear(32, 1), "on": nn.Linear(32, 32), "leave": nn.Linear(32, 5)})
+    assert set(outputs(model)) == {"leave.weight"}
+    assert outputs(nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 2, enable_nested_tensor=False)) == {}
+    assert outputs(nn.TransformerEncoderLayer(16, 2, 32)) == {}
+
+
+def test_a_smaller_table_beside_another_is_a_guess():
+    model = nn.ModuleDict({"tokens": nn.Embedding(64, 16), "places": nn.Embedding(10, 16), "positions": nn.Embedding(10, 16)})
+    report = inspect_model(model).by_name
+    assert [(p.role, p.guess) for p in report.values()] == [
+        (Role.TOKEN_EMBEDDING, False),
+        (Role.TOKEN_EMBEDDING, True),
+        (Role.POSITION_EMBEDDING, False),
+    ]
+
+
+class Conv2d(nn.Module):
+    """A convolution of one's own, which has a weight and nothing else of torch's."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight.flatten(0, -4) if self.weight.ndim == 4 else self.weight[0])
+
+
+class Products(nn.Module):
+    """Matrices that no layer holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.many, self.added = (nn.Parameter(torch.randn(shape)) for shape in ((6, 9), (3, 9, 4), (1, 9, 4)))
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (1, 8, 3, 3, 3)])
+def test_a_convolution_of_ones_own_is_one_by_its_weight(shape: tuple[int, ...]):
+    model = nn.Sequential(Conv2d(*shape), nn.Flatten(), nn.Linear(8 * 4, 2))
+    first, last, _ = inspect_model(model).parameters
+    assert (first.role, first.axis, last.role) == (Role.FIRST_CONV, shape.index(8), Role.CLASSIFIER)
+    optimizer = AdamMini(model.named_parameters(), lr=0.1, layouts=partition_model(model))
+    before = model(torch.ones(1, 3, 4, 4)).square().sum()
+    before.backward()
+    optimizer.step()
+    assert model(torch.ones(1, 3, 4, 4)).square().sum() != before
+
+
+def test_bare_matrices_are_linear_by_guess_along_their_last_dimension():
+    report = inspect_model(Products()).by_name
+    assert [(p.role, p.axis, p.guess) for p in (report["one"], report["many"])] == [(Role.LINEAR, 1, True), (Role.LINEAR, 2, True)]
+    assert "3 matrices" in report["many"].reason
+    assert (report["added"].role, report["added"].guess) == (Role.OTHER, True)
+
+
+def test_a_weight_of_inputs_by_outputs_is_known_by_its_bias():
+    class MyLinear(nn.Module):
+        def __init__(self, outputs: int):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(5, 7)), nn.Parameter(torch.zeros(outputs))
+
+    assert [inspect_model(MyLinear(n)).by_name["weight"].axis for n in (5, 7)] == [0, 1]
+
+
+def test_feed_forward_layers_at_each_position_are_feed_forward_layers():
+    block = nn.ModuleDict(
+        {"attn": nn.MultiheadAttention(16, 2), "pos_ffn": nn.ModuleDict({"w_1": nn.Linear(16, 64), "w_2": nn.Linear(64, 16)})}
+    )
+    report = inspect_model(nn.Sequential(block, block)).by_name
+    assert [report[f"0.pos_ffn.w_{i}.weight"].role for i in (1, 2)] == [Role.MLP_UP, Role.MLP_DOWN]
