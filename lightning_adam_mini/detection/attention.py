@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.heads import declared_head_dims, declared_heads, declared_key_heads
 from lightning_adam_mini.detection.known.apply import main_weights
 from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.registry import is_conventional
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.shown import role_of_lines
 from lightning_adam_mini.detection.tree import Slot, Tree
 

@@ -7,11 +7,11 @@ from functools import lru_cache
 from torch import nn
 
 from lightning_adam_mini.detection.attention import find_projections, head_list
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.known.apply import main_weights
 from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
 from lightning_adam_mini.detection.names import words
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 

@@ -6,29 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 
 from torch import nn
 
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _log = logging.getLogger(__name__)
-
-
-class Source(IntEnum):
-    """Where a claim comes from, weakest first. A stronger source overrules a weaker one."""
-
-    LAYER = 0
-    """The type of the layer that holds the tensor: a Linear, a convolution, a norm."""
-    STRUCTURE = 1
-    """Names, attributes and shapes that fit together."""
-    KNOWN = 2
-    """A registered module."""
-    EVIDENCE = 3
-    """What the model computes."""
-    USER = 4
-    """An override."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.layers import fans, is_conv, is_embedding, is_linear, is_norm, line_axis
 from lightning_adam_mini.detection.names import unwrap, words
-from lightning_adam_mini.detection.roles import OUTPUTS, Role
+from lightning_adam_mini.detection.roles import OUTPUTS, Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.detection.unet import find_time_blocks
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.layers import is_linear, line_axis
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.registry import qualified_names
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _PYG = "torch_geometric.nn.conv.message_passing.MessagePassing"

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_adam_mini.detection.architecture import decide
 from lightning_adam_mini.detection.attention import claim_attention
 from lightning_adam_mini.detection.attention_output import claim_attention_outputs, claim_attention_rest
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.ends import claim_ends
 from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_attention
 from lightning_adam_mini.detection.experts import claim_experts
@@ -19,7 +19,7 @@ from lightning_adam_mini.detection.layers import claim_layers
 from lightning_adam_mini.detection.mlp import claim_mlp
 from lightning_adam_mini.detection.parts import find_parts, sizes_of
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.running import claim_running
 from lightning_adam_mini.detection.shown import claim_shown
 from lightning_adam_mini.detection.signs import find_signs
@@ -105,6 +105,7 @@ def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
         lines=lines,
         trainable=slot.param.requires_grad,
         aliases=tuple(slot.names[1:]),
+        source=claim.source,
     )
 
 

@@ -6,12 +6,12 @@ from itertools import combinations, pairwise
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.ends import is_repeated
 from lightning_adam_mini.detection.known.apply import main_weights
 from lightning_adam_mini.detection.layers import fans, is_linear, line_axis
 from lightning_adam_mini.detection.names import words
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _NAMED = frozenset({"mlp", "ff", "ffn", "feed", "feedforward", "ffwd", "intermediate", "expert", "swiglu", "glu", "dense", "fc"})

@@ -10,7 +10,7 @@ from math import prod
 from typing import TypeVar
 
 from lightning_adam_mini.detection.architecture import Signs, decide
-from lightning_adam_mini.detection.roles import Architecture, Role
+from lightning_adam_mini.detection.roles import Architecture, Role, Source
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.table import align, cut, size_text
 
@@ -37,6 +37,7 @@ class ParameterReport:
             no heads or the heads are unknown.
         trainable: Whether it requires gradients.
         aliases: Other names of the same tensor (tied weights).
+        source: Where the belief comes from: the layer's type, structure, a known module, running, or the user.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ParameterReport:
     lines: str | None = None
     trainable: bool = True
     aliases: tuple[str, ...] = ()
+    source: Source = Source.STRUCTURE
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, IntEnum
 
 
 class Role(str, Enum):
@@ -93,3 +93,18 @@ class Architecture(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+class Source(IntEnum):
+    """Where a claim comes from, weakest first. A stronger source overrules a weaker one."""
+
+    LAYER = 0
+    """The type of the layer that holds the tensor: a Linear, a convolution, a norm."""
+    STRUCTURE = 1
+    """Names, attributes and shapes that fit together."""
+    KNOWN = 2
+    """A registered module."""
+    EVIDENCE = 3
+    """What the model computes."""
+    USER = 4
+    """An override."""

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.detection.calls import calls_attention
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.evidence import Evidence, probe_call
 from lightning_adam_mini.detection.inputs import made_up_calls
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.registry import is_conventional
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.shown import claim_shown
 from lightning_adam_mini.detection.tree import Tree
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.evidence.evidence import Evidence, ParameterEvidence
 from lightning_adam_mini.detection.evidence.order import write_lines
 from lightning_adam_mini.detection.names import join
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 

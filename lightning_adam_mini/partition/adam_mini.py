@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import Architecture, Role
+from lightning_adam_mini.detection.roles import Architecture, Role, Source
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import LineOrder, parse_lines
 from lightning_adam_mini.partition.strategy import Granularity, PartitionStrategy, register_strategy
@@ -58,6 +58,11 @@ _WEIGHTS = frozenset(
 """Weights that map input channels or features to output ones."""
 
 _V1: dict[Role, Granularity] = {Role.QUERY: "head", Role.KEY: "head", Role.QKV: "head"}
+
+
+def _is_split(parameter: ParameterReport, report: ModelReport) -> bool:
+    """Whether the roles in a transformer decide: in one, in what may be one, and where the user gave the role."""
+    return report.architecture_of(parameter) in TRANSFORMERS or report.guess_of(parameter) or parameter.source is Source.USER
 
 
 @register_strategy("adam_mini")
@@ -107,7 +112,7 @@ class AdamMiniPartition(PartitionStrategy):
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity | BlockLayout:
         """How fine the blocks of ``parameter`` are."""
         role, architecture = parameter.role, report.architecture_of(parameter)
-        split = architecture in TRANSFORMERS or report.guess_of(parameter)
+        split = _is_split(parameter, report)
         if role is Role.BIAS:
             return self.bias or ("parameter" if split else "tensor")
         if role in EMBEDDING_BLOCKS:
@@ -163,7 +168,7 @@ class AdamMiniV1Partition(PartitionStrategy):
 
     def granularity(self, parameter: ParameterReport, report: ModelReport) -> Granularity:
         """How fine the blocks of ``parameter`` are."""
-        split = report.architecture_of(parameter) in TRANSFORMERS or report.guess_of(parameter)
+        split = _is_split(parameter, report)
         if parameter.role is Role.BIAS:
             return self.bias or "tensor"
         if parameter.role in EMBEDDING_BLOCKS:

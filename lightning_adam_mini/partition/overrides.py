@@ -6,7 +6,8 @@ A glob is matched (case and all) against a parameter's name and its aliases; of 
 - a line order such as ``"q:12x64|k:12x64|v:12x64"``: the heads, each of which is a block (lines of the value go as the strategy's
   ``value`` option says, if it has one);
 - a mapping that corrects what detection believes, before the strategy decides: ``role``, ``axis`` and either ``lines`` (a line order) or
-  ``heads`` (a number, for a plain query, key or value). What kind of network it is part of is decided again with that;
+  ``heads`` (a number, for a plain query, key or value). What kind of network it is part of is decided again with that, but
+  the parameter itself is treated as part of a transformer, even within another network;
 - ``{"dims": [1]}``: the layout itself, the dimensions to average over, with ``axis`` and ``lines`` if lines are grouped, and with
   ``crossed``, the dimensions that a second mean averages over, if rows and columns are to cross: ``{"dims": [1], "crossed": [0]}``;
 - a :class:`~lightning_adam_mini.layout.BlockLayout`.
@@ -21,7 +22,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias, cast
 
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import parse_lines, shorten
 from lightning_adam_mini.partition.strategy import Granularity, did_you_mean
@@ -145,7 +146,7 @@ def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolv
         parameter = _with_lines(parameter, spec["lines"])
     if "role" in spec:
         role = _role(spec["role"])
-        parameter = replace(parameter, role=role, owner=role, reason="the user says so", guess=False)
+        parameter = replace(parameter, role=role, owner=role, reason="the user says so", guess=False, source=Source.USER)
     return Resolved(parameter, granularity="head" if spec.keys() & {"heads", "lines"} else None)
 
 
@@ -188,4 +189,4 @@ def _with_lines(parameter: ParameterReport, lines: str) -> ParameterReport:
         raise ValueError(f"the line order {shorten(lines)} has {order.size} lines, but there are {size} along dimension {parameter.axis}.")
     known = {letter: role for role, letter in _LETTERS.items()}
     role = known.get(order.roles[0], parameter.role) if len(order.roles) == 1 else Role.QKV
-    return replace(parameter, lines=str(order), role=role, owner=role, reason="the user says so", guess=False)
+    return replace(parameter, lines=str(order), role=role, owner=role, reason="the user says so", guess=False, source=Source.USER)

@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims, Source
+from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.known import diffusers, graph, others, timm, torch_nn, transformers
 from lightning_adam_mini.detection.layers import is_depthwise, is_lora, is_norm_weight, line_axis
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.registry import KnownModule, Part, add_builtin, fill_template, find_entry
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.shown import role_of_lines
 from lightning_adam_mini.detection.tree import Slot, Tree
 

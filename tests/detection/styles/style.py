@@ -19,7 +19,7 @@ class Style:
         example: Arguments that its forward takes.
         architecture: The acceptable kinds of network.
         roles: Acceptable roles by glob of parameter names; every matrix that matters is matched.
-        lines: Line order by glob of parameter names, of all that makes queries and keys for softmax attention. Columns have `@1` at the end.
+        lines: Line order by glob of parameter names, of all that makes queries and keys for softmax attention. `@1` at the end: columns.
     """
 
     name: str
