@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from itertools import islice, product
-from math import isqrt, prod
+from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from lightning_adam_mini.detection.names import words
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 
-_MOST = 96  # calls to try
+_MOST = 24  # calls of one kind to try
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 _GRID = (8, 16)  # height and width of an image or a feature map
 _MASKS = frozenset({"mask", "masks", "bias", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
@@ -59,7 +59,14 @@ def made_up_calls(module: nn.Module, device: str) -> Iterator[Call]:
     keywords = [p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
     if not names and not keywords:
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)][:1]
-    yield from islice(_Maker(module, device).calls(names, keywords), _MOST)
+    maker = _Maker(module, device)
+    for shapes in maker.kinds(names):
+        choices = [list(maker.choices(name, place, shapes)) for place, name in enumerate([*names, *keywords])]
+        # The likeliest of each first, and what is less likely in one argument alone before what is so in several.
+        ranks = sorted(product(*(range(len(options)) for options in choices)), key=sum) if prod(map(len, choices)) <= 20_000 else []
+        for rank in ranks[:_MOST]:
+            values = [options[at] for options, at in zip(choices, rank, strict=True)]
+            yield tuple(values[: len(names)]), dict(zip(keywords, values[len(names) :], strict=True))
 
 
 class _Maker:
@@ -68,65 +75,49 @@ class _Maker:
     def __init__(self, module: nn.Module, device: str) -> None:
         self._device = device
         numbers = set(_numbers(module))
-        self._free = [prime for prime in _PRIMES if prime not in numbers]
-        self._batch, self._tokens, self._others = self._free[0], self._free[1], self._free[2]
-        self._widths = list(dict.fromkeys(_widths(module)))[:6]
-        self._lengths = [self._tokens, *dict.fromkeys(_lengths(module))][:5]
-        first = next((m for m in module.modules() if is_embedding(m) or is_linear(m) or is_conv(m)), None)
-        self._entries = first.weight.shape[0] if first is not None and is_embedding(first) and isinstance(first.weight, Tensor) else 0
-        self._spatial = next((m.weight.dim() - 2 for m in module.modules() if is_conv(m) and isinstance(m.weight, Tensor)), 0)
-        self._conv_first = first is not None and is_conv(first)
+        free = [prime for prime in _PRIMES if prime not in numbers]
+        self._batch, self._tokens, self._groups = free[:3]
+        self._widths = list(dict.fromkeys(_widths(module)))[:5]
+        self._lengths = list(dict.fromkeys(n for n in _lengths(module) if n > 1))
+        layers = [m for m in module.modules() if is_embedding(m) or is_linear(m) or is_conv(m)]
+        self._entries = layers[0].weight.shape[0] if layers and is_embedding(layers[0]) and isinstance(layers[0].weight, Tensor) else 0
+        self._spatial = next((m.weight.dim() - 2 for m in layers if is_conv(m) and isinstance(m.weight, Tensor)), 0)
+        self._is_image = bool(layers) and is_conv(layers[0])
 
-    def calls(self, names: list[str], keywords: list[str]) -> Iterator[Call]:
-        for grid in (False, True) if len(names) < 3 or not self._has_sides(names) else (True,):
-            for length in [prod(_GRID)] if grid and self._has_sides(names) else self._lengths:
-                choices = [list(self._choices(name, i, length, grid)) for i, name in enumerate([*names, *keywords])]
-                for values in product(*choices):
-                    widths = {v.shape for v in values if isinstance(v, Tensor) and v.dim() > 1}
-                    if len(widths) <= 3:
-                        yield values[: len(names)], dict(zip(keywords, values[len(names) :], strict=True))
-                if grid:
-                    break
+    def kinds(self, names: list[str]) -> list[list[tuple[int, ...]]]:
+        """Shapes of a batch of features, 0 for the width: tokens, images, images of channels last; the likeliest kind first."""
+        batch, (high, wide) = self._batch, _GRID
+        grids = {1: (high * wide,), 2: _GRID, 3: (high // 2, high, wide)}
+        image = [(batch, 0, *grids.get(self._spatial, _GRID))]
+        sized = any(not _SIDES.isdisjoint(words(name)) for name in names[1:])
+        tokens = [[(batch, high * wide if sized else self._tokens, 0)], *([(batch, length, 0)] for length in self._lengths[:4])]
+        images = [image, *([(batch, 0, side, side)] for side in self._lengths[:2] if self._spatial == 2)]
+        rest = [[(batch, *_GRID, 0)], [(batch, self._groups, self._tokens, 0)], [(batch, 0, self._tokens)]]
+        return [*images, *tokens, *rest] if self._is_image else [*tokens[:1], *images[:1], *tokens[1:], *images[1:], *rest]
 
-    @staticmethod
-    def _has_sides(names: list[str]) -> bool:
-        return any(not _SIDES.isdisjoint(words(name)) for name in names[1:])
-
-    def _choices(self, name: str, place: int, length: int, grid: bool) -> Iterator[Any]:
-        named = set(words(name))
+    def choices(self, name: str, place: int, shapes: list[tuple[int, ...]]) -> Iterator[Any]:
+        """What the argument called ``name`` may be."""
+        named, batch = set(words(name)), self._batch
+        features = [tuple(side or width for side in shape) for width in self._widths for shape in shapes]
         if place and not _MASKS.isdisjoint(named):
             yield None
-            yield torch.ones(length, length, device=self._device, dtype=torch.bool)
         elif place and not _TIMES.isdisjoint(named):
-            yield torch.rand(self._batch, device=self._device)
-            yield torch.ones(self._batch, device=self._device, dtype=torch.long)
-            for width in self._widths:
-                yield self._rand(self._batch, width)
+            yield torch.rand(batch, device=self._device)
+            yield from (self._rand((batch, width)) for width in self._widths)
+            yield torch.ones(batch, device=self._device, dtype=torch.long)
         elif place and not _SIDES.isdisjoint(named):
             yield _GRID[0] if {"h", "height"} & named else _GRID[1] if {"w", "width"} & named else _GRID
-        elif self._entries and (not place or "ids" in named or "tokens" in named):
-            yield torch.arange(self._batch * length, device=self._device).view(self._batch, length) % self._entries
-            yield from self._features(length, grid)
+        elif self._entries and (not place or not {"ids", "tokens", "tgt", "trg", "target", "y"}.isdisjoint(named)):
+            length = next((side for side in shapes[0][1:] if side), self._tokens)
+            yield torch.arange(batch * length, device=self._device).view(batch, length) % self._entries
+            yield from map(self._rand, features)
         else:
-            yield from self._features(length, grid)
+            yield from map(self._rand, features)
             if place:
                 yield None
+                yield from (self._rand((batch, width)) for width in self._widths)
 
-    def _features(self, length: int, grid: bool) -> Iterator[Tensor]:
-        for width in self._widths:
-            if grid and self._spatial == 1:
-                yield self._rand(self._batch, width, _GRID[0] * _GRID[1])
-            elif grid and self._spatial == 3:
-                yield self._rand(self._batch, width, _GRID[0] // 2, *_GRID)
-            elif grid:
-                yield self._rand(self._batch, width, *_GRID)
-            else:
-                yield self._rand(self._batch, length, width)
-        if grid:
-            for width in self._widths:
-                yield self._rand(self._batch, *_GRID, width)
-
-    def _rand(self, *shape: int) -> Tensor:
+    def _rand(self, shape: tuple[int, ...]) -> Tensor:
         return torch.rand(shape, device=self._device)
 
 
@@ -155,9 +146,9 @@ def _lengths(module: nn.Module) -> Iterator[int]:
                 count = prod(sides)
                 yield from (count, count * count) if len(sides) == 1 and count <= 32 else (count,)
         for parameter in inner._parameters.values():
-            # A table of positions has one row a token.
-            if parameter is not None and parameter.dim() == 3 and parameter.shape[0] == 1 and isqrt(parameter.shape[1]) > 1:
-                yield parameter.shape[1]
+            # A bare table has one row per token, or per token and head.
+            if parameter is not None and parameter.dim() >= 2 and not (is_linear(inner) or is_conv(inner) or is_embedding(inner)):
+                yield from (size for size in parameter.shape[:-1] if size > 1)
 
 
 def _numbers(module: nn.Module) -> Iterator[int]:

@@ -13,6 +13,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -51,15 +52,28 @@ def claim_running(tree: Tree, claims: Claims, seconds: float = SECONDS) -> None:
     known: dict[object, Evidence] = {}
     for module in reversed(tree.modules.values()):  # inner before outer
         with claims.guarded(tree, module):
-            for part in _outwards(tree, module) if _unproven(tree, claims, module) else ():
+            if not _unproven(tree, claims, module):
+                continue
+            for part in _outwards(tree, module):
                 if time.monotonic() > deadline:
-                    return
+                    break
                 key = _signature(part)
                 if key not in known:
                     known[key] = run_alone(part, deadline)
                 claim_shown(tree, claims, known[key], tree.paths[part])
                 if not _unproven(tree, claims, module):
                     break
+            else:
+                _doubt(tree, claims, module)
+
+
+def _doubt(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    """Mark what is open in a module that calls attention, none of which was found."""
+    for slot in tree.under(module) if calls_attention(module) else ():
+        held = claims.best(slot)
+        if held is not None and held.source is Source.LAYER and held.role in _UNCLEAR and len(slot.shape) >= 2:
+            why = f"{held.reason}; {type(module).__name__} calls attention, and it was not found what makes queries and keys"
+            claims.add(slot, replace(held, reason=why, guess=True))
 
 
 def _outwards(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
@@ -67,7 +81,7 @@ def _outwards(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
     part: nn.Module | None = module
     found: list[nn.Module] = []
     while part is not None:
-        if not isinstance(part, (nn.ModuleList, nn.ModuleDict)) and next(tree.under(part), None) is not None:
+        if type(part).forward is not nn.Module.forward and next(tree.under(part), None) is not None:
             found.append(part)
         part = tree.parent(part)
     yield from dict.fromkeys([*found[:3], *found[-1:]])
@@ -93,25 +107,31 @@ def _is_supposed(claim: Claim | None) -> bool:
 
 def run_alone(module: nn.Module, deadline: float) -> Evidence:
     """What ``module`` shows by itself on made-up inputs; nothing if none suits it."""
-    where: list[tuple[str, Callable[[Tensor], Tensor]]] = [("meta", _on_meta)]
-    if sum(p.numel() for p in module.parameters()) <= _ON_CPU:
-        where.append(("cpu", _on_cpu))
-    for device, make in where:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _elsewhere(module, make):
-            warnings.simplefilter("ignore")
-            for args, kwargs in made_up_calls(module, device):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return Evidence()
-                try:
-                    call = partial(module, *args, **kwargs)
-                    evidence = probe_call(module, call, (args, kwargs), seconds=left)
-                except Exception as error:
-                    _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
-                    continue
-                if evidence.parameters:
-                    return evidence
-    return Evidence()
+    evidence, needs_values = _run_on("meta", _on_meta, module, deadline)
+    if not evidence.parameters and needs_values and sum(p.numel() for p in module.parameters()) <= _ON_CPU:
+        evidence, _ = _run_on("cpu", _on_cpu, module, deadline)
+    return evidence
+
+
+def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
+    """What it shows there, and whether a run failed, or showed nothing, for want of values."""
+    needs_values = False
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _elsewhere(module, make):
+        warnings.simplefilter("ignore")
+        for args, kwargs in made_up_calls(module, device):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                evidence = probe_call(module, partial(module, *args, **kwargs), (args, kwargs), seconds=left)
+            except Exception as error:
+                _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
+                needs_values |= isinstance(error.__cause__, NotImplementedError) or "meta tensor" in str(error.__cause__)
+                continue
+            if evidence.parameters:
+                return evidence, False
+            needs_values |= bool(evidence.attentions)
+    return Evidence(), needs_values
 
 
 @contextlib.contextmanager
