@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_adam_mini.detection import ModelReport, inspect_model, parameter_names
 from lightning_adam_mini.optim.codecs import MomentumDtype
 from lightning_adam_mini.optim.state import Kind, fields_by_slot, slots_of
-from lightning_adam_mini.partition import PartitionStrategy, partition_model
+from lightning_adam_mini.partition import PartitionStrategy, make_strategy, partition_model
 
 PARTITIONS = ("auto", "adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
 """The partitions that are counted unless others are asked for."""
@@ -118,7 +118,7 @@ def count_memory(
         >>> memory.parameters, memory.gradients, memory.state("AdamW").total, memory.state("AdamMini", "tensor").total
         (144, 144, 296, 160)
     """
-    report = inspect_model(model)
+    report = inspect_model(model, heads=any(make_strategy(partition).needs_heads for partition in partitions))
     parameters = {name: p for p, name in parameter_names(model).items()}  # a tied one once
     dtypes = {name: dtype if dtype is not None and p.is_floating_point() else p.dtype for name, p in parameters.items()}
     for name, p in parameters.items():

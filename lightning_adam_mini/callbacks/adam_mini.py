@@ -273,6 +273,8 @@ class AdamMiniCallback(Callback):
         open_ = self.probe or (self.probe is None and heads and is_uncertain(report))
         if self._evidence is None and open_ and self._run_whole(module):
             report = inspect_model(module, heads=heads, evidence=self._evidence)
+        # How far it came in its time may differ between ranks, and blocks must not.
+        report = module.trainer.strategy.broadcast(report)
         if self._logger is not None:
             self._logger.groups = {p.name: p.role.value for p in report.parameters}
             self._logger.heads = head_layouts(report)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from lightning_adam_mini.cli.memory import add_memory_command
-from lightning_adam_mini.cli.models import HELP, build_model
+from lightning_adam_mini.cli.models import HELP, build_model, find_factory
 from lightning_adam_mini.cli.rules import add_rules_command
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.partition import partition_model
+from lightning_adam_mini.partition import make_strategy, partition_model
+
+_SIZES = re.compile(r"(\d+(?:x\d+)*)(?::(\w+))?")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,18 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m lightning_adam_mini", description="Look at models as AdamMiniCallback would.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    inspect = commands.add_parser(
-        "inspect",
-        help="what a model is, the role of each of its parameters, and its blocks",
-        description="Say what kind of network a model is, what each parameter is for, and how many second moments a partition keeps.",
-    )
-    inspect.add_argument("model", metavar="MODEL", help=HELP)
-    inspect.add_argument("--format", choices=("table", "json"), default="table", help="a table of roles, or JSON with every parameter")
-    inspect.add_argument("--partition", default="auto", help="partition that the blocks are of (default: %(default)s)")
-    inspect.add_argument(
-        "--strict", action="store_true", help="fail where the partition needs the heads of an attention and they cannot be found"
-    )
-    inspect.set_defaults(run=_inspect)
+    _add_inspect_command(commands)
     add_memory_command(commands)
     add_rules_command(commands)
     arguments = parser.parse_args(argv)
@@ -50,10 +45,93 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _add_inspect_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``inspect`` to the commands."""
+    parser = commands.add_parser(
+        "inspect",
+        help="what a model is, the role of each of its parameters, and its blocks",
+        description="Say what kind of network a model is, what each parameter is for, and how many second moments a partition keeps.",
+    )
+    parser.add_argument("model", metavar="MODEL", help=HELP)
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="a table of roles, or JSON with every parameter")
+    parser.add_argument("--partition", default="auto", metavar="NAME", help="partition that the blocks are of (default: %(default)s)")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the partition, such as value=whole; may be repeated"
+    )
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="GLOB=SPEC",
+        help="blocks of the parameters that GLOB matches, such as 'head.*=tensor', '*.qkv.weight=q:12x64|k:12x64|v:12x64' or a mapping in"
+        """ JSON, '*.wq={"role": "query", "heads": 12}'; may be repeated""",
+    )
+    parser.add_argument(
+        "--example",
+        action="append",
+        default=[],
+        metavar="INPUT",
+        help="run the model once to see its heads: sizes of a tensor, such as 1x3x224x224 or 1x16:int64 (repeat it for each argument), or"
+        " module.path:factory (a function that makes the example: a dict as keywords, a tuple one by one)",
+    )
+    parser.add_argument("--no-probe", action="store_true", help="do not run attention by itself to find its heads")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where the partition needs the heads of an attention and they cannot be found"
+    )
+    parser.set_defaults(run=_inspect)
+
+
 def _inspect(arguments: argparse.Namespace) -> str:
-    report = inspect_model(build_model(arguments.model))
-    layouts = partition_model(report, arguments.partition, strict=arguments.strict)
+    options = {key: _value(text) for key, text in map(_pair, arguments.option)}
+    strategy = make_strategy(arguments.partition, **options)  # a mistake is told before the model is built
+    overrides = {glob: _spec(glob, text) for glob, text in map(_pair, arguments.override)}
+    example = _example(arguments.example)
+    report = inspect_model(build_model(arguments.model), example, heads=strategy.needs_heads, probe=not arguments.no_probe)
+    layouts = partition_model(report, strategy, overrides, strict=arguments.strict)
     return report.table(layouts) if arguments.format == "table" else to_json(report, layouts)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"{text!r} has no name or no value. Write NAME=VALUE.")
+    return key, value
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, null, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _spec(glob: str, text: str) -> Any:
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f'The override of {glob!r} is not JSON: {error}. Write it as {{"role": "query", "heads": 12}}.') from error
+
+
+def _example(inputs: Sequence[str]) -> Any:
+    """What to call the model with, on the meta device as the model itself; None if nothing was given."""
+    if not inputs:
+        return None
+    if len(inputs) == 1 and not _SIZES.fullmatch(inputs[0]) and ":" in inputs[0]:
+        module, _, name = inputs[0].partition(":")
+        with torch.device("meta"):
+            return find_factory(module, name)
+    return tuple(map(_tensor, inputs))
+
+
+def _tensor(text: str) -> torch.Tensor:
+    found = _SIZES.fullmatch(text)
+    dtype = getattr(torch, found[2] or "float32", None) if found else None
+    if found is None or not isinstance(dtype, torch.dtype):
+        raise ValueError(f"Cannot tell what example {text!r} is. Write the sizes of a tensor, 1x3x224x224 or 1x16:int64, or one factory.")
+    return torch.zeros([int(size) for size in found[1].split("x")], dtype=dtype, device="meta")
 
 
 def to_json(report: ModelReport, layouts: dict[str, BlockLayout]) -> str:
@@ -66,6 +144,7 @@ def to_json(report: ModelReport, layouts: dict[str, BlockLayout]) -> str:
             "axis": p.axis,
             "lines": p.lines,
             "guess": p.guess,
+            "source": p.source.name.lower(),
             "reason": p.reason,
             "trainable": p.trainable,
             "aliases": p.aliases,
@@ -74,5 +153,6 @@ def to_json(report: ModelReport, layouts: dict[str, BlockLayout]) -> str:
         }
         for p in report.parameters
     }
-    parts = [{"path": part.path, "architecture": part.architecture, "reason": part.reason} for part in report.parts]
-    return json.dumps({"architecture": report.architecture, "reason": report.reason, "parts": parts, "parameters": parameters}, indent=2)
+    parts = [{"path": p.path, "architecture": p.architecture, "guess": p.guess, "reason": p.reason} for p in report.parts]
+    network = {"architecture": report.architecture, "guess": report.guess, "reason": report.reason}
+    return json.dumps({**network, "parts": parts, "parameters": parameters}, indent=2)

@@ -87,7 +87,7 @@ def memory_table(name: str, memory: ModelMemory, momentum_dtype: str | None) -> 
     tied = [p for p in report.parameters if p.aliases]
     frozen = len(report.parameters) - memory.trainable_tensors
     lines = [
-        f"{name}, {report.architecture}: {report.reason}",
+        f"{name}, {report.architecture}{' ?' if report.guess else ''}: {report.reason}",
         "",
         f"parameters  {memory.parameters:>19,} B  {_size(memory.parameters):>10}  {memory.elements:,} in {len(report.parameters)} tensors"
         + (f" ({', '.join(memory.dtypes)})" if memory.dtypes else ""),
@@ -147,6 +147,7 @@ def memory_json(name: str, memory: ModelMemory, momentum_dtype: str | None) -> s
     found: dict[str, Any] = {
         "model": name,
         "architecture": report.architecture,
+        "guess": report.guess,
         "tensors": len(report.parameters),
         "parameters": memory.elements,
         "dtypes": dict(memory.dtypes),

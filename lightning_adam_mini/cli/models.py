@@ -40,7 +40,7 @@ def build_model(spec: str) -> nn.Module:
         raise ValueError(f"Cannot tell what model {spec!r} is. Write {HELP}.")
     build = {"timm": _timm, "hf": _hugging_face}.get(kind)
     with torch.device("meta"):
-        model = build(name) if build else _factory(kind, name)
+        model = build(name) if build else find_factory(kind, name)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec!r} gave {type(model).__name__}, not a torch.nn.Module. Name a function or class that makes one.")
     return model
@@ -105,7 +105,7 @@ def _hugging_face(name: str) -> nn.Module:
     return _make(f"The model of {path}", make)
 
 
-def _factory(module: str, name: str) -> Any:
+def find_factory(module: str, name: str) -> Any:
     sys.path.insert(0, "")  # python -m puts this there only for the program's own folder
     try:
         found = importlib.import_module(module)

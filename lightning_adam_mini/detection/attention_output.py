@@ -40,6 +40,8 @@ def claim_attention_outputs(tree: Tree, claims: Claims) -> None:
                 _claim_in(tree, claims, outer, {len(holder) * queries.rows}, beside=holder)
         elif len(holder._modules) <= 5:  # BERT's way: `attention.self` holds q, k and v, and `attention.output` the projection
             _claim_in(tree, claims, holder, widths, beside=module)
+        else:
+            _claim_only(tree, claims, holder, widths, beside=module)
 
 
 def claim_attention_rest(tree: Tree, claims: Claims) -> None:
@@ -47,11 +49,16 @@ def claim_attention_rest(tree: Tree, claims: Claims) -> None:
     for module in claims.attention:
         if {"attention", "attn", "mixer"}.isdisjoint(words(type(module).__name__)):
             continue
-        for name, child in tree.children(module).items():
-            slot = tree.own(child).get("weight")
-            if slot is not None and is_linear(child) and claims.is_open(slot) and claims.role(slot) is Role.LINEAR:
-                why = f"{type(module).__name__}.{name}, neither a projection of queries, keys and values nor their output"
-                claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OTHER, why, axis=line_axis(child)))
+        linears = {name: tree.own(child).get("weight") for name, child in tree.children(module).items() if is_linear(child)}
+        rest = {
+            name: slot for name, slot in linears.items() if slot is not None and claims.is_open(slot) and claims.role(slot) is Role.LINEAR
+        }
+        sizes = {name: (slot.shape[line_axis(slot.layer)], _inputs(slot)) for name, slot in rest.items()}
+        for name, slot in rest.items():
+            if sizes[name][::-1] in [size for other, size in sizes.items() if other != name]:
+                continue  # there and back again: a feed-forward
+            why = f"{type(module).__name__}.{name}, neither a projection of queries, keys and values nor their output"
+            claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OTHER, why, axis=line_axis(slot.layer)))
 
 
 def _widths(tree: Tree, claims: Claims, module: nn.Module) -> set[int]:
@@ -102,15 +109,21 @@ def _claim_in(tree: Tree, claims: Claims, module: nn.Module, widths: set[int], b
                 found = True
             if found and beside is not None:
                 return True
-    if not found and beside is None:  # a name of its own, but no other layer could be it
-        children = [(name, tree.own(child).get("weight")) for name, child in tree.children(module).items() if is_linear(child)]
-        fits = [(name, slot) for name, slot in children if slot is not None and claims.is_open(slot) and _inputs(slot) in widths]
-        if len(fits) == 1:
-            name, slot = fits[0]
-            why = f"{type(module).__name__}.{name} is the only layer that reads what the heads give"
-            claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OUT, why, axis=line_axis(slot.layer)))
-            found = True
-    return found
+    return found or _claim_only(tree, claims, module, widths, beside)
+
+
+def _claim_only(tree: Tree, claims: Claims, module: nn.Module, widths: set[int], beside: nn.Module | None) -> bool:
+    """Claim a layer with a name of its own, if no other one reads what the heads give and gives what their projections read."""
+    read = {_inputs(p.slot) for p in find_projections(tree, claims, module if beside is None else beside)}
+    slots = {name: tree.own(child).get("weight") for name, child in tree.children(module).items() if is_linear(child)}
+    fits = {name: slot for name, slot in slots.items() if slot is not None and claims.is_open(slot) and _inputs(slot) in widths}
+    fits = {name: slot for name, slot in fits.items() if (not read and beside is None) or slot.shape[line_axis(slot.layer)] in read}
+    if len(fits) != 1:
+        return False
+    ((name, slot),) = fits.items()
+    why = f"{type(module).__name__}.{name} is the only layer that reads what the heads give"
+    claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OUT, why, axis=line_axis(slot.layer)))
+    return True
 
 
 def _inputs(slot: Slot) -> int:

@@ -8,7 +8,17 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_adam_mini.detection.claims import Claim, Claims
-from lightning_adam_mini.detection.layers import fans, is_conv, is_embedding, is_linear, is_norm, line_axis
+from lightning_adam_mini.detection.layers import (
+    claim_pointwise,
+    fans,
+    is_conv,
+    is_embedding,
+    is_linear,
+    is_matrix,
+    is_norm,
+    is_pointwise,
+    line_axis,
+)
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.roles import OUTPUTS, Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
@@ -30,6 +40,7 @@ _EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYP
 
 def claim_ends(tree: Tree, claims: Claims) -> None:
     """Add the claims of all embeddings, what embeds time, modulations, and output layers."""
+    claim_pointwise(tree, claims)
     for module in tree.modules.values():
         with claims.guarded(tree, module):
             _claim_embedding(tree, claims, module)
@@ -98,7 +109,7 @@ def _claim_condition(tree: Tree, claims: Claims, module: nn.Module) -> None:
     else:
         return
     for slot in tree.under(module):
-        if _is_plain(claims, slot):
+        if is_matrix(slot, claims):
             claims.add(slot, Claim(Source.STRUCTURE, role, f"{kind} {why}", axis=line_axis(slot.layer)))
 
 
@@ -107,7 +118,7 @@ def _claim_time_blocks(tree: Tree, claims: Claims) -> None:
     blocks = find_time_blocks(tree)
     for slots, what in ((blocks.makers, "makes"), (blocks.slots, "reads")) if blocks is not None else ():
         for slot in slots:
-            if _is_plain(claims, slot):
+            if is_matrix(slot, claims):
                 why = f"{type(slot.layer).__name__} {what} the time vector"
                 claims.add(slot, Claim(Source.STRUCTURE, Role.TIME_EMBEDDING, why, axis=line_axis(slot.layer)))
 
@@ -117,7 +128,7 @@ def _claim_patches(tree: Tree, claims: Claims, module: nn.Module) -> None:
     named = _names(tree, module)
     if {"patch", "patches"}.isdisjoint(named) or {"embed", "embedding", "embedder", "embeddings", "in"}.isdisjoint(named):
         return
-    linears = [slot for slot in tree.under(module) if _is_plain(claims, slot)]
+    linears = [slot for slot in tree.under(module) if is_matrix(slot, claims)]
     linears = linears or [slot for slot in tree.under(module) if claims.role(slot) is Role.CONV and claims.is_open(slot)]
     if len(linears) == 1:
         why = f"{type(module).__name__} embeds patches"
@@ -132,12 +143,16 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
     last_read = {width: i for i, slot in enumerate(matrices) for width in _inputs(claims, slot)}
     first_read = {width: i for i, slot in reversed(list(enumerate(matrices))) for width in _inputs(claims, slot)}
     tables = {slot.shape for slot in tree.slots if claims.role(slot) is Role.TOKEN_EMBEDDING}
+    entries, vectors = max((shape[0] for shape in tables), default=0), {shape[1] for shape in tables}
     norms = {slot.shape[0] for slot in tree.slots if claims.role(slot) is Role.NORM and slot.shape}
-    at_end, groups = True, set[nn.Module]()
+    at_end, found, groups = True, False, set[nn.Module]()
     for i, slot in reversed(list(enumerate(matrices))):
         if claims.role(slot) in OUTPUTS:
             continue
-        if not _is_plain(claims, slot) or is_repeated(tree, slot.layer):
+        if _is_unembedding(claims, slot, tables):
+            claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "a matrix with one output a token", axis=1))
+            continue
+        if not is_matrix(slot, claims) or is_repeated(tree, slot.layer):
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue
         axis, (outputs, inputs) = line_axis(slot.layer), fans(slot)
@@ -146,14 +161,40 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
         is_named = not _HEADS.isdisjoint(words(slot.path.replace(".", "_")))
         # An autoencoder gives what its first layer reads; a stream of features is normalised, too.
         returned = outputs != inputs and outputs not in norms and (is_named or last_read.get(outputs) == 0)
-        if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or slot.path.rsplit(".", 1)[-1] == "lm_head":
+        is_scored = unread and outputs == entries > inputs
+        # What is as wide as the vectors of a table stands beside them in products, as in DLRM, if something else is the output.
+        unread = unread and not (outputs in vectors and found)
+        last = i == len(matrices) - 1 and _is_behind_blocks(tree, slot.layer)
+        if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":
             claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "one output a token, which no layer reads", axis=axis))
-        elif (unread and (at_end or is_named)) or (returned and at_end):
-            claims.add(slot, Claim(Source.STRUCTURE, Role.CLASSIFIER, f"no layer reads its {outputs} outputs", axis=axis))
+        elif (unread and (at_end or is_named)) or (returned and at_end) or last:
+            why = f"no layer reads its {outputs} outputs" if not last else f"the last layer, with {outputs} outputs"
+            claims.add(slot, Claim(Source.STRUCTURE, Role.CLASSIFIER, why, axis=axis))
         else:
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue
+        found = True
         groups.update(module for module in _holders(tree, slot.layer) if isinstance(module, nn.Sequential) and module is not tree.root)
+
+
+def _is_unembedding(claims: Claims, slot: Slot, tables: set[tuple[int, ...]]) -> bool:
+    """Whether it is a bare matrix shaped like a table of tokens turned over."""
+    is_bare = slot.attr != "weight" or not (is_linear(slot.layer) or is_conv(slot.layer))
+    return (
+        is_bare
+        and claims.is_open(slot)
+        and claims.role(slot) is Role.LINEAR
+        and slot.shape[0] != slot.shape[1]
+        and slot.shape[::-1] in tables
+    )
+
+
+def _is_behind_blocks(tree: Tree, layer: nn.Module) -> bool:
+    """Whether the module that holds ``layer`` holds a list of blocks before it."""
+    holder = tree.parent(layer)
+    beside = [] if holder is None else list(tree.children(holder).values())
+    lists = [child for child in beside[: beside.index(layer)] if len(child._modules) > 1] if layer in beside else []
+    return not isinstance(holder, nn.Sequential) and any(isinstance(child, (nn.ModuleList, nn.Sequential)) for child in lists)
 
 
 def _inputs(claims: Claims, slot: Slot) -> tuple[int, ...]:
@@ -184,7 +225,8 @@ def is_repeated(tree: Tree, module: nn.Module) -> bool:
 
 def _claim_first(tree: Tree, claims: Claims) -> None:
     """The first convolution: of patches if it steps over its whole kernel or is called so, else of an image."""
-    first = next((slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude), None)
+    convs = (slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude)
+    first = next((slot for slot in convs if not (is_pointwise(slot.layer) and claims.role(slot) is not Role.CONV)), None)
     if first is None or not claims.is_open(first) or claims.role(first) is not Role.CONV:
         return
     conv, axis = first.layer, line_axis(first.layer)
@@ -193,11 +235,6 @@ def _claim_first(tree: Tree, claims: Claims) -> None:
         claims.add(first, Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, "first convolution, one output a patch", axis=axis))
     else:
         claims.add(first, Claim(Source.STRUCTURE, Role.FIRST_CONV, "first convolution", axis=axis))
-
-
-def _is_plain(claims: Claims, slot: Slot) -> bool:
-    """Whether it is a linear layer of which no more is known."""
-    return is_linear(slot.layer) and claims.is_open(slot) and claims.role(slot) is Role.LINEAR
 
 
 def _names(tree: Tree, module: nn.Module) -> tuple[str, ...]:

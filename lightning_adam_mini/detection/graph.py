@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import nn
 
+from lightning_adam_mini.detection.calls import called_names
 from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.layers import is_linear, line_axis
 from lightning_adam_mini.detection.names import words
@@ -12,6 +15,7 @@ from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _PYG = "torch_geometric.nn.conv.message_passing.MessagePassing"
+_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "graph", "g"})
 
 
 def is_message_passing(module: nn.Module) -> bool:
@@ -19,10 +23,25 @@ def is_message_passing(module: nn.Module) -> bool:
     return any(name == _PYG or name.startswith("dgl.nn.pytorch.conv.") for name in qualified_names(type(module)))
 
 
+def forward_arguments(module: nn.Module) -> tuple[str, ...]:
+    """Names of what ``module.forward`` takes; TorchScript's modules do not say."""
+    try:
+        return tuple(inspect.signature(type(module).forward).parameters)[1:]
+    except (AttributeError, TypeError, ValueError):
+        return ()
+
+
+def graph_argument(module: nn.Module) -> str | None:
+    """The argument of ``module.forward`` that is a graph, by its name."""
+    return next((name for name in forward_arguments(module) if name in _ARGUMENTS), None)
+
+
 def claim_graph(tree: Tree, claims: Claims) -> None:
     """Claim the weights of graph convolutions: their own and those of linear layers that they hold directly."""
     for module in tree.modules.values():
         if not is_message_passing(module):
+            with claims.guarded(tree, module):
+                _claim_by_hand(tree, claims, module)
             continue
         with claims.guarded(tree, module):
             kind = type(module).__name__
@@ -41,6 +60,24 @@ def claim_graph(tree: Tree, claims: Claims) -> None:
                     and len(slot.shape) >= 2
                 ):
                     claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=len(slot.shape) - 1))
+
+
+def _claim_by_hand(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    """The bare matrices of a layer that takes a graph, or that takes more than features in a network that takes one."""
+    bare = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2]
+    bare = [slot for slot in bare if claims.is_open(slot) and claims.role(slot) is Role.LINEAR]
+    if not bare or module in claims.attention:
+        return
+    around = tree.parent(module)
+    while isinstance(around, (nn.ModuleList, nn.ModuleDict)):
+        around = tree.parent(around)
+    takes = graph_argument(module)
+    if takes is None and around is not None and len(forward_arguments(module)) > 1:
+        takes = graph_argument(around)
+    if takes is not None:
+        axis = 0 if "linear" in called_names(type(module)) else 1
+        for slot in bare:
+            claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"matrix of {type(module).__name__}, which takes {takes}", axis=axis))
 
 
 def _direct(tree: Tree, module: nn.Module) -> list[Slot]:

@@ -8,6 +8,7 @@ the meta device.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import product
 from math import prod
@@ -22,10 +23,12 @@ from lightning_adam_mini.detection.names import words
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 
-_MOST = 24  # calls of one kind to try
+_MOST = 40  # calls of one kind to try
+_COMBINATIONS = 100_000
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 _GRID = (8, 16)  # height and width of an image or a feature map
-_MASKS = frozenset({"mask", "masks", "bias", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
+_MASKS = frozenset({"mask", "masks", "bias", "biases", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
+_PLACES = frozenset({"start", "offset", "idx", "index", "i"})
 _TIMES = frozenset({"t", "time", "timestep", "timesteps", "times", "sigma", "sigmas", "noise", "step", "steps", "temb", "labels", "label"})
 _SIDES = frozenset({"h", "w", "height", "width", "H", "W", "hw", "size", "shape", "resolution"})
 _LENGTHS = frozenset(
@@ -62,8 +65,9 @@ def made_up_calls(module: nn.Module, device: str) -> Iterator[Call]:
     maker = _Maker(module, device)
     for shapes in maker.kinds(names):
         choices = [list(maker.choices(name, place, shapes)) for place, name in enumerate([*names, *keywords])]
-        # The likeliest of each first, and what is less likely in one argument alone before what is so in several.
-        ranks = sorted(product(*(range(len(options)) for options in choices)), key=sum) if prod(map(len, choices)) <= 20_000 else []
+        # The likeliest of each first, the same width everywhere before different ones.
+        ranks = list(product(*(range(len(options)) for options in choices))) if prod(map(len, choices)) <= _COMBINATIONS else []
+        ranks.sort(key=lambda rank: (len(set(rank)), sum(rank)))
         for rank in ranks[:_MOST]:
             values = [options[at] for options, at in zip(choices, rank, strict=True)]
             yield tuple(values[: len(names)]), dict(zip(keywords, values[len(names) :], strict=True))
@@ -77,7 +81,9 @@ class _Maker:
         numbers = set(_numbers(module))
         free = [prime for prime in _PRIMES if prime not in numbers]
         self._batch, self._tokens, self._groups = free[:3]
-        self._widths = list(dict.fromkeys(_widths(module)))[:5]
+        widths = Counter(_widths(module))  # in the order in which they come
+        first = next(iter(widths), 1)
+        self._widths = sorted(widths, key=lambda width: (width != first, -widths[width]))[:5]
         self._lengths = list(dict.fromkeys(n for n in _lengths(module) if n > 1))
         layers = [m for m in module.modules() if is_embedding(m) or is_linear(m) or is_conv(m)]
         self._entries = layers[0].weight.shape[0] if layers and is_embedding(layers[0]) and isinstance(layers[0].weight, Tensor) else 0
@@ -99,8 +105,13 @@ class _Maker:
         """What the argument called ``name`` may be."""
         named, batch = set(words(name)), self._batch
         features = [tuple(side or width for side in shape) for width in self._widths for shape in shapes]
-        if place and not _MASKS.isdisjoint(named):
+        length = next((side for side in shapes[0][1:] if side), self._tokens)
+        if place and not _PLACES.isdisjoint(named):
+            yield 0
+        elif place and not _MASKS.isdisjoint(named):
             yield None
+            yield torch.zeros(length, length, device=self._device, dtype=torch.bool)
+            yield []
         elif place and not _TIMES.isdisjoint(named):
             yield torch.rand(batch, device=self._device)
             yield from (self._rand((batch, width)) for width in self._widths)
@@ -108,13 +119,13 @@ class _Maker:
         elif place and not _SIDES.isdisjoint(named):
             yield _GRID[0] if {"h", "height"} & named else _GRID[1] if {"w", "width"} & named else _GRID
         elif self._entries and (not place or not {"ids", "tokens", "tgt", "trg", "target", "y"}.isdisjoint(named)):
-            length = next((side for side in shapes[0][1:] if side), self._tokens)
             yield torch.arange(batch * length, device=self._device).view(batch, length) % self._entries
             yield from map(self._rand, features)
         else:
             yield from map(self._rand, features)
             if place:
                 yield None
+                yield []
                 yield from (self._rand((batch, width)) for width in self._widths)
 
     def _rand(self, shape: tuple[int, ...]) -> Tensor:

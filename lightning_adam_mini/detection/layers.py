@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -10,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.names import own_parameter, words
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import QUERIES_KEYS, Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -80,6 +81,16 @@ def is_depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1
 
 
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether ``layer`` is a convolution that sees one place at a time and all channels: a matrix."""
+    return isinstance(layer, _ConvNd) and prod(layer.kernel_size) == 1 and layer.groups == 1
+
+
+def is_matrix(slot: Slot, claims: Claims) -> bool:
+    """Whether the tensor is the matrix of a layer of which no more is known: a linear layer, or a convolution that is used as one."""
+    return claims.is_open(slot) and claims.role(slot) is Role.LINEAR and (is_linear(slot.layer) or is_pointwise(slot.layer))
+
+
 def line_axis(layer: nn.Module) -> int:
     """The dimension of the weight of ``layer`` along which its output lines lie."""
     if isinstance(layer, _ConvNd):
@@ -107,6 +118,21 @@ def claim_layers(tree: Tree, claims: Claims) -> None:
     for slot in tree.slots:
         with claims.guarded(tree, slot.layer):
             claims.add(slot, _claim(slot))
+
+
+def claim_pointwise(tree: Tree, claims: Claims) -> None:
+    """Take convolutions of one place for linear layers, where queries and keys do the work and at most two others make patches."""
+    convs = [slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude]
+    if sum(not is_pointwise(slot.layer) for slot in convs) > 2 or all(claims.role(slot) not in QUERIES_KEYS for slot in tree.slots):
+        return
+    for slot in convs:
+        if claims.role(slot) is not Role.CONV or not claims.is_open(slot) or not is_pointwise(slot.layer):
+            continue
+        holder = tree.parent(slot.layer)
+        # Beside one that spans places it is part of a small network of convolutions, as in SAM's neck.
+        if holder is None or all(is_pointwise(child) or not is_conv(child) for child in tree.children(holder).values()):
+            why = f"{type(slot.layer).__name__} of one place, a linear layer"
+            claims.add(slot, Claim(Source.LAYER, Role.LINEAR, why, axis=line_axis(slot.layer)))
 
 
 def _claim(slot: Slot) -> Claim:

@@ -6,18 +6,20 @@ from itertools import combinations, pairwise
 
 from torch import nn
 
+from lightning_adam_mini.detection.calls import called_names
 from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.ends import is_repeated
 from lightning_adam_mini.detection.known.apply import main_weights
-from lightning_adam_mini.detection.layers import fans, is_linear, line_axis
+from lightning_adam_mini.detection.layers import fans, is_linear, is_matrix, line_axis
 from lightning_adam_mini.detection.names import words
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import FEED_FORWARD, Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _NAMED = frozenset({"mlp", "ff", "ffn", "feed", "feedforward", "ffwd", "intermediate", "expert", "swiglu", "glu", "dense", "fc"})
 _POSITION = frozenset({"cpb", "position", "pos", "meta"})
 _ATTENTION = frozenset({"attention", "attn"})
 _LISTS = (nn.ModuleList, nn.ModuleDict)
+_TRANSPOSED = frozenset({"transpose", "mT", "T", "t", "permute", "swapaxes", "movedim", "rearrange"})
 _GATE = frozenset({"gate", "w1", "g"})
 
 
@@ -27,8 +29,10 @@ def claim_mlp(tree: Tree, claims: Claims) -> None:
         with claims.guarded(tree, module):
             linears = _open_linears(tree, claims, module)
             # The projections of a state space layer are sized like those of a feed-forward layer.
-            if len(linears) >= 2 and "A_log" not in tree.own(module):
+            if len(linears) >= 2 and "A_log" not in tree.own(module) and not _is_chain(module, linears):
                 _claim_block(tree, claims, module, linears)
+            _claim_bare(tree, claims, module)
+            _claim_token_mix(tree, claims, module)
 
 
 def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[str, Slot]]:
@@ -41,9 +45,52 @@ def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[s
         if len(weights) > 1:  # MobileBERT's `output` holds its own layer and a bottleneck behind it
             own = [slot for inner in tree.children(child).values() if is_linear(inner) for slot in tree.own(inner).values()]
             weights = [slot for slot in own if slot.attr == "weight"]
-        if len(weights) == 1 and is_linear(weights[0].layer) and claims.is_open(weights[0]) and claims.role(weights[0]) is Role.LINEAR:
+        if len(weights) == 1 and is_matrix(weights[0], claims):
             found.append((name, weights[0]))
     return found
+
+
+def _is_chain(module: nn.Module, linears: list[tuple[str, Slot]]) -> bool:
+    """Whether it is a list of equal layers, one behind the other or side by side: no two of them are the halves of a feed-forward."""
+    shapes = {fans(slot) for _, slot in linears}
+    is_square = all(outputs == inputs for outputs, inputs in shapes)
+    return isinstance(module, (nn.ModuleList, nn.Sequential)) and len(shapes) == 1 and not (is_square and len(linears) == 2)
+
+
+def _claim_bare(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    """Two bare matrices of one module, from the width of the features to a larger one and back."""
+    bare = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2 and min(s.shape) > 1]
+    if len(bare) != 2 or bare[0].shape != bare[1].shape[::-1] or module in claims.attention:
+        return
+    if any(not claims.is_open(slot) or claims.role(slot) is not Role.LINEAR for slot in bare):
+        return
+    used = called_names(type(module))
+    axis = 0 if "linear" in used else 1  # F.linear reads (out, in), x @ W (in, out)
+    if bare[0].shape[axis] <= bare[0].shape[1 - axis]:
+        return
+    guess = bool(tree.children(module)) or not _TRANSPOSED.isdisjoint(used) or "einsum" in used
+    for slot, role in zip(bare, (Role.MLP_UP, Role.MLP_DOWN), strict=True):
+        claims.add(slot, Claim(Source.STRUCTURE, role, f"matrices of {type(module).__name__}, wider and back", axis=axis, guess=guess))
+
+
+def _claim_token_mix(tree: Tree, claims: Claims, block: nn.Module) -> None:
+    """In a block with two feed-forwards and no attention, the one over places: its width is not the one that is normalised."""
+    holder = tree.parent(block)
+    if not isinstance(holder, (nn.ModuleList, nn.Sequential)) or not is_repeated(tree, next(block.children(), block)):
+        return
+    if not claims.attention.keys().isdisjoint(block.modules()):
+        return
+    slots = [slot for slot in tree.under(block) if claims.role(slot) in FEED_FORWARD]
+    norms = {slot.shape[0] for slot in tree.under(block) if claims.role(slot) is Role.NORM and len(slot.shape) == 1}
+    outer = {slot: fans(slot)[claims.role(slot) is not Role.MLP_DOWN] for slot in slots}
+    if len(norms) != 1 or len({*outer.values()}) != 2 or not norms < {*outer.values()}:
+        return
+    if all(_TRANSPOSED.isdisjoint(called_names(type(inner))) for inner in block.modules()):
+        return
+    for slot, width in outer.items():
+        if width not in norms:
+            why = f"feed-forward layers of {type(block).__name__} over {width} places"
+            claims.add(slot, Claim(Source.STRUCTURE, Role.TOKEN_MIX, why, axis=line_axis(slot.layer)))
 
 
 def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tuple[str, Slot]]) -> None:
@@ -76,6 +123,12 @@ def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tu
             add(up[1], Role.MLP_UP)
             add(down[1], Role.MLP_DOWN)
             return
+    if not is_named and is_repeated(tree, module):
+        rest = _beside_attention(tree, claims, module, linears) or _around_a_gate(linears)
+        if rest is not None:
+            add(rest[0], Role.MLP_UP)
+            add(rest[1], Role.MLP_DOWN)
+            return
     order = [name for name, child in tree.children(module).items() if any(sum(n > 1 for n in slot.shape) > 1 for slot in tree.under(child))]
     for (one, a), (two, b) in pairwise(linears):
         if not is_named and order.index(two) != order.index(one) + 1:
@@ -89,6 +142,23 @@ def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tu
         elif out == 2 * hidden:
             add(a, Role.MLP_GATE_UP)
             add(b, Role.MLP_DOWN)
+
+
+def _beside_attention(tree: Tree, claims: Claims, module: nn.Module, linears: list[tuple[str, Slot]]) -> tuple[Slot, Slot] | None:
+    """The two layers that a block holds beside its attention, one behind the other, even if they are square."""
+    attends = any(child in claims.attention for child in tree.children(module).values())
+    (_, a), (_, b) = linears[0], linears[-1]
+    return (a, b) if attends and len(linears) == 2 and fans(a) == fans(b)[::-1] and module not in claims.attention else None
+
+
+def _around_a_gate(linears: list[tuple[str, Slot]]) -> tuple[Slot, Slot] | None:
+    """Up and down of three layers of which the third, square, makes a gate of what the block gives: the channel mixing of RWKV."""
+    squares = [slot for _, slot in linears if fans(slot)[0] == fans(slot)[1]]
+    others = [slot for _, slot in linears if slot not in squares]
+    if len(squares) != 1 or len(others) != 2 or fans(others[0]) != fans(others[1])[::-1]:
+        return None
+    (outputs, inputs), width = fans(others[0]), fans(squares[0])[0]
+    return (others[0], others[1]) if outputs > inputs == width else None
 
 
 def _is_gate(name: str) -> bool:

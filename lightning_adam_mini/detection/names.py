@@ -85,8 +85,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
     """What a wrapper holds; None for other modules, and for wrappers with parameters beside, whose names may be those of the inner ones."""
-    classes = ((str(kind.__module__).partition(".")[0], kind.__name__) for kind in type(module).__mro__)
-    attr = next((_WRAPPERS[kind] for kind in classes if kind in _WRAPPERS), None)
+    attr = _held_as(type(module))
     inner = None if attr is None else module._modules.get(attr)
     if inner is None or any(p is not None for p in module._parameters.values()):
         return None
@@ -96,6 +95,13 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
         if any(p not in within for child in beside for p in child.parameters()):
             return None
     return inner
+
+
+@lru_cache(maxsize=4096)
+def _held_as(cls: type) -> str | None:
+    """The attribute in which a class of wrappers holds what it wraps; None for other classes."""
+    classes = ((str(kind.__module__).partition(".")[0], kind.__name__) for kind in cls.__mro__)
+    return next((_WRAPPERS[kind] for kind in classes if kind in _WRAPPERS), None)
 
 
 def join(path: str, attr: str) -> str:

@@ -26,7 +26,7 @@ from lightning_adam_mini.detection.inputs import made_up_calls
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import Role, Source
-from lightning_adam_mini.detection.shown import claim_shown
+from lightning_adam_mini.detection.shown import UNCLEAR, claim_shown
 from lightning_adam_mini.detection.tree import Tree
 
 SECONDS = 20.0
@@ -34,8 +34,8 @@ SECONDS = 20.0
 
 _log = logging.getLogger(__name__)
 _ON_CPU = 1 << 24  # elements of the largest module that is run with values
+_FARTHEST = 4  # modules that are run for one: itself, two around it, the whole model
 _HEADED = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.QKV})
-_UNCLEAR = frozenset({Role.LINEAR, Role.CONV, Role.OTHER, Role.FIRST_CONV, Role.PATCH_EMBEDDING})
 _ATTENTION = frozenset({"attention", "attn", "mha", "mhsa", "msa"})
 _PLACE = frozenset({"idx", "index", "id", "layer", "depth", "i"})
 
@@ -49,34 +49,37 @@ def claim_running(tree: Tree, claims: Claims, seconds: float = SECONDS) -> None:
         seconds: The most time that it may take.
     """
     deadline = time.monotonic() + seconds
-    known: dict[object, Evidence] = {}
-    for module in reversed(tree.modules.values()):  # inner before outer
-        with claims.guarded(tree, module):
-            if not _unproven(tree, claims, module):
-                continue
-            for part in _outwards(tree, module):
-                if time.monotonic() > deadline:
-                    break
-                key = _signature(part)
-                if key not in known:
-                    known[key] = run_alone(part, deadline)
-                claim_shown(tree, claims, known[key], tree.paths[part])
-                if not _unproven(tree, claims, module):
-                    break
-            else:
-                _doubt(tree, claims, module)
+    known: dict[object, tuple[Evidence, bool]] = {}
+    suspects = [module for module in reversed(tree.modules.values()) if _unproven(tree, claims, module)]  # inner before outer
+    # Each alone, before any is tried within what is around it, which takes longer.
+    for distance in range(_FARTHEST):
+        for module in list(suspects):
+            with claims.guarded(tree, module):
+                around = _outwards(tree, module)
+                if distance < len(around) and time.monotonic() < deadline and _unproven(tree, claims, module):
+                    part = around[distance]
+                    key = _signature(part)
+                    if key not in known:
+                        known[key] = run_alone(part, deadline)
+                    evidence, ran = known[key]
+                    claim_shown(tree, claims, evidence, tree.paths[part])
+                    if ran and not evidence.attentions:  # it does something else
+                        suspects.remove(module)
+    for module in suspects:
+        if _unproven(tree, claims, module):
+            _doubt(tree, claims, module)
 
 
 def _doubt(tree: Tree, claims: Claims, module: nn.Module) -> None:
     """Mark what is open in a module that calls attention, none of which was found."""
     for slot in tree.under(module) if calls_attention(module) else ():
         held = claims.best(slot)
-        if held is not None and held.source is Source.LAYER and held.role in _UNCLEAR and len(slot.shape) >= 2:
+        if held is not None and held.source is Source.LAYER and held.role in UNCLEAR and len(slot.shape) >= 2:
             why = f"{held.reason}; {type(module).__name__} calls attention, and it was not found what makes queries and keys"
             claims.add(slot, replace(held, reason=why, guess=True))
 
 
-def _outwards(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
+def _outwards(tree: Tree, module: nn.Module) -> list[nn.Module]:
     """``module``, the two around it that can be run, and the whole model."""
     part: nn.Module | None = module
     found: list[nn.Module] = []
@@ -84,7 +87,7 @@ def _outwards(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
         if type(part).forward is not nn.Module.forward and next(tree.under(part), None) is not None:
             found.append(part)
         part = tree.parent(part)
-    yield from dict.fromkeys([*found[:3], *found[-1:]])
+    return list(dict.fromkeys([*found[: _FARTHEST - 1], *found[-1:]]))
 
 
 def _unproven(tree: Tree, claims: Claims, module: nn.Module) -> bool:
@@ -98,24 +101,24 @@ def _unproven(tree: Tree, claims: Claims, module: nn.Module) -> bool:
     held = list(tree.under(module)) or list(tree.under(tree.parent(module) or module))
     matrices = [claims.best(slot) for slot in held if len(slot.shape) >= 2]
     is_met = any(claim is not None and claim.role in _HEADED and not _is_supposed(claim) for claim in matrices)
-    return not is_met and any(claim is not None and (_is_supposed(claim) or claim.role in _UNCLEAR) for claim in matrices)
+    return not is_met and any(claim is not None and (_is_supposed(claim) or claim.role in UNCLEAR) for claim in matrices)
 
 
 def _is_supposed(claim: Claim | None) -> bool:
     return claim is not None and claim.source < Source.EVIDENCE and claim.role in _HEADED and (claim.lines is None or claim.guess)
 
 
-def run_alone(module: nn.Module, deadline: float) -> Evidence:
-    """What ``module`` shows by itself on made-up inputs; nothing if none suits it."""
-    evidence, needs_values = _run_on("meta", _on_meta, module, deadline)
+def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
+    """What ``module`` shows by itself on made-up inputs, and whether it ran on one at all."""
+    evidence, ran, needs_values = _run_on("meta", _on_meta, module, deadline)
     if not evidence.parameters and needs_values and sum(p.numel() for p in module.parameters()) <= _ON_CPU:
-        evidence, _ = _run_on("cpu", _on_cpu, module, deadline)
-    return evidence
+        evidence, ran, _ = _run_on("cpu", _on_cpu, module, deadline)
+    return evidence, ran
 
 
-def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
-    """What it shows there, and whether a run failed, or showed nothing, for want of values."""
-    needs_values = False
+def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float) -> tuple[Evidence, bool, bool]:
+    """What it shows there, whether it ran, and whether a run failed, or showed nothing, for want of values."""
+    best, ran, needs_values = Evidence(), False, False
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _elsewhere(module, make):
         warnings.simplefilter("ignore")
         for args, kwargs in made_up_calls(module, device):
@@ -126,12 +129,13 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
                 evidence = probe_call(module, partial(module, *args, **kwargs), (args, kwargs), seconds=left)
             except Exception as error:
                 _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
-                needs_values |= isinstance(error.__cause__, NotImplementedError) or "meta tensor" in str(error.__cause__)
+                needs_values |= isinstance(error.__cause__, NotImplementedError) or "device" in str(error.__cause__)
                 continue
             if evidence.parameters:
-                return evidence, False
-            needs_values |= bool(evidence.attentions)
-    return Evidence(), needs_values
+                return evidence, True, False
+            ran = True
+            best = evidence if evidence.attentions else best
+    return best, ran, needs_values or bool(best.attentions)
 
 
 @contextlib.contextmanager

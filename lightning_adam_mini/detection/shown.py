@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from lightning_adam_mini.detection.claims import Claim, Claims
@@ -17,6 +19,10 @@ _ROLES = {frozenset("q"): Role.QUERY, frozenset("k"): Role.KEY, frozenset("v"): 
 # What a tensor with heads may be called besides: the low-rank part of a projection.
 _KEPT = frozenset({Role.LORA_B, Role.BIAS, Role.NORM, Role.SCALE})
 _ATTENTIVE = frozenset({*_ROLES.values(), Role.QKV})
+_READS = "running showed that it reads what attention gives"
+
+UNCLEAR = frozenset({Role.LINEAR, Role.CONV, Role.OTHER, Role.FIRST_CONV, Role.PATCH_EMBEDDING})
+"""Roles of weights that may be part of attention for all that their layer says."""
 
 
 def claim_shown(tree: Tree, claims: Claims, evidence: Evidence, path: str = "") -> None:
@@ -39,6 +45,11 @@ def claim_shown(tree: Tree, claims: Claims, evidence: Evidence, path: str = "") 
             claims.add(slot, _merge(held, seen))
             if not seen.is_bias:
                 claims.attention.setdefault(_holder(tree, slot))
+    for name in evidence.readers:
+        slot = slots.get(join(path, name))
+        held = None if slot is None else claims.best(slot)
+        if slot is not None and held is not None and claims.is_open(slot) and held.role in UNCLEAR:
+            claims.add(slot, replace(held, source=Source.EVIDENCE, role=Role.ATTN_OUT, reason=_READS, guess=False))
 
 
 def _holder(tree: Tree, slot: Slot) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dis
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from types import FunctionType
@@ -13,7 +12,7 @@ from torch import nn
 from lightning_adam_mini.detection.architecture import Signs
 from lightning_adam_mini.detection.calls import called_names, calls_attention
 from lightning_adam_mini.detection.claims import Claims
-from lightning_adam_mini.detection.graph import is_message_passing
+from lightning_adam_mini.detection.graph import forward_arguments, graph_argument, is_message_passing
 from lightning_adam_mini.detection.heads import is_head_count
 from lightning_adam_mini.detection.layers import fans, is_conv, is_depthwise, is_embedding, is_linear
 from lightning_adam_mini.detection.names import words
@@ -21,13 +20,14 @@ from lightning_adam_mini.detection.roles import FEED_FORWARD, QUERIES_KEYS, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.detection.unet import down_and_up, find_time_blocks
 
-_GRAPH_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "graph", "g"})
 _STEPS = frozenset({"timestep", "timesteps"})
 _TIME_ARGUMENTS = _STEPS | {"time", "t", "time_cond", "sigma", "sigmas", "noise_labels", "noise_level"}
 _TIME_WORDS = _STEPS | {"time", "temb", "t", "noise"}
 _STATE_SPACE = frozenset({"A_log", "A_logs", "time_decay"})
 _ATTENTION = frozenset({"attention", "attn", "mha", "mhsa"})
 _WHOLE = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention", "flash_attn_func"})
+_SOFTMAX = frozenset({"softmax", "Softmax"})
+_FOURIER = frozenset({"fft", "fft2", "fftn", "rfft", "rfft2", "rfftn"})
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm", "mm"})
 _PLAIN = FEED_FORWARD | {Role.LINEAR, Role.OTHER, Role.ATTN_OTHER, Role.CLASSIFIER}
 
@@ -43,13 +43,14 @@ def find_signs(tree: Tree, claims: Claims) -> Signs:
         return None
 
     core = list(_core(tree))
-    messages = first(lambda m: f"passes messages ({type(m).__name__})" if is_message_passing(m) else None) or _argument(
-        core, _GRAPH_ARGUMENTS
-    )
+    messages = first(lambda m: f"passes messages ({type(m).__name__})" if is_message_passing(m) else None)
+    messages = messages or next((f"forward() takes {name}" for name in map(graph_argument, core) if name), None)
     states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
     is_known = any(claims.role(slot) in QUERIES_KEYS for slot in tree.slots)
     strong = None if is_known else first(lambda m: _strong_attention(tree, claims, m))
-    weak = None if is_known else strong or first(lambda m: _attention(tree, claims, m)) or _tied_table(tree, claims)
+    weak = None
+    if not is_known and (strong or not _mixes_otherwise(tree)):
+        weak = strong or first(lambda m: _attention(tree, claims, m)) or _tied_table(tree, claims)
     time = _time(tree, core)
     return Signs(
         messages=messages,
@@ -76,11 +77,7 @@ def _core(tree: Tree) -> Iterator[nn.Module]:
 
 def _argument(modules: Iterable[nn.Module], names: frozenset[str]) -> str | None:
     for module in modules:
-        try:
-            parameters = inspect.signature(type(module).forward).parameters
-        except (AttributeError, TypeError, ValueError):  # TorchScript has none
-            continue
-        for name in parameters:
+        for name in forward_arguments(module):
             if name in names:
                 return f"forward() takes {name}"
     return None
@@ -143,6 +140,11 @@ def _attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
     return None
 
 
+def _mixes_otherwise(tree: Tree) -> bool:
+    """Whether Fourier transforms take the place of attention, as in FNet: then neither names nor stacks of blocks are signs of it."""
+    return any(not _FOURIER.isdisjoint(called_names(type(module))) for module in tree.modules.values())
+
+
 def _tied_table(tree: Tree, claims: Claims) -> str | None:
     tied = any(claims.role(s) is Role.TOKEN_EMBEDDING and len(s.names) > 1 for s in tree.slots)
     return "a table of tokens has an output as wide" if tied or any(claims.role(s) is Role.LM_HEAD for s in tree.slots) else None
@@ -164,7 +166,9 @@ def _may_project(claims: Claims, slot: Slot) -> bool:
 def _weighs(module: nn.Module) -> bool:
     """Whether the class calls attention as a whole, or softmax and a product of matrices. Softmax alone is a classifier's."""
     used = called_names(type(module))
-    return not _WHOLE.isdisjoint(used) or (calls_attention(module) and (not _PRODUCTS.isdisjoint(used) or _multiplies(type(module))))
+    # A name of MultiheadAttention alone may be one of layers to be initialised.
+    softmax = calls_attention(module) and not ("MultiheadAttention" in used and _SOFTMAX.isdisjoint(used))
+    return not _WHOLE.isdisjoint(used) or (softmax and (not _PRODUCTS.isdisjoint(used) or _multiplies(type(module))))
 
 
 @lru_cache(maxsize=4096)

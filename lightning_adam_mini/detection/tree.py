@@ -56,6 +56,7 @@ class Tree:
     """The module that holds a module, and under which name."""
     _by_param: dict[int, Slot] = field(default_factory=dict)
     _own: dict[nn.Module, dict[str, Slot]] = field(default_factory=dict)
+    _children: dict[nn.Module, dict[str, nn.Module]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, root: nn.Module) -> Tree:
@@ -138,8 +139,10 @@ class Tree:
         if module not in self.paths:
             return None
         modules = {self.paths[inner]: inner for inner in module.modules() if inner in self.paths}
-        return Tree(module, list(self.under(module)), modules, self.parents, self._by_param, self._own)
+        return Tree(module, list(self.under(module)), modules, self.parents, self._by_param, self._own, self._children)
 
     def children(self, module: nn.Module) -> dict[str, nn.Module]:
         """The direct children of ``module``, unwrapped."""
-        return {name: unwrap(child) for name, child in module._modules.items() if child is not None}
+        if module not in self._children:
+            self._children[module] = {name: unwrap(child) for name, child in module._modules.items() if child is not None}
+        return self._children[module]

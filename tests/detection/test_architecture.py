@@ -128,3 +128,53 @@ def test_a_role_that_is_corrected_decides_anew_on_the_whole_and_on_its_part():
 def test_the_table_says_that_the_architecture_is_a_guess():
     report = replace(inspect_model(nn.Linear(2, 2)), guess=True)
     assert str(report).startswith("mlp ?: ")
+
+
+class ByHand(nn.Module):
+    """A graph convolution with an adjacency matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(8, 5))
+
+    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
+        return adj @ (x @ self.W)
+
+
+class Renamed(nn.Module):
+    """The same, which calls the matrix something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(8, 5))
+
+    def forward(self, x: Tensor, near: Tensor) -> Tensor:
+        return near @ (x @ self.W)
+
+
+class Graph(nn.Module):
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList([layer])
+
+    def forward(self, x: Tensor, adj: Tensor) -> Tensor:
+        return self.layers[0](x, adj)
+
+
+@pytest.mark.parametrize("layer", [ByHand(), Renamed()])
+def test_a_layer_that_is_handed_a_graph_holds_its_weights(layer: nn.Module):
+    report = inspect_model(Graph(layer))
+    assert [(report.architecture, p.role, p.axis, p.guess) for p in report.parameters] == [(A.GNN, Role.GRAPH_CONV, 1, False)]
+
+
+class Fourier(nn.Module):
+    """Places mixed by a Fourier transform."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft2(x).real
+
+
+@pytest.mark.parametrize(("mix", "expected"), [(Fourier(), (A.MLP, False)), (nn.Identity(), (A.TRANSFORMER, True))])
+def test_fourier_transforms_in_the_place_of_attention_make_no_transformer(mix: nn.Module, expected: tuple[A, bool]):
+    block = nn.Sequential(mix, nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+    assert kind(nn.ModuleDict({"tokens": nn.Embedding(57, 16), "block": block, "head": nn.Linear(16, 57)})) == expected

@@ -110,3 +110,21 @@ def test_feed_forward_layers_at_each_position_are_feed_forward_layers():
     )
     report = inspect_model(nn.Sequential(block, block)).by_name
     assert [report[f"0.pos_ffn.w_{i}.weight"].role for i in (1, 2)] == [Role.MLP_UP, Role.MLP_DOWN]
+
+
+def test_one_output_per_token_is_the_head_of_a_language_model_whatever_the_width_of_the_table():
+    model = nn.ModuleDict({"tokens": nn.Embedding(57, 8), "widen": nn.Linear(8, 16), "next": nn.Linear(16, 2), "score": nn.Linear(16, 57)})
+    assert outputs(model)["score.weight"] is Role.LM_HEAD
+
+
+def test_a_bare_matrix_turned_against_the_table_is_the_head():
+    model = nn.ModuleDict({"tokens": nn.Embedding(57, 8), "body": nn.Linear(8, 8)})
+    model.register_parameter("unembed", nn.Parameter(torch.randn(8, 57)))
+    found = inspect_model(model).by_name["unembed"]
+    assert (found.role, found.axis, found.guess) == (Role.LM_HEAD, 1, False)
+
+
+def test_what_stands_beside_the_vectors_of_a_table_is_no_output():
+    tower = lambda *n: nn.Sequential(nn.Linear(n[0], n[1]), nn.ReLU(), nn.Linear(n[1], n[2]))  # noqa: E731
+    model = nn.ModuleDict({"bags": nn.ModuleList([nn.EmbeddingBag(9, 16)]), "low": tower(13, 32, 16), "top": tower(17, 32, 1)})
+    assert set(outputs(model)) == {"top.2.weight"}

@@ -4,8 +4,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_adam_mini.detection import Role, inspect_model
-from lightning_adam_mini.detection.evidence import disagreements, probe_attention, probe_call, reconcile
+from lightning_adam_mini.detection.claims import Claim, Claims
+from lightning_adam_mini.detection.evidence import probe_attention, probe_call
 from lightning_adam_mini.detection.evidence.order import write_lines
+from lightning_adam_mini.detection.roles import Source
+from lightning_adam_mini.detection.shown import claim_shown
+from lightning_adam_mini.detection.tree import Tree
 from lightning_adam_mini.lines import parse_lines
 from tests.detection.evidence_models import HAND_WRITTEN, InNumpy, Linformer, Pooled, Unprojected
 
@@ -100,7 +104,7 @@ def test_a_model_that_does_not_run_is_one_clear_error(x):
         probe_attention(nn.Linear(8, 8), x)
 
 
-def test_reconcile_corrects_a_wrong_belief_and_confirms_a_right_one(x):
+def test_running_corrects_a_wrong_belief_and_confirms_a_right_one(x):
     class Misleading(nn.Module):
         def __init__(self):
             super().__init__()
@@ -112,23 +116,39 @@ def test_reconcile_corrects_a_wrong_belief_and_confirms_a_right_one(x):
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     model = Misleading()
-    before = inspect_model(model)
-    assert before.by_name["q_proj.weight"].lines == "q:4x8"
-    after = reconcile(before, probe_attention(model, x))
+    before = inspect_model(model, probe=False)
+    assert (before.by_name["q_proj.weight"].lines, before.by_name["q_proj.weight"].guess) == ("q:4x8", True)
+    after = inspect_model(model, evidence=probe_attention(model, x))
+    assert after == inspect_model(model, x)
     weight, bias = after.by_name["q_proj.weight"], after.by_name["q_proj.bias"]
     assert (weight.role, weight.lines, weight.guess) == (Role.KEY, "k:2x16", False)
     assert "believed before: query q:4x8" in weight.reason
     assert (bias.role, bias.owner, bias.lines) == (Role.BIAS, Role.KEY, "k:2x16")
     assert after.by_name["v_proj.weight"].reason.endswith("confirmed by running")
-    assert {p.name for p in disagreements(before, after)} == {f"{n}_proj.{what}" for n in "qk" for what in ("weight", "bias")}
+    assert {p.name for p in after.parameters if p.owner != before.by_name[p.name].owner} == {
+        f"{n}_proj.{what}" for n in "qk" for what in ("weight", "bias")
+    }
 
 
-def test_reconcile_leaves_alone_what_was_not_seen(x):
-    report = inspect_model(Pooled())
-    assert reconcile(report, probe_attention(Pooled(), x)) == report
+def test_where_running_contradicts_a_known_module_it_is_a_guess_with_what_running_showed(x):
+    class KeysFirst(nn.MultiheadAttention):  # known by its class, but its forward takes keys from the first lines
+        def forward(self, x):
+            k, q, v = (t.unflatten(-1, (4, 8)).transpose(1, 2) for t in F.linear(x, self.in_proj_weight).chunk(3, -1))
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    model = KeysFirst(32, 4, batch_first=True)
+    known = inspect_model(model).by_name["in_proj_weight"]
+    assert (known.source, known.lines, known.guess) == (Source.KNOWN, "q:4x8|k:4x8|v:4x8", False)
+    shown = inspect_model(model, x).by_name["in_proj_weight"]
+    assert (shown.source, shown.lines, shown.guess) == (Source.EVIDENCE, "k:4x8|q:4x8|v:4x8", True)
+    assert "believed before: qkv q:4x8|k:4x8|v:4x8" in shown.reason
 
 
-def test_reconcile_keeps_the_names_of_lines_that_feed_no_attention(x):
+def test_what_was_not_seen_is_left_alone(x):
+    assert inspect_model(Pooled(), x) == inspect_model(Pooled())
+
+
+def test_running_keeps_the_names_of_lines_that_feed_no_attention(x):
     class Parallel(nn.Module):
         def __init__(self):
             super().__init__()
@@ -139,14 +159,14 @@ def test_reconcile_keeps_the_names_of_lines_that_feed_no_attention(x):
             q, k, v = (t.unflatten(-1, (4, 8)).transpose(1, 2) for t in qkv.chunk(3, -1))
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) + h[..., :32]
 
-    from dataclasses import replace
-
-    report = inspect_model(Parallel())
-    believed = tuple(
-        replace(p, role=Role.QKV, lines="mlp_up:64|q:8x4|k:8x4|v:8x4") if p.name == "wide.weight" else p for p in report.parameters
-    )
-    after = reconcile(replace(report, parameters=believed), probe_attention(Parallel(), x))
-    assert after.by_name["wide.weight"].lines == "mlp_up:64|q:4x8|k:4x8|v:4x8"
+    model = Parallel()
+    tree, claims = Tree.of(model), Claims()
+    slot = tree.slots[0]
+    claims.add(slot, Claim(Source.STRUCTURE, Role.QKV, "a fused projection", lines="mlp_up:64|q:8x4|k:8x4|v:8x4"))
+    claim_shown(tree, claims, probe_attention(model, x))
+    shown = claims.best(slot)
+    assert shown is not None
+    assert shown.lines == "mlp_up:64|q:4x8|k:4x8|v:4x8"
 
 
 @pytest.mark.parametrize("text", ["q:2x3|k:1x3|n:2", "4*(q:2x3|k:1x3|v:1x3)", "q:2x4t|k:2x4t", "3*[q,k,v]x4", "n:5|k:1x2", "v:6", "q:3x1"])

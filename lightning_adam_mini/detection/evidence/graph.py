@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from functools import cached_property
 from typing import NamedTuple, TypeVar, cast
@@ -37,6 +37,8 @@ _KINDS = {
     **dict.fromkeys(("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell"), Kind.HIDDEN),
 }
 _INPUT, _WEIGHT = 1, 2  # bits of what went into a storage; each map by a weight has one more
+
+_NEAR = 16  # maps after an attention, among which the one is that reads it
 
 
 class Walk(NamedTuple):
@@ -137,7 +139,18 @@ class Graph:
         for fed in self._fed.values():
             read |= fed
         last = [i for i, fed in self._fed.items() if fed & _INPUT and not read & self._bits[i] and self._kinds[i] is Kind.LINEAR]
-        starts = [linear.starts for linear in (self.linear(self.tape.nodes[i]) for i in last) if linear is not None]
+        return self._names(self.tape.nodes[i] for i in last)
+
+    def readers(self, node: Node) -> tuple[str, ...]:
+        """The weights of the first map that reads what ``node`` gives, with nothing but operations to look through between."""
+        for index in self._maps[bisect_right(self._maps, node.index) :][:_NEAR]:
+            linear = self.linear(self.tape.nodes[index]) if self._kinds[index] is Kind.LINEAR else None
+            if linear is not None and node in self.walk(linear.data, index).ends:
+                return self._names([self.tape.nodes[index]])
+        return ()
+
+    def _names(self, maps: Iterable[Node]) -> tuple[str, ...]:
+        starts = [linear.starts for linear in map(self.linear, maps) if linear is not None]
         elements = [element for codes in starts for element in self.weights.elements(codes) if element is not None]
         return tuple(self.tape.weights[number][0] for number in dict.fromkeys(number for number, _ in elements))
 

@@ -51,6 +51,7 @@ class _Reader:
 
     def read(self) -> Evidence:
         attentions: dict[str, None] = {}
+        readers: dict[str, None] = {}
         for module, operands, problem in find_sites(self._graph):
             if self._graph.tape.is_late():
                 self._lose(module, "there was no time left to read what was recorded")
@@ -61,11 +62,15 @@ class _Reader:
             origins = self._safely(module, lambda m=module, o=operands: list(self._origins(m, o)), [])
             for origin in origins:
                 self._safely(module, lambda m=module, o=origin: self._add(m, *o), None)
+            for use in {operand.before for operand in operands if operand.role == "v"} if origins else ():
+                readers |= dict.fromkeys(self._safely(module, lambda u=use: self._graph.readers(self._graph.tape.nodes[u]), ()))
         found = [self._safely(self._slots[number].path, lambda n=number: self._evidence(n), None) for number in sorted(self._found)]
+        for number in self._found:  # one tensor that makes queries too is no output projection
+            readers.pop(self._slots[number].name, None)
         outputs = self._safely("", lambda: self._graph.outputs, ())
         for where in self._graph.tape.unknown.values():
             self._lose(where, "a tensor is made by what cannot be recorded or read")
-        return Evidence(tuple(p for p in found if p is not None), tuple(attentions), tuple(self._lost), outputs)
+        return Evidence(tuple(p for p in found if p is not None), tuple(attentions), tuple(self._lost), outputs, tuple(readers))
 
     def _lose(self, where: str, reason: str) -> None:
         self._lost[NotSeen(where, reason)] = None

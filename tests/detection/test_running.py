@@ -1,0 +1,206 @@
+"""Attention that is run alone: what it shows, and that nothing of the user's module is touched."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_adam_mini import inspect_model
+from lightning_adam_mini.detection.claims import Claims
+from lightning_adam_mini.detection.inputs import made_up_calls
+from lightning_adam_mini.detection.layers import claim_layers
+from lightning_adam_mini.detection.roles import Source
+from lightning_adam_mini.detection.running import claim_running
+from lightning_adam_mini.detection.tree import Tree
+
+WIDTH = 24
+
+
+class Attention(nn.Module):
+    """Two heads that nothing declares; their lines are in the order that ``stacked`` says."""
+
+    def __init__(self, stacked: bool = True, index: int = 0) -> None:
+        super().__init__()
+        self.stacked, self.layer_idx = stacked, index
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.qkv(x)
+        if self.stacked:
+            q, k, v = h.unflatten(-1, (3, 2, 12)).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = h.unflatten(-1, (2, 3, 12)).permute(3, 0, 2, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+STACKED, BY_HEAD = "q:2x12|k:2x12|v:2x12", "2*(q:1x12|k:1x12|v:1x12)"
+
+
+def _lines(model: nn.Module) -> list[str | None]:
+    return [p.lines for p in inspect_model(model).parameters if p.name.endswith("qkv.weight")]
+
+
+class Stateful(Attention):
+    """Changes all that a forward may change: buffers, counters, caches, parameters, random numbers, its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+        self.norm, self.seen, self.cache = nn.BatchNorm1d(WIDTH), [], None
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.qkv.bias.mul_(0.5)
+        self.steps += 1
+        self.seen.append(random.random() + torch.rand(()).item())
+        self.cache = self.norm(x.mT).mT
+        self.last = x
+        self.eval()
+        return super().forward(F.dropout(self.cache))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_module_is_left_as_it_was(training: bool) -> None:
+    model = nn.Sequential(Stateful(), Stateful()).train(training)
+    called: list[int] = []
+    handle = model[0].register_forward_hook(lambda *_: called.append(1))
+    objects = {name: id(p) for name, p in (*model.named_parameters(), *model.named_buffers())}
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    attributes = [{k: v for k, v in vars(m).items() if not isinstance(v, dict)} for m in model.modules()]
+    assert _lines(model) == [STACKED, STACKED]  # they were run
+    assert {name: id(p) for name, p in (*model.named_parameters(), *model.named_buffers())} == objects
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, values[name]), name
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    assert [{k: v for k, v in vars(m).items() if not isinstance(v, dict)} for m in model.modules()] == attributes
+    assert all(m.training is training for m in model.modules())
+    assert [part.seen for part in model] == [[], []]
+    assert list(model[0]._forward_hooks) == [handle.id]
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not nn.modules.module._global_forward_hooks
+    assert torch.is_grad_enabled()
+
+
+class Raising(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        super().forward(x)
+        raise RuntimeError("cannot go on")
+
+
+class Refusing(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError(f"{x.shape} is not what I take")
+
+
+@pytest.mark.parametrize("build", [Raising, Refusing])
+def test_a_forward_that_raises_is_a_guess_and_says_nothing(build: type[nn.Module], capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(build())
+    before = dict(model.named_parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight = inspect_model(model).by_name["0.qkv.weight"]
+    assert (weight.lines, weight.guess) == (None, True)
+    assert all(p is before[name] for name, p in model.named_parameters())
+    assert capfd.readouterr() == ("", "")
+
+
+class Loud(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        print("running")
+        warnings.warn("running", stacklevel=1)
+        return super().forward(x)
+
+
+def test_a_forward_that_prints_and_warns_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _lines(nn.Sequential(Loud())) == [STACKED]
+    assert capfd.readouterr() == ("", "")
+
+
+class Endless(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        while True:
+            x = x + self.qkv(x)[..., :WIDTH]
+
+
+def test_a_forward_that_never_ends_is_given_up_in_time() -> None:
+    tree, claims = Tree.of(nn.Sequential(Endless(), Endless())), Claims()
+    claim_layers(tree, claims)
+    start = time.monotonic()
+    claim_running(tree, claims, seconds=1.0)
+    assert time.monotonic() - start < 5  # with room for a busy machine
+    assert all(claim is not None and claim.source is Source.LAYER for claim in map(claims.best, tree.slots))
+
+
+def test_two_settings_of_one_class_have_two_line_orders() -> None:
+    model = nn.Sequential(*(Attention(stacked) for stacked in (True, False, True)))
+    assert _lines(model) == [STACKED, BY_HEAD, STACKED]
+
+
+class Counting(Attention):
+    runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counting.runs += 1
+        return super().forward(x)
+
+
+def test_layers_alike_are_run_once_and_each_gets_its_lines() -> None:
+    def runs(depth: int) -> int:
+        Counting.runs = 0
+        assert _lines(nn.Sequential(*(Counting(False, index) for index in range(depth)))) == [BY_HEAD] * depth
+        return Counting.runs
+
+    assert runs(6) == runs(1) > 0
+
+
+def test_nothing_is_run_without_leave() -> None:
+    Counting.runs = 0
+    model = nn.Sequential(Counting())
+    inspect_model(model, probe=False)
+    inspect_model(model, heads=False)
+    assert Counting.runs == 0
+
+
+class Grid(nn.Module):
+    """Takes a feature map and the two sides of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.sizes, self.heads = nn.Conv2d(21, 33, 1), (3, 5), 7
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.to_q(x)
+
+
+class Pair(nn.Module):
+    """Takes two streams of other widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(5, 14), nn.Linear(11, 14)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Any = None) -> Tensor:
+        return self.q(x) @ self.k(context).mT
+
+
+@pytest.mark.parametrize("module", [Attention(), Grid(), Pair(), nn.Linear(3, 5), nn.Linear(7, 11)], ids=lambda m: repr(m)[:9])
+def test_no_two_sizes_of_a_made_up_input_are_alike(module: nn.Module) -> None:
+    weights = {size for p in module.parameters() for size in p.shape}
+    calls = list(made_up_calls(module, "meta"))
+    assert calls
+    for args, kwargs in calls:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point():
+                assert len(set(value.shape)) == value.dim(), value.shape
+                assert sum(size in weights for size in value.shape) <= 1, value.shape  # its width; nothing else is as large as one
