@@ -106,6 +106,7 @@ def _hugging_face(name: str) -> nn.Module:
 
 
 def find_factory(module: str, name: str) -> Any:
+    """The object called ``name`` of a module that can be imported from the current folder."""
     sys.path.insert(0, "")  # python -m puts this there only for the program's own folder
     try:
         found = importlib.import_module(module)
