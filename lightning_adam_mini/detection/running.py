@@ -66,8 +66,20 @@ def claim_running(tree: Tree, claims: Claims, seconds: float = SECONDS) -> None:
                     if ran and not evidence.attentions:  # it does something else
                         suspects.remove(module)
     for module in suspects:
+        _complete(tree, claims, module)
         if _unproven(tree, claims, module):
             _doubt(tree, claims, module)
+
+
+def _complete(tree: Tree, claims: Claims, module: nn.Module) -> None:
+    """Queries are compared with keys head by head: where running showed one of them to lie as supposed, the other does too."""
+    slots = [(slot, claim) for slot in tree.under(module) if (claim := claims.best(slot)) is not None and claim.lines is not None]
+    shown = {(claim.role, (claim.lines or "").partition("x")[2]) for _, claim in slots if claim.source is Source.EVIDENCE}
+    for slot, held in slots:
+        other = {Role.QUERY: Role.KEY, Role.KEY: Role.QUERY}.get(held.role)
+        if other is not None and _is_supposed(held) and (other, (held.lines or "").partition("x")[2]) in shown:
+            reason = f"{held.reason.removesuffix(' if its heads lie in turn')}, as running showed of the {other}"
+            claims.add(slot, replace(held, source=Source.EVIDENCE, reason=reason, guess=False))
 
 
 def _doubt(tree: Tree, claims: Claims, module: nn.Module) -> None:
