@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 
 from torch import nn
 
@@ -25,8 +26,13 @@ def is_message_passing(module: nn.Module) -> bool:
 
 def forward_arguments(module: nn.Module) -> tuple[str, ...]:
     """Names of what ``module.forward`` takes; TorchScript's modules do not say."""
+    return _arguments(type(module))
+
+
+@lru_cache(maxsize=4096)
+def _arguments(cls: type[nn.Module]) -> tuple[str, ...]:
     try:
-        return tuple(inspect.signature(type(module).forward).parameters)[1:]
+        return tuple(inspect.signature(cls.forward).parameters)[1:]
     except (AttributeError, TypeError, ValueError):
         return ()
 

@@ -76,7 +76,7 @@ def _networks(tree: Tree, claims: Claims) -> Iterator[_Network]:
     total = sum(slot.param.numel() for slot in tree.slots)
     for child in dict.fromkeys(tree.children(tree.root).values()):
         part = tree.part(child)
-        if part is None or not part.slots:
+        if part is None or not part.slots or isinstance(child, nn.Linear):  # a layer, not a network
             continue
         signs = find_signs(part, claims)
         architecture, reason, guess = decide(signs, sizes_of(part, claims))

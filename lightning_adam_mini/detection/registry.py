@@ -133,6 +133,7 @@ def _entries_of_name(name: str) -> tuple[KnownModule, ...]:
     return (*_exact.get(name, ()), *(entry for pattern, entry in _patterns if pattern.match(name)))
 
 
+@lru_cache(maxsize=4096)
 def qualified_names(cls: type) -> tuple[str, ...]:
     """Qualified names of a class and its bases, most special first."""
     return tuple(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__ if base not in (nn.Module, object))
