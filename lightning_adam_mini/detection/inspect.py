@@ -20,7 +20,7 @@ from lightning_adam_mini.detection.mlp import claim_mlp
 from lightning_adam_mini.detection.parts import find_parts, sizes_of
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Role, Source
-from lightning_adam_mini.detection.running import claim_running
+from lightning_adam_mini.detection.running import SECONDS, claim_running
 from lightning_adam_mini.detection.shown import claim_shown
 from lightning_adam_mini.detection.signs import find_signs
 from lightning_adam_mini.detection.tree import Slot, Tree
@@ -68,8 +68,8 @@ def inspect_model(
         evidence = probe_attention(module, *args, **kwargs)
     if evidence is not None:
         claim_shown(tree, claims, evidence)
-    if heads and probe:
-        claim_running(tree, claims)
+    if heads:
+        claim_running(tree, claims, SECONDS if probe else 0.0)
     claim_attention_outputs(tree, claims)
     claim_attention_rest(tree, claims)
     claim_graph(tree, claims)

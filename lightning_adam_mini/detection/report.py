@@ -188,7 +188,8 @@ def _lines(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -> It
         )
         if len(report.guesses) > _GUESSES:
             yield f"  ... and {len(report.guesses) - _GUESSES} more"
-        if layouts and not any(layout.lines for layout in layouts.values()):
+        matrices = [p for p in report.guesses if sum(size > 1 for size in p.shape) > 1]
+        if layouts and all(layouts[p.name].is_factored for p in matrices if p.name in layouts):
             yield "No block here depends on heads: a wrong role changes what a parameter is called and, of an embedding, its blocks."
 
 

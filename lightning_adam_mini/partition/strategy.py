@@ -135,7 +135,7 @@ class PartitionStrategy(ABC):
         messages += [likely_heads(likely, report)] if likely else []
         messages += [likely_network(report)] if self.needs_heads and report.is_uncertain else []
         for message in messages:
-            warnings.warn(message, AdamMiniWarning, stacklevel=2)
+            warnings.warn(message, AdamMiniWarning, stacklevel=3)
         return layouts
 
 
