@@ -92,14 +92,14 @@ def _doubt(tree: Tree, claims: Claims, module: nn.Module) -> None:
 
 
 def _outwards(tree: Tree, module: nn.Module) -> list[nn.Module]:
-    """``module``, the two around it that can be run, and the whole model."""
+    """``module``, the two around it that can be run, and the whole model; of known libraries the module alone."""
     part: nn.Module | None = module
     found: list[nn.Module] = []
     while part is not None:
         if type(part).forward is not nn.Module.forward and next(tree.under(part), None) is not None:
             found.append(part)
         part = tree.parent(part)
-    return list(dict.fromkeys([*found[: _FARTHEST - 1], *found[-1:]]))
+    return found[:1] if is_conventional(type(module)) else list(dict.fromkeys([*found[: _FARTHEST - 1], *found[-1:]]))
 
 
 def _unproven(tree: Tree, claims: Claims, module: nn.Module) -> bool:
@@ -107,7 +107,8 @@ def _unproven(tree: Tree, claims: Claims, module: nn.Module) -> bool:
     kind = type(module)
     if module in claims.attention:
         return any(_is_supposed(claims.best(slot)) for slot in tree.under(module))
-    if is_conventional(kind) or not (calls_attention(module) or not _ATTENTION.isdisjoint(words(kind.__name__))):
+    is_named = not _ATTENTION.isdisjoint(words(kind.__name__))
+    if not is_named and (is_conventional(kind) or not calls_attention(module)):
         return False
     # Functions of attention have no weights of their own: those of the module that holds them count.
     held = list(tree.under(module)) or list(tree.under(tree.parent(module) or module))
