@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -337,7 +338,8 @@ class AdamMiniCallback(Callback):
     def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         assert self.report is not None
         try:
-            evidence = probe_training_step(trainer, pl_module, batch, batch_idx)
+            with nullcontext() if self.probe else redirect_stdout(io.StringIO()):
+                evidence = probe_training_step(trainer, pl_module, batch, batch_idx)
         except ValueError as error:
             if self.probe:
                 raise

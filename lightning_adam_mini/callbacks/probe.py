@@ -35,10 +35,11 @@ def check_training_step(module: pl.LightningModule) -> None:
 
 
 def why_not_again(strategy: Any, module: pl.LightningModule) -> str | None:
-    """Why ``training_step`` cannot be run once more, by what it does or because its layers are sharded; None if it can."""
+    """Why ``training_step`` cannot be run once more unasked: what it does or holds, or that its layers are sharded; None if it can."""
     if is_lightnings(strategy, "FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
         return f"is sharded by {type(strategy).__name__}"
-    return _why_not_again(module)
+    drawn = next((name for name, value in vars(module).items() if isinstance(value, Iterator)), None)
+    return _why_not_again(module) if drawn is None else f"may draw from {drawn!r}, which cannot be put back"
 
 
 def _why_not_again(module: pl.LightningModule) -> str | None:

@@ -93,5 +93,5 @@ def _by_size(signs: Signs, sizes: Counter[Role], layers: Counter[Role]) -> Decis
     if convs > 0.05 * total or (not linear and (convs or sizes[Role.PATCH_EMBEDDING])):
         return Decision(Architecture.CNN, "has convolutions and no attention")
     if linear + sizes[Role.TOKEN_EMBEDDING]:
-        return Decision(Architecture.MLP, "has linear layers only")
+        return Decision(Architecture.MLP, "has linear layers" + (", and few convolutions" if convs else " only"))
     return Decision(Architecture.UNKNOWN, "no layer of a known kind")

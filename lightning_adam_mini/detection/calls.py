@@ -34,9 +34,17 @@ def called_names(cls: type) -> frozenset[str]:
                 names |= used
                 for name in used:
                     helper = function.__globals__.get(name)
+                    names.add(str(getattr(helper, "__name__", name)))  # imported under another name
                     if isinstance(helper, FunctionType) and not helper.__module__.startswith("torch"):
                         names.update(_names(helper.__code__))
     return frozenset(names)
+
+
+@lru_cache(maxsize=4096)
+def reads(cls: type, name: str) -> bool:
+    """Whether a method of ``cls`` other than ``__init__`` uses an attribute called ``name``."""
+    functions = (value for base in cls.__mro__ if base is not nn.Module for key, value in vars(base).items() if key != "__init__")
+    return any(name in _names(f.__code__) for f in functions if isinstance(f, FunctionType))
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.detection.layers import is_conv, is_embedding, is_linear, line_axis
-from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.names import own_parameter, words
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -135,7 +135,7 @@ class _Maker:
 def _widths(module: nn.Module) -> Iterator[int]:
     """How many features the layers of ``module`` read, first layer first."""
     for inner in module.modules():
-        weight = inner._parameters.get("weight") if isinstance(inner, nn.Module) else None
+        weight = own_parameter(inner, "weight")
         if isinstance(weight, Tensor) and weight.dim() >= 2 and (is_linear(inner) or is_conv(inner)):
             yield weight.shape[1 - line_axis(inner)] * (getattr(inner, "groups", 1) if line_axis(inner) == 0 else 1)
         elif isinstance(weight, Tensor) and weight.dim() == 1:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from enum import Enum
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lightning_adam_mini.detection.calls import calls_attention
+from lightning_adam_mini.detection.calls import calls_attention, reads
 from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.evidence import Evidence, probe_call
 from lightning_adam_mini.detection.inputs import made_up_calls
@@ -34,9 +37,11 @@ SECONDS = 20.0
 
 _log = logging.getLogger(__name__)
 _ON_CPU = 1 << 24  # elements of the largest module that is run with values
+_LONGEST = 5.0  # seconds of one run
 _FARTHEST = 4  # modules that are run for one: itself, two around it, the whole model
 _HEADED = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.QKV})
 _ATTENTION = frozenset({"attention", "attn", "mha", "mhsa", "msa"})
+_INTERNAL = frozenset(vars(nn.Module()))
 _PLACE = frozenset({"idx", "index", "id", "layer", "depth", "i"})
 
 
@@ -123,6 +128,8 @@ def _is_supposed(claim: Claim | None) -> bool:
 
 def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
     """What ``module`` shows by itself on made-up inputs, and whether it ran on one at all."""
+    if not _can_run(module):
+        return Evidence(), False
     evidence, ran, needs_values = _run_on("meta", _on_meta, module, deadline)
     if not evidence.parameters and needs_values and sum(p.numel() for p in module.parameters()) <= _ON_CPU:
         evidence, ran, _ = _run_on("cpu", _on_cpu, module, deadline)
@@ -132,16 +139,24 @@ def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
 def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float) -> tuple[Evidence, bool, bool]:
     """What it shows there, whether it ran, and whether a run failed, or showed nothing, for want of values."""
     best, ran, needs_values = Evidence(), False, False
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _elsewhere(module, make):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+        _elsewhere(module, make),
+    ):
         warnings.simplefilter("ignore")
         for args, kwargs in made_up_calls(module, device):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             try:
-                evidence = probe_call(module, partial(module, *args, **kwargs), (args, kwargs), seconds=left)
-            except Exception as error:
+                evidence = probe_call(module, partial(_call, module, min(left, _LONGEST), args, kwargs), (args, kwargs), seconds=left)
+            except (Exception, SystemExit) as error:
                 _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
+                if isinstance(error.__cause__, TimeoutError):
+                    break
                 needs_values |= isinstance(error.__cause__, NotImplementedError) or "device" in str(error.__cause__)
                 continue
             if evidence.parameters:
@@ -153,20 +168,57 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
 
 @contextlib.contextmanager
 def _elsewhere(module: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Made-up parameters and buffers in the place of the module's own, which nothing reads or writes meanwhile."""
+    """Made-up parameters and buffers in the place of the module's own, which nothing reads or writes meanwhile, and no hooks."""
     tables = [table for inner in module.modules() for table in (inner._parameters, inner._buffers)]
-    before = [dict(table) for table in tables]
+    hooks = [table for inner in module.modules() for table in (inner._forward_hooks, inner._forward_pre_hooks)]
+    before = [(table, dict(table)) for table in (*tables, *hooks)]
     made: dict[int, Tensor] = {}
     try:
         for table in tables:
             for name, tensor in table.items():
                 if tensor is not None:
                     table[name] = made.setdefault(id(tensor), make(tensor))  # type: ignore[assignment]
+        for table in hooks:
+            for key in [key for key, hook in table.items() if not type(hook).__module__.startswith("torch.nn.utils.")]:
+                del table[key]  # weight_norm and the like make the weight
         yield
     finally:
-        for table, held in zip(tables, before, strict=True):
+        for table, held in before:
             table.clear()
             table.update(held)  # type: ignore[arg-type]
+
+
+def _can_run(module: nn.Module) -> bool:
+    """Whether the parameters of ``module`` can be replaced for a while: those of TorchScript cannot."""
+    return not any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules())
+
+
+@contextlib.contextmanager
+def _stopped(seconds: float) -> Iterator[None]:
+    """End what sleeps or waits, where signals can do that and nobody else uses the timer."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or not hasattr(signal, "setitimer")
+        or any(signal.getitimer(signal.ITIMER_REAL))
+    ):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it does not end within {seconds:.0f} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _call(module: nn.Module, seconds: float, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    with _stopped(seconds):
+        return module(*args, **kwargs)
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -189,14 +241,33 @@ def _dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _signature(module: nn.Module) -> object:
-    """Equal for modules that do the same: classes, shapes and settings, apart from numbers that say where a module stands."""
+    """Equal for modules that do the same: classes, shapes and settings, apart from unread numbers that say where a module stands."""
     parts = []
     for path, inner in module.named_modules():
-        plain = tuple(
-            (name, str(value))
-            for name, value in vars(inner).items()
-            if isinstance(value, (bool, int, str, tuple)) and not name.startswith("_") and _PLACE.isdisjoint(words(name))
-        )
+        plain = tuple((name, _plain(value)) for name, value in vars(inner).items() if not _is_place(inner, name, value))
         shapes = tuple((name, tuple(p.shape)) for name, p in inner._parameters.items() if p is not None)
         parts.append((path, type(inner), plain, shapes))
     return tuple(parts)
+
+
+def _is_place(module: nn.Module, name: str, value: object) -> bool:
+    """Whether an attribute is torch's own, or a number of the module that nothing reads."""
+    return name in _INTERNAL or (isinstance(value, int) and not _PLACE.isdisjoint(words(name)) and not reads(type(module), name))
+
+
+def _plain(value: object, depth: int = 3) -> object:
+    """What of a setting may change what a module does: its value, or which object it is."""
+    if isinstance(value, float):
+        return None  # a rate of dropout
+    if value is None or isinstance(value, (bool, int, str, Enum, torch.dtype)):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, dict):
+        return tuple((str(key), _plain(inner, depth - 1)) for key, inner in value.items()) if depth else len(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return tuple(_plain(inner, depth - 1) for inner in value) if depth else len(value)
+    if callable(value) and not isinstance(value, nn.Module):
+        return id(value)
+    held = getattr(value, "__dict__", None)
+    return (type(value), _plain(held, depth - 1) if isinstance(held, dict) and depth and not isinstance(value, nn.Module) else None)

@@ -15,16 +15,15 @@ _HEAD = 64
 """The size of a head in the examples, where it divides."""
 _SHOWN = 4
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-_PROBE = "or let the model show it: AdamMiniCallback(probe=True), inspect_model(model, example_input)"
+_PROBE = "let the model show it (AdamMiniCallback(probe=True), or inspect_model(model, example_input))"
 
 
 def unknown_heads(parameters: Sequence[ParameterReport], report: ModelReport) -> str:
     """The warning that heads are not known at all."""
     paste = {glob: _example(p) for glob, p in _globs(parameters, report)}
     return (
-        f"The attention heads in {len(parameters)} parameters could not be found ({_names(parameters)}), so each of their lines is a"
-        f" block of its own, which is finer than Adam-mini asks for. To settle it, give the heads, {_PROBE}. With heads of"
-        f" {_HEAD} lines, for example: overrides={paste}"
+        f"The attention heads in {_count(parameters)} could not be found ({_names(parameters)}), so that each line is a block of its own,"
+        f" which is finer than Adam-mini asks for. To settle it, {_PROBE}, or give the heads, for example overrides={paste}"
     )
 
 
@@ -32,8 +31,8 @@ def likely_heads(parameters: Sequence[ParameterReport], report: ModelReport) -> 
     """The warning that heads are only supposed."""
     paste = {glob: p.lines for glob, p in _globs(parameters, report)}
     return (
-        f"The attention heads in {len(parameters)} parameters are only likely ({_names(parameters)}): {parameters[0].reason}. To settle it,"
-        f" confirm or correct them, {_PROBE}: overrides={paste}"
+        f"The attention heads in {_count(parameters)} are only likely ({_names(parameters)}): {parameters[0].reason}. To settle it,"
+        f" {_PROBE}, or confirm or correct them: overrides={paste}"
     )
 
 
@@ -43,8 +42,12 @@ def likely_network(report: ModelReport) -> str:
     parts = [f"{part.path}: {part.architecture} ({part.reason})" for part in report.parts if part.guess]
     return (
         f"What kind of network this is, is only likely: {'; '.join([*whole, *parts])}. Where it may be a transformer it gets the finer"
-        f" blocks of one. To settle it, give the heads of its attention as overrides, {_PROBE}."
+        f" blocks of one. To settle it, {_PROBE}, or give the heads of its attention as overrides."
     )
+
+
+def _count(parameters: Sequence[ParameterReport]) -> str:
+    return f"{len(parameters)} parameter{'s' * (len(parameters) != 1)}"
 
 
 def _names(parameters: Sequence[ParameterReport]) -> str:

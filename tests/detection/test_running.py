@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+import textwrap
 import time
 import warnings
 from typing import Any
@@ -204,3 +207,86 @@ def test_no_two_sizes_of_a_made_up_input_are_alike(module: nn.Module) -> None:
             if isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point():
                 assert len(set(value.shape)) == value.dim(), value.shape
                 assert sum(size in weights for size in value.shape) <= 1, value.shape  # its width; nothing else is as large as one
+
+
+def _heads(x: Tensor, heads: int = 4) -> Tensor:
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+class Attends(nn.Module):
+    """Softmax attention over what its own layers make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(24, 24), nn.Linear(24, 24)
+        self.num_heads = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.softmax(_heads(self.q(x)) @ _heads(self.k(x)).mT, -1) @ _heads(x)).transpose(1, 2).reshape(x.shape)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_modules_of_torchscript_are_left_alone():
+    model = Attends()
+    model.last = torch.jit.script(nn.Linear(24, 24))
+    before = list(model.parameters())
+    inspect_model(model)
+    assert all(one is other for one, other in zip(model.parameters(), before, strict=True))
+    model(torch.randn(1, 3, 24))
+
+
+def test_an_exit_in_a_forward_ends_nothing():
+    class Exits(Attends):
+        def forward(self, x: Tensor) -> Tensor:
+            raise SystemExit(3)
+
+    assert inspect_model(Exits()).by_name["q.weight"].guess
+
+
+def test_hooks_and_random_numbers_are_not_touched():
+    model, heard = Attends(), []
+    model.factor = torch.randn(1)
+    model.register_forward_hook(lambda *call: heard.append(call))
+    state = torch.get_rng_state()
+    assert inspect_model(model).by_name["q.weight"].lines == "q:4x6"
+    assert not heard
+    assert len(model._forward_hooks) == 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["_fast", "layer_idx", "settings"])
+def test_twins_that_read_a_setting_are_run_one_by_one(name):
+    class Twin(Attends):
+        def __init__(self, fast: int) -> None:
+            super().__init__()
+            setattr(self, name, {"fast": fast} if name == "settings" else fast)
+
+        def cut(self, x: Tensor) -> Tensor:
+            fast = self.settings["fast"] if name == "settings" else (self.layer_idx if name == "layer_idx" else self._fast)
+            return x.view(*x.shape[:2], 6, 4).permute(0, 3, 1, 2) if fast else _heads(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.softmax(self.cut(self.q(x)) @ self.cut(self.k(x)).mT, -1) @ _heads(x)).transpose(1, 2).reshape(x.shape)
+
+    report = inspect_model(nn.Sequential(Twin(0), Twin(1)))
+    assert [report.by_name[f"{i}.q.weight"].lines for i in range(2)] == ["q:4x6", "q:4x6t"]
+
+
+def test_a_forward_that_waits_for_ever_is_ended():
+    code = textwrap.dedent("""
+        import threading, torch
+        from torch import nn
+        from lightning_adam_mini import inspect_model
+        class Waits(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.q, self.k, self.num_heads, self.locks = nn.Linear(8, 8), nn.Linear(8, 8), 2, [threading.Lock()]
+            def forward(self, x):
+                self.locks[0].acquire()
+                scale = float(x.sum())  # fails on the meta device, with the lock held
+                self.locks[0].release()
+                return torch.softmax(self.q(x) @ self.k(x).mT, -1) @ x * scale
+        print(inspect_model(Waits()).by_name["q.weight"].guess)
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr

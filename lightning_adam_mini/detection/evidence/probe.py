@@ -129,8 +129,17 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], tape: Tape) -> It
     cuda = {device.index for device in devices if device.type == "cuda" and device.index is not None}
     states = [(m, dict(vars(m))) for m in module.modules()]
     # Parameters, buffers and modules of each module, and whatever it collects, as a list of losses.
-    held = {id(value): value for _, attributes in states for value in attributes.values() if type(value) in _CONTAINERS}
-    contents = [(value, copy(value)) for value in held.values()]
+    contents: dict[int, tuple[Any, Any]] = {}
+    generators: dict[int, tuple[torch.Generator, Tensor]] = {}
+    todo: list[tuple[Any, int]] = [(value, 0) for _, attributes in states for value in attributes.values()]
+    while todo:
+        value, depth = todo.pop()
+        if isinstance(value, torch.Generator):
+            generators[id(value)] = (value, value.get_state())
+        elif type(value) in _CONTAINERS and id(value) not in contents:
+            contents[id(value)] = (value, copy(value))
+            inner = value.values() if isinstance(value, dict) else value
+            todo += [(v, depth + 1) for v in inner] if depth < _DEEPEST and len(value) <= _WIDEST else []
     state, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = None if numpy is None else numpy.random.get_state()
     with torch.random.fork_rng(devices=sorted(cuda)):
@@ -143,12 +152,15 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], tape: Tape) -> It
             for holder, attributes in states:
                 vars(holder).clear()
                 vars(holder).update(attributes)
-            for container, before in contents:
+            for generator, before in generators.values():
+                generator.set_state(before)
+            for container, before in contents.values():
                 container.clear()
                 (container.extend if isinstance(container, (list, deque)) else container.update)(before)
             tape.put_back()
 
 
+_DEEPEST, _WIDEST = 4, 1000  # containers in containers, apart from those that hold data
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 
