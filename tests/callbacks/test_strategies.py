@@ -40,7 +40,7 @@ def test_as_on_one_device(wrong, name, check):
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_loads(tmp_path, name):
     survivor, victim = run_ranks(strategy_ranks.killed, 2, tmp_path, name, tmp_path, seconds=60)
@@ -53,7 +53,7 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_loads(tmp_path, name
         assert all(torch.equal(resumed[k], straight[k]) for k in straight)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_row_of_the_table(tmp_path):
     row = Bench(tmp_path).measure(ROWS["FSDP2 x tensor parallel"])
     assert row["resume"] == row["resume_sharded"] == 0.0

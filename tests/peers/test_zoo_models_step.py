@@ -148,7 +148,7 @@ MODELS: dict[str, tuple[Any, dict[str, int]]] = {
     "opt": (lambda: hf("opt", "OPTModel", ffn_dim=48, word_embed_proj_dim=32, **TINY), {"layers.0.fc1.weight": 48}),
     "t5": (lambda: hf("t5", "T5Model", **T5), {"decoder.block.0.layer.1.EncDecAttention.k.weight": 4}),
     "bart": (lambda: hf("bart", "BartModel", **BART), {"decoder.layers.0.encoder_attn.q_proj.weight": 4}),
-    "mamba": (lambda: hf("mamba", "MambaModel", hidden_size=16, num_hidden_layers=1, vocab_size=60), {"mixer.in_proj.weight": 1}),
+    "mamba": (lambda: hf("mamba", "MambaModel", hidden_size=16, num_hidden_layers=1, vocab_size=60), {"mixer.in_proj.weight": 64}),
     "clip": (
         lambda: hf("clip", "CLIPModel", text_config=TINY, vision_config=TOWER | dict(image_size=32, patch_size=16), projection_dim=16),
         {"vision_model.encoder.layers.0.self_attn.q_proj.weight": 4},
