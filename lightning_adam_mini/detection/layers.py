@@ -14,6 +14,7 @@ from lightning_adam_mini.detection.names import own_parameter, words
 from lightning_adam_mini.detection.roles import QUERIES_KEYS, Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 
+_KERNEL = 15  # places along a side of a kernel
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Words of the names of bare parameters. Strategies treat all of these alike (neither heads nor rows), so a name may decide among them.
 _BARE: tuple[tuple[frozenset[str], Role], ...] = (
@@ -154,7 +155,10 @@ def _claim(slot: Slot) -> Claim:
     if is_conv(layer) and slot.attr == "weight":
         if is_depthwise(layer):
             return claim(Role.CONV_DEPTHWISE, f"depthwise {kind}")
-        return claim(Role.CONV, kind, axis=line_axis(layer))
+        axis = line_axis(layer)
+        # Of a class of one's own only the name is known: where no small kernel comes last, its outputs may lie elsewhere.
+        is_odd = not isinstance(layer, _ConvNd) and max(slot.shape[axis + 2 :], default=1) > _KERNEL
+        return claim(Role.CONV, f"{kind}, if its outputs come first" if is_odd else kind, axis=axis, guess=is_odd)
     if is_linear(layer) and len(slot.shape) == 2:
         return claim(Role.LINEAR, kind, axis=line_axis(layer))
     return _claim_bare(slot)
