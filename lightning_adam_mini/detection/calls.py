@@ -25,8 +25,8 @@ def called_names(cls: type) -> frozenset[str]:
     """Names of the functions, methods and attributes that the methods of ``cls`` use, and those of the functions that these name."""
     names: set[str] = set()
     for base in cls.__mro__:
-        if base is nn.Module or f"{base.__module__}.".startswith(_OWN):
-            break
+        if base in (nn.Module, object) or f"{base.__module__}.".startswith(_OWN):
+            continue  # fully_shard puts a class of torch's before the user's
         for value in vars(base).values():
             function = getattr(value, "__func__", value)
             if isinstance(function, FunctionType):

@@ -33,7 +33,7 @@ PER_HEAD = "{H}*(q:1x{D}|k:1x{D}|v:1x{D})"
 
 # A module that says how large its heads are is taken at its word.
 _OWN_HEAD_DIM = ("head_dim", "attention_head_size", "head_size", "dim_head", "dim_heads", "d_head")
-_CONVENTIONAL = ("transformers.models.", "diffusers.", "timm.", "torchvision.", "torch_geometric.", "torch.nn.", "x_transformers.")
+_CONVENTIONAL = ("transformers.models.", "peft.", "diffusers.", "timm.", "torchvision.", "torch_geometric.", "torch.nn.", "x_transformers.")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _ROLES = frozenset(role.value for role in Role)
 

@@ -290,3 +290,20 @@ def test_a_forward_that_waits_for_ever_is_ended():
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.skipif(torch.distributed.is_initialized(), reason="another test left its process group")
+def test_sharded_modules_are_run_whole():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        model = nn.Sequential(Attends(), Attends())
+        for module in (*model, model):
+            fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        before = list(model.parameters())
+        assert inspect_model(model).by_name["1.q.weight"].lines == "q:4x6"
+        assert all(one is other for one, other in zip(model.parameters(), before, strict=True))
+    finally:
+        torch.distributed.destroy_process_group()
