@@ -66,7 +66,9 @@ def _claim_declared(tree: Tree, claims: Claims, module: nn.Module, method: str, 
     except Exception:  # not implemented, or not for this variant of the model
         return
     slot = tree.own(unwrap(found)).get("weight") if isinstance(found, nn.Module) else None
-    if slot is None or (not claims.is_open(slot) if role else not is_embedding(slot.layer) or claims.role(slot) is Role.POSITION_EMBEDDING):
+    if slot is None or (role and is_embedding(slot.layer)):  # a tied output layer is the table
+        return
+    if (not claims.is_open(slot)) if role else (not is_embedding(slot.layer) or claims.role(slot) is Role.POSITION_EMBEDDING):
         return
     axis = line_axis(slot.layer) if is_linear(slot.layer) else 0
     claims.add(slot, Claim(Source.KNOWN, role or Role.TOKEN_EMBEDDING, f"what {method}() returns", axis=axis))
