@@ -8,11 +8,9 @@ from typing import Any
 
 from lightning_adam_mini.analysis.snr_history import average_snr
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import CONVOLUTIONS, Role
+from lightning_adam_mini.detection.roles import CONVOLUTIONS
 from lightning_adam_mini.partition.factored import FactoredPartition
 from lightning_adam_mini.partition.rules import By, Rule, SlimAdamRules, is_matrix, layer_type, lines_first
-
-_CONVOLUTIONS = CONVOLUTIONS | {Role.FIRST_CONV, Role.PATCH_EMBEDDING}
 
 
 def derive_rules(
@@ -66,7 +64,7 @@ def derive_rules(
     for key, ratios in groups.items():
         crossed = ratios.pop("crossed", {})
         members = [report.by_name[name] for name in dict.fromkeys(name for found in ratios.values() for name in found)]
-        if members[0].role in _CONVOLUTIONS:
+        if members[0].role in CONVOLUTIONS:
             ratios = {subset: ratios[measured] for subset, measured in fans(ratios, len(members[0].shape)).values()}
         known = {subset: snr for subset, found in ratios.items() if not math.isnan(snr := average_snr(found.values()))}
         best = max(known, key=lambda subset: (known[subset], len(subset), subset), default=())

@@ -14,6 +14,7 @@ from lightning_adam_mini.analysis.paper_memory import PAPER_MODELS, PaperCompari
 from lightning_adam_mini.cli.models import HELP, build_model
 from lightning_adam_mini.optim.codecs import NAMES
 from lightning_adam_mini.partition import make_strategy
+from lightning_adam_mini.table import align
 
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _OPTIMIZERS = {"SGD": "SGD, momentum", "AdamW": "AdamW (torch)", "AdamMini": "AdamMini"}
@@ -235,9 +236,7 @@ def _notes(notes: Sequence[tuple[str, str]]) -> list[str]:
 
 def _align(rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
     """Rows as lines: text to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    sides = [str.ljust] * text_columns + [str.rjust] * (len(widths) - text_columns)
-    return ["  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip() for row in rows]
+    return [line.rstrip() for line in align(rows, "<" * text_columns + ">" * (len(rows[0]) - text_columns))]
 
 
 def _size(count: int) -> str:

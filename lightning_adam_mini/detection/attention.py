@@ -10,7 +10,7 @@ from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.heads import declared_head_dims, declared_heads, declared_key_heads
 from lightning_adam_mini.detection.known.apply import main_weights
 from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
-from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.shown import role_of_lines
@@ -51,7 +51,6 @@ _BESIDE = frozenset(
     | {"head", "heads", "ca", "sa", "content", "text", "vision", "image", "src", "tgt", "embed", "states", "sine"}
     | {"project", "layout", "e", "protein", "structure", "msa"}
 )
-_ATTENTION = frozenset({"attention", "attn", "mha", "mhsa"})
 # A projection of positions that queries are compared with, as in Transformer-XL: keys.
 _POSITIONAL = (
     frozenset({"pos", "position", "relative"}),
@@ -107,7 +106,7 @@ def claim_attention(tree: Tree, claims: Claims, heads: bool = True) -> None:
         parts = "".join(p.parts for p in projections)
         # A memory network has keys and values, a feed-forward of RWKV too; attention compares queries with keys.
         # One of them may be missing: a learned query, keys of another layer.
-        is_named = not _ATTENTION.isdisjoint(words(type(module).__name__)) and bool(declared_heads(module))
+        is_named = not ATTENTION_WORDS.isdisjoint(words(type(module).__name__)) and bool(declared_heads(module))
         if not ("q" in parts and "k" in parts) and not (is_named and ("q" in parts or "k" in parts)):
             continue
         claims.attention.setdefault(module)

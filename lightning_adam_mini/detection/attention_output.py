@@ -11,7 +11,7 @@ from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.known.apply import main_weights
 from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
 from lightning_adam_mini.detection.names import words
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import ATTENTION, Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 
@@ -20,7 +20,6 @@ _WORDS = frozenset(
     {"o", "out", "output", "proj", "projection", "dense", "wo", "final", "to", "c", "linear", "lin", "fc", "add", "added", "post"}
     | {"attention", "attn", "context", "img", "txt", "0", "layer", "self", "merge", "resid", "ca", "sa"}
 )
-_ATTENTION = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.QKV})
 
 
 def claim_attention_outputs(tree: Tree, claims: Claims) -> None:
@@ -66,7 +65,7 @@ def _widths(tree: Tree, claims: Claims, module: nn.Module) -> set[int]:
     query_heads, value_size, widths = 0, 0, set[int]()
     for slot in tree.under(module):
         claim = claims.best(slot)
-        if claim is None or claim.role not in _ATTENTION or len(slot.shape) < 2:
+        if claim is None or claim.role not in ATTENTION or len(slot.shape) < 2:
             continue
         if claim.lines is None:
             widths.add(slot.shape[claim.axis] // (3 if claim.role is Role.QKV else 1))

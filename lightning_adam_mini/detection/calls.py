@@ -43,8 +43,14 @@ def called_names(cls: type) -> frozenset[str]:
 @lru_cache(maxsize=4096)
 def reads(cls: type, name: str) -> bool:
     """Whether a method of ``cls`` other than ``__init__`` uses an attribute called ``name``."""
-    functions = (value for base in cls.__mro__ if base is not nn.Module for key, value in vars(base).items() if key != "__init__")
-    return any(name in _names(f.__code__) for f in functions if isinstance(f, FunctionType))
+    return any(key != "__init__" and name in _names(function.__code__) for key, function in methods(cls))
+
+
+def methods(cls: type) -> Iterator[tuple[str, FunctionType]]:
+    """The functions that ``cls`` and its bases but ``nn.Module`` define, by name."""
+    for base in cls.__mro__:
+        if base is not nn.Module:
+            yield from ((key, value) for key, value in vars(base).items() if isinstance(value, FunctionType))
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -66,9 +66,10 @@ def _claim_declared(tree: Tree, claims: Claims, module: nn.Module, method: str, 
     except Exception:  # not implemented, or not for this variant of the model
         return
     slot = tree.own(unwrap(found)).get("weight") if isinstance(found, nn.Module) else None
-    if slot is None or (role and is_embedding(slot.layer)):  # a tied output layer is the table
+    is_table = slot is not None and is_embedding(slot.layer)
+    if slot is None or is_table != (role is None):  # a tied output layer is the table
         return
-    if (not claims.is_open(slot)) if role else (not is_embedding(slot.layer) or claims.role(slot) is Role.POSITION_EMBEDDING):
+    if not claims.is_open(slot) if role else claims.role(slot) is Role.POSITION_EMBEDDING:
         return
     axis = line_axis(slot.layer) if is_linear(slot.layer) else 0
     claims.add(slot, Claim(Source.KNOWN, role or Role.TOKEN_EMBEDDING, f"what {method}() returns", axis=axis))
@@ -152,7 +153,7 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
         if claims.role(slot) in OUTPUTS:
             continue
         if _is_unembedding(claims, slot, tables):
-            claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "a matrix with one output a token", axis=1))
+            claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "a matrix with one output per token", axis=1))
             continue
         if not is_matrix(slot, claims) or is_repeated(tree, slot.layer):
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
@@ -168,7 +169,7 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
         unread = unread and not (outputs in vectors and found)
         last = i == len(matrices) - 1 and _is_behind_blocks(tree, slot.layer)
         if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":
-            claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "one output a token, which no layer reads", axis=axis))
+            claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "one output per token, which no layer reads", axis=axis))
         elif (unread and (at_end or is_named)) or (returned and at_end) or last:
             why = f"no layer reads its {outputs} outputs" if not last else f"the last layer, with {outputs} outputs"
             claims.add(slot, Claim(Source.STRUCTURE, Role.CLASSIFIER, why, axis=axis))
@@ -234,7 +235,7 @@ def _claim_first(tree: Tree, claims: Claims) -> None:
     conv, axis = first.layer, line_axis(first.layer)
     steps = isinstance(conv, _ConvNd) and conv.kernel_size == conv.stride and max(conv.stride) > 1
     if steps or "patch" in words(first.path.replace(".", "_")):
-        claims.add(first, Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, "first convolution, one output a patch", axis=axis))
+        claims.add(first, Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, "first convolution, one output per patch", axis=axis))
     else:
         claims.add(first, Claim(Source.STRUCTURE, Role.FIRST_CONV, "first convolution", axis=axis))
 

@@ -30,25 +30,10 @@ _GRID = (8, 16)  # height and width of an image or a feature map
 _MASKS = frozenset({"mask", "masks", "bias", "biases", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
 _PLACES = frozenset({"start", "offset", "idx", "index", "i"})
 _TIMES = frozenset({"t", "time", "timestep", "timesteps", "times", "sigma", "sigmas", "noise", "step", "steps", "temb", "labels", "label"})
-_SIDES = frozenset({"h", "w", "height", "width", "H", "W", "hw", "size", "shape", "resolution"})
+_SIDES = frozenset({"h", "w", "height", "width", "hw", "size", "shape", "resolution"})
 _LENGTHS = frozenset(
-    {
-        "length",
-        "len",
-        "tokens",
-        "patches",
-        "positions",
-        "block",
-        "context",
-        "window",
-        "resolution",
-        "points",
-        "ctx",
-        "seq",
-        "n",
-        "t",
-        "area",
-    }
+    {"length", "len", "tokens", "patches", "positions", "block", "context", "window", "resolution", "points"}
+    | {"ctx", "seq", "n", "t", "area"}
 )
 
 

@@ -24,6 +24,9 @@ _WRAPPERS = {
 }
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
+ATTENTION_WORDS = frozenset({"attention", "attn", "mha", "mhsa"})
+"""Words of what a class of attention is called."""
+
 
 class Place(NamedTuple):
     """A place in a model where a module is.

@@ -163,7 +163,7 @@ def _decided(network: Network, parameters: Iterable[ParameterReport]) -> Network
 
 
 def _lines(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -> Iterator[str]:
-    """The architecture, its parts if it has some, one row a role, the total, and the guesses."""
+    """The architecture, its parts if it has some, one row per role, the total, and the guesses."""
     groups: dict[str, list[ParameterReport]] = {}
     for p in report.parameters:
         groups.setdefault(f"{p.role}{' ?' if p.guess else ''}", []).append(p)

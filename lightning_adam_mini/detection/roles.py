@@ -62,6 +62,9 @@ ATTENTION = QUERIES_KEYS | {Role.VALUE}
 FEED_FORWARD = frozenset({Role.MLP_UP, Role.MLP_GATE, Role.MLP_GATE_UP, Role.MLP_DOWN})
 """Weights of feed-forward layers; of three dimensions if they are those of all experts."""
 
+LETTERS = {Role.QUERY: "q", Role.KEY: "k", Role.VALUE: "v"}
+"""What line orders call them."""
+
 RECURRENT = frozenset({Role.RECURRENT_INPUT, Role.RECURRENT_HIDDEN})
 """Weights of recurrent layers."""
 

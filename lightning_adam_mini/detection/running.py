@@ -26,9 +26,9 @@ from lightning_adam_mini.detection.calls import calls_attention, reads
 from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.evidence import Evidence, probe_call
 from lightning_adam_mini.detection.inputs import made_up_calls
-from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.registry import is_conventional
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import ATTENTION, Role, Source
 from lightning_adam_mini.detection.shown import UNCLEAR, claim_shown
 from lightning_adam_mini.detection.tree import Tree
 
@@ -39,8 +39,7 @@ _log = logging.getLogger(__name__)
 _ON_CPU = 1 << 24  # elements of the largest module that is run with values
 _LONGEST = 5.0  # seconds of one run
 _FARTHEST = 4  # modules that are run for one: itself, two around it, the whole model
-_HEADED = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.QKV})
-_ATTENTION = frozenset({"attention", "attn", "mha", "mhsa", "msa"})
+_NAMED = ATTENTION_WORDS | {"msa"}
 _INTERNAL = frozenset(vars(nn.Module()))
 _PLACE = frozenset({"idx", "index", "id", "layer", "depth", "i"})
 
@@ -112,18 +111,18 @@ def _unproven(tree: Tree, claims: Claims, module: nn.Module) -> bool:
     kind = type(module)
     if module in claims.attention:
         return any(_is_supposed(claims.best(slot)) for slot in tree.under(module))
-    is_named = not _ATTENTION.isdisjoint(words(kind.__name__))
+    is_named = not _NAMED.isdisjoint(words(kind.__name__))
     if not is_named and (is_conventional(kind) or not calls_attention(module)):
         return False
     # Functions of attention have no weights of their own: those of the module that holds them count.
     held = list(tree.under(module)) or list(tree.under(tree.parent(module) or module))
     matrices = [claims.best(slot) for slot in held if len(slot.shape) >= 2]
-    is_met = any(claim is not None and claim.role in _HEADED and not _is_supposed(claim) for claim in matrices)
+    is_met = any(claim is not None and claim.role in ATTENTION and not _is_supposed(claim) for claim in matrices)
     return not is_met and any(claim is not None and (_is_supposed(claim) or claim.role in UNCLEAR) for claim in matrices)
 
 
 def _is_supposed(claim: Claim | None) -> bool:
-    return claim is not None and claim.source < Source.EVIDENCE and claim.role in _HEADED and (claim.lines is None or claim.guess)
+    return claim is not None and claim.source < Source.EVIDENCE and claim.role in ATTENTION and (claim.lines is None or claim.guess)
 
 
 def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:

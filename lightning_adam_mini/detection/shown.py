@@ -10,15 +10,14 @@ from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.evidence.evidence import Evidence, ParameterEvidence
 from lightning_adam_mini.detection.evidence.order import write_lines
 from lightning_adam_mini.detection.names import join
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import ATTENTION, LETTERS, Role, Source
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 
-_ATTENTION = frozenset("qkv")
-_ROLES = {frozenset("q"): Role.QUERY, frozenset("k"): Role.KEY, frozenset("v"): Role.VALUE}
+_QKV = frozenset("qkv")
+_ROLES = {frozenset(letter): role for role, letter in LETTERS.items()}
 # What a tensor with heads may be called besides: the low-rank part of a projection.
 _KEPT = frozenset({Role.LORA_B, Role.BIAS, Role.NORM, Role.SCALE})
-_ATTENTIVE = frozenset({*_ROLES.values(), Role.QKV})
 _READS = "running showed that it reads what attention gives"
 
 UNCLEAR = frozenset({Role.LINEAR, Role.CONV, Role.OTHER, Role.FIRST_CONV, Role.PATCH_EMBEDDING})
@@ -66,7 +65,7 @@ def _holder(tree: Tree, slot: Slot) -> nn.Module:
 
 def role_of_lines(lines: str) -> Role:
     """The role of a tensor with these lines."""
-    return _ROLES.get(_ATTENTION & set(parse_lines(lines).roles), Role.QKV)
+    return _ROLES.get(_QKV & set(parse_lines(lines).roles), Role.QKV)
 
 
 def _merge(held: Claim, seen: ParameterEvidence) -> Claim:
@@ -77,7 +76,7 @@ def _merge(held: Claim, seen: ParameterEvidence) -> Claim:
     owner = role_of_lines(lines)
     role = Role.BIAS if seen.is_bias else held.role if held.role in _KEPT else owner
     contradicts = held.source is Source.KNOWN and held.lines is not None and not held.guess
-    if held.lines is None and (held.role in _ATTENTIVE or held.role in _KEPT):
+    if held.lines is None and (held.role in ATTENTION or held.role in _KEPT):
         reason = f"{held.reason}; {seen.reason}"
     else:
         was = f"{held.role}" + (f" {held.lines}" if held.lines else "") + (f" along axis {held.axis}" if held.axis != seen.axis else "")
@@ -90,7 +89,7 @@ def _agree(believed: str, seen: str) -> bool:
     one, other = parse_lines(believed).expand(), parse_lines(seen).expand()
     if len(one) != len(other):
         return False
-    roles = {role for role, _ in other} & _ATTENTION
+    roles = {role for role, _ in other} & _QKV
     return all(_blocks(one, role) == _blocks(other, role) for role in roles - {"v"}) and (
         "v" not in roles or {i for i, (r, _) in enumerate(one) if r == "v"} == {i for i, (r, _) in enumerate(other) if r == "v"}
     )
@@ -110,5 +109,5 @@ def _with_others(seen: str, believed: str | None) -> str:
     names = parse_lines(believed).expand() if believed is not None else ()
     if len(names) != len(lines) or all(role != "n" for role, _ in lines):
         return seen
-    merged = [names[i] if line[0] == "n" and names[i][0] not in _ATTENTION else line for i, line in enumerate(lines)]
+    merged = [names[i] if line[0] == "n" and names[i][0] not in _QKV else line for i, line in enumerate(lines)]
     return write_lines(merged) or seen

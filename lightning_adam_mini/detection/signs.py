@@ -5,17 +5,16 @@ from __future__ import annotations
 import dis
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from types import FunctionType
 
 from torch import nn
 
 from lightning_adam_mini.detection.architecture import Signs
-from lightning_adam_mini.detection.calls import called_names, calls_attention
+from lightning_adam_mini.detection.calls import called_names, calls_attention, methods
 from lightning_adam_mini.detection.claims import Claims
 from lightning_adam_mini.detection.graph import forward_arguments, graph_argument, is_message_passing
 from lightning_adam_mini.detection.heads import is_head_count
 from lightning_adam_mini.detection.layers import fans, is_conv, is_depthwise, is_embedding, is_linear
-from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.roles import FEED_FORWARD, QUERIES_KEYS, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.detection.unet import down_and_up, find_time_blocks
@@ -24,7 +23,6 @@ _STEPS = frozenset({"timestep", "timesteps"})
 _TIME_ARGUMENTS = _STEPS | {"time", "t", "time_cond", "sigma", "sigmas", "noise_labels", "noise_level"}
 _TIME_WORDS = _STEPS | {"time", "temb", "t", "noise"}
 _STATE_SPACE = frozenset({"A_log", "A_logs", "time_decay"})
-_ATTENTION = frozenset({"attention", "attn", "mha", "mhsa"})
 _WHOLE = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention", "flash_attn_func"})
 _SOFTMAX = frozenset({"softmax", "Softmax"})
 _FOURIER = frozenset({"fft", "fft2", "fftn", "rfft", "rfft2", "rfftn"})
@@ -108,7 +106,7 @@ def _unet(tree: Tree, core: list[nn.Module], time: str | None) -> str | None:
 
 
 def _strong_attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
-    """A module that weighs products of what several of its layers make of one input. Additive scores are one number a place."""
+    """A module that weighs products of what several of its layers make of one input. Additive scores are one number per place."""
     if not _weighs(module):
         return None
     weights = [slot for slot in _near(tree, module) if _may_project(claims, slot)]
@@ -126,7 +124,7 @@ def _attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
         return None
     if _weighs(module) and any(slot in matrices for slot in _near(tree, module)):
         return f"{kind} weighs by softmax"
-    if len(matrices) > 1 and not _ATTENTION.isdisjoint(words(kind)):
+    if len(matrices) > 1 and not ATTENTION_WORDS.isdisjoint(words(kind)):
         return f"a class is called {kind}"
     heads = next((n for n, v in vars(module).items() if is_head_count(n) and n != "h" and type(v) is int and v > 1), None)
     if heads is not None:
@@ -174,5 +172,5 @@ def _weighs(module: nn.Module) -> bool:
 @lru_cache(maxsize=4096)
 def _multiplies(cls: type) -> bool:
     """Whether a method of the class writes ``a @ b``."""
-    functions = [value for base in cls.__mro__ if base is not nn.Module for value in vars(base).values() if isinstance(value, FunctionType)]
-    return any(code.argrepr == "@" or "MATRIX_MULTIPLY" in code.opname for function in functions for code in dis.get_instructions(function))
+    codes = (code for _, function in methods(cls) for code in dis.get_instructions(function))
+    return any(code.argrepr == "@" or "MATRIX_MULTIPLY" in code.opname for code in codes)

@@ -46,7 +46,7 @@ _V2: dict[Role, Granularity] = {
 """The rest, apart from what options decide: one block a tensor."""
 
 _UNKNOWN = frozenset({Role.LINEAR, Role.TIME_EMBEDDING, Role.MODULATION})
-"""Matrices that the paper does not name, or whose role was not found. Too fine costs little, too coarse costs quality: a block a line."""
+"""Matrices that the paper does not name, or whose role was not found. Too fine costs little, too coarse costs quality: a block per line."""
 
 _WEIGHTS = frozenset(
     {
@@ -72,11 +72,11 @@ class AdamMiniPartition(PartitionStrategy):
 
     In transformers: query and key by head; value, attention projection and MLP by output neuron; token embedding and output layer
     (language model head or classifier) by token or class; each bias element by itself; norms, position and patch embeddings, convolutions
-    and everything else one block a tensor. Linear maps that the paper does not name or whose role is not known (time embeddings and
+    and everything else one block per tensor. Linear maps that the paper does not name or whose role is not known (time embeddings and
     modulations among them) go by line in any network, because too fine costs little and too coarse costs quality. A fused qkv is split
     into its parts; lines in it that are neither query, key nor value (an MLP, a gate) go by neuron. Where the heads are unknown each line
     is a block, with a warning. LoRA: A by line, B as the weight that it adds to if its lines are known, else by line. In other networks
-    one block a tensor, unless options say otherwise; see the top of this module.
+    one block per tensor, unless options say otherwise; see the top of this module.
 
     Args:
         value: Blocks of the value projection of transformers: each output ``"neuron"``, or the ``"whole"`` of it, which the authors

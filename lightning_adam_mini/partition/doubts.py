@@ -8,9 +8,8 @@ from fnmatch import fnmatchcase
 
 from lightning_adam_mini.detection.attention import projection_parts
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import LETTERS
 
-_LETTERS = {Role.QUERY: "q", Role.KEY: "k", Role.VALUE: "v"}
 _HEAD = 64
 """The size of a head in the examples, where it divides."""
 _SHOWN = 4
@@ -79,7 +78,7 @@ def _glob(p: ParameterReport, report: ModelReport) -> str:
 def _example(p: ParameterReport) -> str:
     """A line order that fills the parameter: what its name says it holds, in heads of the usual size."""
     lines = p.shape[p.axis]
-    held = _LETTERS.get(p.role) or next((parts for word in reversed(p.name.split(".")) if (parts := projection_parts(word))), "qkv")
+    held = LETTERS.get(p.role) or next((parts for word in reversed(p.name.split(".")) if (parts := projection_parts(word))), "qkv")
     if lines % len(held):
         return "line"
     size = lines // len(held)

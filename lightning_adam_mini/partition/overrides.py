@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias, cast
 
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import LETTERS, Role, Source
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import parse_lines, shorten
 from lightning_adam_mini.partition.strategy import Granularity, did_you_mean
@@ -32,7 +32,6 @@ Override: TypeAlias = "str | Mapping[str, Any] | BlockLayout"
 
 _GRANULARITIES = ("parameter", "tensor", "line", "factored")
 _KEYS = ("role", "heads", "axis", "lines", "dims", "crossed")
-_LETTERS = {Role.QUERY: "q", Role.KEY: "k", Role.VALUE: "v"}
 _EXAMPLES = "'tensor', 'q:12x64|k:12x64|v:12x64', {'role': 'query', 'heads': 12}, {'dims': [1]}"
 
 
@@ -171,7 +170,7 @@ def _role(name: str) -> Role:
 
 
 def _lines_of_heads(parameter: ParameterReport, role: Role, heads: int) -> str:
-    if role not in _LETTERS:
+    if role not in LETTERS:
         raise ValueError(
             f"the number of heads alone does not say what each line is, because the role is {role}; give 'lines' such as"
             " 'q:12x64|k:12x64|v:12x64', or a 'role' among query, key, value."
@@ -179,7 +178,7 @@ def _lines_of_heads(parameter: ParameterReport, role: Role, heads: int) -> str:
     size = parameter.shape[parameter.axis] if parameter.shape else 1
     if heads < 1 or size % heads:
         raise ValueError(f"{heads} heads do not divide its {size} lines along dimension {parameter.axis}; give a divisor of {size}.")
-    return f"{_LETTERS[role]}:{heads}x{size // heads}"
+    return f"{LETTERS[role]}:{heads}x{size // heads}"
 
 
 def _with_lines(parameter: ParameterReport, lines: str) -> ParameterReport:
@@ -187,6 +186,6 @@ def _with_lines(parameter: ParameterReport, lines: str) -> ParameterReport:
     size = parameter.shape[parameter.axis] if parameter.axis < len(parameter.shape) else None
     if order.size != size:
         raise ValueError(f"the line order {shorten(lines)} has {order.size} lines, but there are {size} along dimension {parameter.axis}.")
-    known = {letter: role for role, letter in _LETTERS.items()}
+    known = {letter: role for role, letter in LETTERS.items()}
     role = known.get(order.roles[0], parameter.role) if len(order.roles) == 1 else Role.QKV
     return replace(parameter, lines=str(order), role=role, owner=role, reason="the user says so", guess=False, source=Source.USER)

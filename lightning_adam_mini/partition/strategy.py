@@ -21,16 +21,13 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import CONVOLUTIONS, Role
+from lightning_adam_mini.detection.roles import CONVOLUTIONS, FEED_FORWARD
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import LineOrder, parse_lines
 from lightning_adam_mini.partition.doubts import likely_heads, likely_network, unknown_heads
 
 Granularity = Literal["parameter", "tensor", "line", "head", "factored"]
 """How fine the blocks of a tensor are."""
-
-_CONVOLUTIONS = CONVOLUTIONS | {Role.FIRST_CONV, Role.PATCH_EMBEDDING}
-_EXPERTS = frozenset({Role.MLP_UP, Role.MLP_GATE, Role.MLP_GATE_UP, Role.MLP_DOWN})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +100,7 @@ class PartitionStrategy(ABC):
                 f"The blocks of parameter {parameter.name!r} do not fit its shape {shape}: {error} Correct its line order or axis with an"
                 f" override, such as overrides={{{parameter.name!r}: 'tensor'}}."
             ) from error
-        if len(shape) == 3 and 0 in lines.dims and parameter.role in _EXPERTS:
+        if len(shape) == 3 and 0 in lines.dims and parameter.role in FEED_FORWARD:
             return BlockLayout(shape, dims=tuple(d for d in lines.dims if d != 0))
         return lines
 
@@ -148,7 +145,7 @@ def _factored(parameter: ParameterReport) -> BlockLayout:
     if len(long) == 2:
         first = axis if axis in long else long[0]
         return BlockLayout.factored(shape, first, next(d for d in long if d != first))
-    if parameter.role in _CONVOLUTIONS and axis in (0, 1) and axis in long:
+    if parameter.role in CONVOLUTIONS and axis in (0, 1) and axis in long:
         if 1 - axis in long:
             return BlockLayout.factored(shape, axis, 1 - axis)
         return BlockLayout(shape, dims=tuple(d for d in long if d != axis), crossed=(axis,))  # depthwise: channels and positions

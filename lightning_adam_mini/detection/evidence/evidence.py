@@ -52,14 +52,12 @@ class Evidence:
         parameters: The parameters that feed attention.
         attentions: Paths of the modules in which softmax attention was computed, in order.
         not_seen: What could not be traced. Nothing is claimed of it.
-        outputs: The weights of maps whose result reaches no other map by a weight.
         readers: The weights of the maps that read what an attention gives: its output projections.
     """
 
     parameters: tuple[ParameterEvidence, ...] = ()
     attentions: tuple[str, ...] = ()
     not_seen: tuple[NotSeen, ...] = ()
-    outputs: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
 
     @cached_property
@@ -76,7 +74,7 @@ class Evidence:
         """The inverse of :meth:`to_plain`."""
         parameters = (ParameterEvidence(**{**p, "shape": tuple(p["shape"]), "aliases": tuple(p["aliases"])}) for p in plain["parameters"])
         lost = tuple(NotSeen(**n) for n in plain["not_seen"])
-        return cls(tuple(parameters), tuple(plain["attentions"]), lost, tuple(plain.get("outputs", ())), tuple(plain.get("readers", ())))
+        return cls(tuple(parameters), tuple(plain["attentions"]), lost, tuple(plain.get("readers", ())))
 
     def __str__(self) -> str:
         rows = [f"{p.name}: {p.lines}" + (f" along axis {p.axis}" if p.axis else "") for p in self.parameters]

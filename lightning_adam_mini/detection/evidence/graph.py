@@ -6,7 +6,6 @@ import logging
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum
-from functools import cached_property
 from typing import NamedTuple, TypeVar, cast
 
 from lightning_adam_mini.detection.evidence.tape import Node, Ref, Tape
@@ -131,15 +130,6 @@ class Graph:
             if leads and self._fed[index] & bit and self._kinds[index] is Kind.LINEAR:
                 found.append(self.tape.nodes[index])
         return found
-
-    @cached_property
-    def outputs(self) -> tuple[str, ...]:
-        """The weights of the maps whose result reaches no other map."""
-        read = 0
-        for fed in self._fed.values():
-            read |= fed
-        last = [i for i, fed in self._fed.items() if fed & _INPUT and not read & self._bits[i] and self._kinds[i] is Kind.LINEAR]
-        return self._names(self.tape.nodes[i] for i in last)
 
     def readers(self, node: Node) -> tuple[str, ...]:
         """The weights of the first map that reads what ``node`` gives, with nothing but operations to look through between."""

@@ -67,10 +67,9 @@ class _Reader:
         found = [self._safely(self._slots[number].path, lambda n=number: self._evidence(n), None) for number in sorted(self._found)]
         for number in self._found:  # one tensor that makes queries too is no output projection
             readers.pop(self._slots[number].name, None)
-        outputs = self._safely("", lambda: self._graph.outputs, ())
         for where in self._graph.tape.unknown.values():
             self._lose(where, "a tensor is made by what cannot be recorded or read")
-        return Evidence(tuple(p for p in found if p is not None), tuple(attentions), tuple(self._lost), outputs, tuple(readers))
+        return Evidence(tuple(p for p in found if p is not None), tuple(attentions), tuple(self._lost), tuple(readers))
 
     def _lose(self, where: str, reason: str) -> None:
         self._lost[NotSeen(where, reason)] = None

@@ -12,7 +12,7 @@ from lightning_adam_mini.detection.known import diffusers, graph, others, timm, 
 from lightning_adam_mini.detection.layers import is_depthwise, is_lora, is_norm_weight, line_axis
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.registry import KnownModule, Part, add_builtin, fill_template, find_entry
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import ATTENTION, Role, Source
 from lightning_adam_mini.detection.shown import role_of_lines
 from lightning_adam_mini.detection.tree import Slot, Tree
 
@@ -77,7 +77,7 @@ def _claim_part(tree: Tree, claims: Claims, module: nn.Module, name: str, entry:
         if lines is None:
             continue
         owner = role or role_of_lines(lines)
-        if owner in (Role.QUERY, Role.KEY, Role.VALUE, Role.QKV):
+        if owner in ATTENTION:
             claims.attention.setdefault(module)
         if len(slot.shape) == 1 and "bias" in words(slot.attr):
             claims.add(slot, Claim(Source.KNOWN, Role.BIAS, reason, owner=owner, lines=lines))
