@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from lightning_adam_mini import AdamMini, BlockLayout, find_flat_shards, to_adamw_state_dict
 
@@ -96,6 +97,12 @@ def meshes(world, dtype=torch.float32):
     yield "columns", columns
 
 
+def full_state(model, optimizer):
+    """The state on one device. Of uneven columns torch 2.11 gathers tensors with gaps, and broadcasts only those without rightly."""
+    state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+    return tree_map_only(torch.Tensor, torch.Tensor.contiguous, state)
+
+
 def whole(p):
     return (p.full_tensor() if hasattr(p, "full_tensor") else p).detach()
 
@@ -138,7 +145,7 @@ def check_codes_in_state_dicts(world):
         for name, p in named(again):
             assert torch.equal(whole(p), whole(getattr(source, name).w)), (kind, name)
 
-        full = copy.deepcopy(get_optimizer_state_dict(source, first, options=StateDictOptions(full_state_dict=True)))
+        full = copy.deepcopy(full_state(source, first))
         state = first.state_dict()
         state["state"] = {i: {key: whole(kept).clone() for key, kept in entry.items()} for i, entry in state["state"].items()}
         copied = {name: whole(p) for name, p in named(source)}

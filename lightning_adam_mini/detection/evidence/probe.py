@@ -92,7 +92,7 @@ def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = (),
     finally:
         _running.on = False
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # and no device's, as torch.manual_seed would, now or when it is first used
         return read(tape, tree.slots)
 
 

@@ -67,7 +67,9 @@ class Replay:
         """The target for these values of the tensors where it begins."""
         memory: Memory = {storage: (_like(ref, values[storage].clone()), ref) for storage, ref in self._sources.items()}
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(0)  # dropout drops the same each time
+            torch.default_generator.manual_seed(0)  # dropout drops the same each time
+            if self.device.type == "cuda":
+                torch.cuda.default_generators[self.device.index].manual_seed(0)
             for node in self._nodes:
                 self._do(node, memory)
         if self._target.storage not in memory:

@@ -22,6 +22,7 @@ from tests.optim.backends.table import (
     HARD,
     KINDS,
     LOOP,
+    ON_GPU,
     SLICES,
     TRITON,
     WAYS,
@@ -192,6 +193,8 @@ def test_large_tensors_are_cut_into_pieces(way, options):
 )
 def test_sums_of_squares_may_be_what_no_number_is_where_their_mean_is_one(way, dtype, size, coupled):
     """With eps=0, against exact steps of gradients divided by their size, which cancels."""
+    if way in ON_GPU:
+        pytest.skip("on a GPU only Triton's kernels know whether a sum has overflowed: torch would have to wait for it")
     kinds = {**KINDS, **large_kinds(*way.large)} if way.quick else {name: KINDS[name] for name in FEW if KINDS[name].numbers.max() < 4}
     kinds = {name: kind for name, kind in kinds.items() if kind.numbers.size >= 40}
     options = {**OPTIONS, "betas": (0.9, 0.5), "eps": 0.0, "weight_decay": coupled, "decoupled_weight_decay": False}

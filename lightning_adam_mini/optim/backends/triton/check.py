@@ -47,7 +47,7 @@ def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch
         cut: Whether other ranks hold parts of their blocks.
     """
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             _compare(device, dtype, momentum_dtype, cut)
     except Exception as error:  # whatever a compiler, a driver or a comparison may raise
         reason = f"the Triton kernels failed their check on {device}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -56,13 +56,13 @@ def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch
 
 
 def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype, cut: bool) -> None:
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # of its own: torch's are the user's
     layouts = [_half(layout, device, dtype) for layout in _CUT] if cut else _LAYOUTS
     ours, theirs = ([_tensor(layout, device, dtype, momentum_dtype) for layout in layouts] for _ in range(2))
     plans = [triton.plan_of(p, layout) for (p, _), layout in zip(ours, layouts, strict=True)]
     group, tables = {**_OPTIONS, "betas": _BETAS}, {}
     for _ in range(2):
-        grads = [torch.randn(p.shape).to(device, dtype) for p, _ in ours]
+        grads = [torch.randn(p.shape, generator=generator).to(device, dtype) for p, _ in ours]
         tasks = [
             Task(p, grad, state, layout, Plain(tuple(p.shape), momentum_dtype), None, plan)
             for (p, state), grad, layout, plan in zip(ours, grads, layouts, plans, strict=True)

@@ -46,13 +46,24 @@ _INFINITE: tl.constexpr = tl.constexpr(float("inf"))
 
 
 @triton.jit
+def _kept(at, inside):
+    """What lies where the caller will store.
+
+    Several threads may load the same element, and one of them stores it: none may do so before all have loaded.
+    """
+    kept = tl.load(at) if inside is None else tl.load(at, mask=inside, other=0.0)
+    tl.debug_barrier()
+    return kept
+
+
+@triton.jit
 def prepare(tasks, groups, scalars, n, LANES: tl.constexpr):  # noqa: N803
     """Add 1 to the steps, and compute what a tensor's programs need of its step and group, in float64: 1 - beta**t cancels."""
     i = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = i < n
     task = tasks + i * _TASK
     counter = tl.load(task + 4, mask=inside, other=0).to(tl.pointer_type(tl.float32))
-    step = tl.load(counter, mask=inside, other=0.0) + 1.0
+    step = _kept(counter, inside) + 1.0
     tl.store(counter, step, mask=inside)
     step = step.to(tl.float64)
     group = groups + tl.load(task + 5, mask=inside, other=0) * _GROUP
@@ -186,7 +197,7 @@ def _rows(p, g, m, v, s, numbers, start, length, count, first, COMPUTE: tl.const
     block = first + row
     if numbers != 0:
         block = tl.load(numbers.to(tl.pointer_type(tl.int32)) + block, mask=there, other=0).to(tl.int64)
-    square = _second_moment(tl.load(v + block, mask=there, other=0.0), mean_square, s, COMPUTE)
+    square = _second_moment(_kept(v + block, there), mean_square, s, COMPUTE)
     tl.store(v + block, square, mask=there)
     _update(p, m, at, x, grad, _scale(square, s, COMPUTE)[:, None], s, inside, COMPUTE)
 
@@ -200,7 +211,7 @@ def _long_row(p, g, m, v, s, numbers, start, length, first, COMPUTE: tl.constexp
     block = first
     if numbers != 0:
         block = tl.load(numbers.to(tl.pointer_type(tl.int32)) + first).to(tl.int64)
-    square = _second_moment(tl.load(v + block), mean_square, s, COMPUTE)
+    square = _second_moment(_kept(v + block, None), mean_square, s, COMPUTE)
     tl.store(v + block, square)
     _update_run(p, g, m, s, start, length, sign, coupled, _scale(square, s, COMPUTE), COMPUTE, TILE)
 
@@ -248,7 +259,7 @@ def _elements(p, g, m, v, s, start, length, COMPUTE: tl.constexpr, TILE: tl.cons
     x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
     grad = tl.load(g + at, mask=inside, other=0.0).to(COMPUTE)
     grad = _gradient(grad, x, tl.load(s + 3).to(COMPUTE), tl.load(s + 2).to(COMPUTE))
-    square = _second_moment(tl.load(v + at, mask=inside, other=0.0), grad * grad, s, COMPUTE)
+    square = _second_moment(_kept(v + at, inside), grad * grad, s, COMPUTE)
     tl.store(v + at, square, mask=inside)
     _update(p, m, at, x, grad, _scale(square, s, COMPUTE), s, inside, COMPUTE)
 
@@ -569,7 +580,7 @@ def finish(blocks, index, tasks, scalars, partials, COMPUTE: tl.constexpr, LANES
     block = tl.load(row + 2)
     mean_square = _mean_of(row, index, partials + tl.load(row + 6), LANES)
     v = _moments(tasks + tensor * _TASK, tl.load(row + 1), COMPUTE) + block
-    tl.store(v, _second_moment(tl.load(v), mean_square.to(COMPUTE), scalars + tensor * _SCALARS, COMPUTE))
+    tl.store(v, _second_moment(_kept(v, None), mean_square.to(COMPUTE), scalars + tensor * _SCALARS, COMPUTE))
 
 
 @triton.jit
@@ -641,7 +652,7 @@ def finish_lines(
     if numbers != 0:
         block = tl.load(numbers.to(tl.pointer_type(tl.int32)) + block, mask=inside, other=0).to(tl.int64)
     v = _moments(task, margin, COMPUTE) + base + block
-    square = _second_moment(tl.load(v, mask=inside, other=0.0), mean_square.to(COMPUTE), scalars + tensor * _SCALARS, COMPUTE)
+    square = _second_moment(_kept(v, inside), mean_square.to(COMPUTE), scalars + tensor * _SCALARS, COMPUTE)
     tl.store(v, square, mask=inside)
 
 
