@@ -6,6 +6,7 @@ from lightning_adam_mini.callbacks import SNRMonitor as SNRMonitor
 from lightning_adam_mini.detection import ModelReport as ModelReport
 from lightning_adam_mini.detection import inspect_model as inspect_model
 from lightning_adam_mini.layout import BlockLayout as BlockLayout
+from lightning_adam_mini.matrix_layout import MatrixLayout as MatrixLayout
 from lightning_adam_mini.optim import AdamMini as AdamMini
 from lightning_adam_mini.optim import convert_optimizer_ as convert_optimizer_
 from lightning_adam_mini.optim import find_flat_shards as find_flat_shards

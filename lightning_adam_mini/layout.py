@@ -189,6 +189,11 @@ class BlockLayout:
         """Whether two means are kept, which cross."""
         return self.crossed is not None
 
+    @property
+    def is_orthogonal(self) -> bool:
+        """Whether updates are orthogonalised matrices (:class:`~lightning_adam_mini.MatrixLayout`), and not Adam's."""
+        return False
+
     def block_names(self) -> tuple[str, ...]:
         """Names of the groups along ``axis``, such as ``q.0``, ``q.1``, ``v``; empty if lines are not grouped."""
         if self.lines is None:
@@ -361,7 +366,12 @@ class BlockLayout:
             >>> BlockLayout.from_plain([[4, 6], None, None, None])
             BlockLayout(shape=(4, 6), dims=(), axis=None, lines=None, crossed=None)
         """
-        shape, dims, axis, lines, *crossed = plain
+        shape, dims, axis, lines, *rest = plain
+        if len(rest) > 1:  # a MatrixLayout
+            from lightning_adam_mini.matrix_layout import MatrixLayout
+
+            return MatrixLayout(tuple(shape), **{**rest[1], "stacked": tuple(rest[1]["stacked"] or ())})
+        crossed = rest
         return cls(tuple(shape or ()), tuple(dims or ()), axis, lines, tuple(crossed[0]) if crossed else None)
 
 

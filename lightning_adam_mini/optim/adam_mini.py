@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -16,17 +16,34 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.optim.codecs import MomentumDtype, check_momentum_dtype
 from lightning_adam_mini.optim.conversion import MEANS, as_numbers, convert_state_dict, moments_of
 from lightning_adam_mini.optim.group_layouts import GroupLayouts, named_in, some, with_list
 from lightning_adam_mini.optim.options import check_options
-from lightning_adam_mini.optim.regroup import check_nested
+from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
 from lightning_adam_mini.optim.rows import check_rows, move_rows
+from lightning_adam_mini.optim.shards.dtensor import local
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.shards.sharded import Shards
-from lightning_adam_mini.optim.state import STEP, Kind, Moments, StateFormat, in_blocks, put_in_blocks, slots_of
+from lightning_adam_mini.optim.state import SECOND, STEP, Kind, Moments, StateFormat, in_blocks, put_in_blocks, slots_of
 from lightning_adam_mini.optim.stepper import Stepper
 from lightning_adam_mini.optim.work import Member, Work, turns
+
+
+class MatrixUpdates(NamedTuple):
+    """How large the last update of a parameter's matrices was.
+
+    Attributes:
+        rms: Root mean square of the update of each matrix, weight decay left out: float32 of shape (matrices,).
+        ratio: The same over the root mean square of the matrix: the share of it that a step changes.
+        rows: NorMuon's learning rate of each row before the matrix is resized, ``lr / sqrt(v)``, of the layout's ``block_shape``; None of
+            Muon.
+    """
+
+    rms: Tensor
+    ratio: Tensor
+    rows: Tensor | None
 
 
 class AdamMini(Optimizer):
@@ -348,6 +365,8 @@ class AdamMini(Optimizer):
     def set_layouts(self, layouts: Mapping[str, BlockLayout]) -> None:
         """Change the blocks of parameters, and go on: second moments are averaged into coarser blocks and spread over finer ones.
 
+        Of a parameter that goes over to orthogonalised updates the first moment is kept; of one that comes back from them, nothing.
+
         Args:
             layouts: Blocks by parameter name; other parameters keep theirs. Names may be of parameters that are added later.
 
@@ -360,13 +379,13 @@ class AdamMini(Optimizer):
         names = [name for name, _ in changed.values()]
         found = self._blocks.find_for(list(changed), names, [layouts[name] for name in names], self._shards.shape_of)
         new = dict(zip(changed, found, strict=True))
-        regrouped: dict[Tensor, dict[str, Tensor]] = {}
+        regrouped: dict[Tensor, dict[str, Tensor] | None] = {}
         for p, (name, old) in changed.items():
             if not self.state.get(p):
                 continue
             self._check_unsharded(name, p)
             check_nested(name, old, new[p])
-            regrouped[p] = in_blocks(self.state[p], old, new[p])
+            regrouped[p] = None if how_to_regroup(old, new[p]) == "restarted" else in_blocks(p, self.state[p], old, new[p])
         self._settle(
             [
                 [new.get(p, layout) for p, layout in zip(group["params"], present, strict=True)]
@@ -375,7 +394,10 @@ class AdamMini(Optimizer):
         )
         self._blocks.known.update(layouts)
         for p, moments in regrouped.items():
-            put_in_blocks(self.state[p], moments)
+            if moments is None:
+                self.state.pop(p)
+            else:
+                put_in_blocks(self.state[p], moments)
 
     def _check_unsharded(self, name: str, p: Tensor) -> None:
         """Refuse to change the blocks of a sharded parameter that has been stepped.
@@ -444,7 +466,7 @@ class AdamMini(Optimizer):
             For each parameter that has been stepped, a new float32 tensor that broadcasts to the parameter. Of factored blocks it has one
             value per element.
         """
-        return {name: layout.combine([one.clone() for one in blocks]) for name, _, _, layout, blocks in self._stepped()}
+        return {name: layout.combine([one.clone() for one in blocks]) for name, _, _, layout, blocks in self._adams()}
 
     @torch.no_grad()
     def block_learning_rates(self) -> dict[str, Tensor]:
@@ -471,7 +493,7 @@ class AdamMini(Optimizer):
 
     def _rates(self) -> Iterator[tuple[str, BlockLayout, Sequence[Tensor], Callable[[Tensor], Tensor]]]:
         """Name, blocks, their means, and what makes effective learning rates of second moments, of each parameter that has been stepped."""
-        stepped = list(self._stepped())
+        stepped = list(self._adams())
         # One read of all steps on the CPU: one a parameter would take longer than the rest.
         counts = [state[STEP.name].reshape(()) for _, _, state, _, _ in stepped]
         here = [count for count in counts if count.device.type == "cpu"]
@@ -485,6 +507,24 @@ class AdamMini(Optimizer):
                 return lr / v.div(correction).sqrt_().add_(eps)
 
             yield name, layout, blocks, rate
+
+    @torch.no_grad()
+    def matrix_updates(self) -> dict[str, MatrixUpdates]:
+        """How large the last updates of orthogonalised matrices were, by parameter name. Nothing waits for the device."""
+        updates: dict[str, MatrixUpdates] = {}
+        for name, p, layout in self._present():
+            size = self._stepper.update_sizes().get(p)
+            if size is not None and isinstance(layout, MatrixLayout):
+                group = next(group for group in self.param_groups if any(q is p for q in group["params"]))
+                of_weights = torch.cat([one.float().square().mean(dim=(1, 2)) for one in layout.split(local(p))]).sqrt_()
+                rms = size * group["lr"]
+                rows = None if layout.beta2 is None else group["lr"] / self.state[p][SECOND.name].sqrt()
+                updates[name] = MatrixUpdates(rms, rms / of_weights, rows)
+        return updates
+
+    def _adams(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout, Sequence[Tensor]]]:
+        """:meth:`_stepped`, without what steps by orthogonalised updates: the second moments there are of gradients."""
+        return (one for one in self._stepped() if not one[3].is_orthogonal)
 
     def _stepped(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout, Sequence[Tensor]]]:
         """Name, group, state, blocks and their means of each parameter that has been stepped: of all its blocks, on every rank."""
@@ -586,7 +626,7 @@ class AdamMini(Optimizer):
         if converted:
             warnings.warn(
                 f"The loaded state was written with other blocks for {some(list(converted))}; their second moments were"
-                f" {' and '.join(sorted(set(converted.values())))} to the present ones.",
+                f" {' and '.join(dict.fromkeys(_CONVERTED[how] for how in sorted(converted.values())))}.",
                 AdamMiniWarning,
                 stacklevel=2,
             )
@@ -631,6 +671,12 @@ class AdamMini(Optimizer):
 
 # Torch 2.6 cannot compile a step that sets an attribute of its optimizer. There a scheduler may warn of a wrong order, once.
 _COMPILES_ATTRIBUTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+_CONVERTED = {
+    "averaged": "averaged to the present ones",
+    "spread": "spread to the present ones",
+    "left out": "left out, because updates are orthogonalised now",
+    "restarted": "dropped, and first moments with them, because updates were orthogonalised before",
+}
 _OWN = ("layouts", "fused", "capturable")
 """What a group keeps when a state is loaded."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.broadcast import BroadcastTensor
 from lightning_adam_mini.optim.codecs import codec_of
@@ -41,7 +43,7 @@ class Loaded(NamedTuple):
     Attributes:
         state_dict: The state dict without moments and without torch's own options.
         moments: Of each parameter.
-        converted: What has to be done to second moments ("averaged" or "spread"), by name.
+        converted: What has to be done to second moments (as :func:`~lightning_adam_mini.optim.regroup.how_to_regroup` says), by name.
     """
 
     state_dict: dict[str, Any]
@@ -108,6 +110,11 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
                 f"The loaded second moment of parameter {name!r} has blocks ({saved}) that are neither finer nor coarser than the present"
                 f" ones ({layout}). Resume with the partition that it was written with."
             )
+        if how == "restarted":
+            moments.append(Moments(saved, None))
+            done[name] = how
+            state.pop(saved_id, None)
+            continue
         for slot, margin in zip(slots_of(Kind.BLOCK, saved), saved.margins, strict=True):
             shape = entry[slot.name].shape
             if shape != margin.block_shape and shape != p.shape:
@@ -229,7 +236,8 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Each second moment gets its parameter's shape. Most take hardly any memory: they are broadcast views of their blocks (on disk too),
     float64 so that AdamW, which casts what it loads to the parameter's dtype, makes dense tensors of its own from them. That of a factored
-    matrix is a dense tensor on the CPU, as large as AdamW's, and its means stand in the groups. AdamMini loads the result as well, and gets
+    matrix is a dense tensor on the CPU, as large as AdamW's, and its means stand in the groups. Of a matrix whose updates are
+    orthogonalised nothing is kept, so that AdamW begins anew there, with a warning. AdamMini loads the result as well, and gets
     its blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
 
     Args:
@@ -247,11 +255,15 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         >>> to_adamw_state_dict(optimizer.state_dict())["state"][0]["exp_avg_sq"].shape
         torch.Size([4, 6])
     """
-    state, groups = dict(state_dict["state"]), []
+    state, groups, restarted = dict(state_dict["state"]), [], 0
     for group in state_dict["param_groups"]:
         means: list[Any] = [None] * len(group["params"])
         for place, (saved_id, plain) in enumerate(zip(group["params"], group.get("layouts", ()), strict=False)):
             entry = state.get(saved_id)
+            if entry and BlockLayout.from_plain(plain).is_orthogonal:
+                del state[saved_id]
+                restarted += 1
+                continue
             # What is sharded goes into a sharded checkpoint, as it is.
             if entry and type(entry[SECOND.name]) is Tensor:
                 layout = BlockLayout.from_plain(plain)
@@ -260,6 +272,13 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 others = {k: v for k, v in _without_codes(entry).items() if k != CROSSING.name}
                 state[saved_id] = {**others, SECOND.name: _spread(kept, layout, entry[SECOND.name].dtype)}
         groups.append({**group, MEANS: means} if any(means) else group)
+    if restarted:
+        warnings.warn(
+            f"The updates of {restarted} parameters were orthogonalised, which needs no second moment of gradients: AdamW will begin anew"
+            " there.",
+            AdamMiniWarning,
+            stacklevel=2,
+        )
     return {**state_dict, "state": state, "param_groups": groups}
 
 

@@ -14,7 +14,7 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.adam_mini import AdamMini
 from lightning_adam_mini.optim.codecs import MomentumDtype, Plain
 from lightning_adam_mini.optim.own_step import check_step, is_of_a_scheduler
-from lightning_adam_mini.optim.regroup import check_nested
+from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.state import FIRST, Kind, Moments, StateFormat, in_blocks, moments_in, put_in_blocks, slots_of
 
@@ -202,6 +202,10 @@ def _convert_state(optimizer: AdamMini, before: tuple[Mapping[Tensor, BlockLayou
         state, kept = optimizer.state.get(p), None
         if state:
             check_nested(name, old, layout)
+            if how_to_regroup(old, layout) == "restarted":
+                optimizer.state.pop(p)
+                moments.append(Moments(old, None))
+                continue
             if before is not None and old != layout:
                 optimizer._check_unsharded(name, p)
             if before is not None or not format.is_sharded(p):
@@ -209,7 +213,7 @@ def _convert_state(optimizer: AdamMini, before: tuple[Mapping[Tensor, BlockLayou
                 format.recode(p, layout, state, was)
                 if old != layout or any(state[slot.name].dtype != slot.dtype(p.dtype) for slot in slots_of(Kind.BLOCK, old)):
                     wide = {slot.name: state[slot.name].to(slot.dtype(p.dtype)) for slot in slots_of(Kind.BLOCK, old)}
-                    put_in_blocks(state, in_blocks(wide, old, layout))
+                    put_in_blocks(state, in_blocks(p, wide, old, layout))
             else:
                 kept = moments_in(state)
                 for slot in slots_of(Kind.ELEMENT):

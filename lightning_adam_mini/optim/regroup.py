@@ -26,6 +26,10 @@ def regroup(second_moment: Sequence[Tensor], saved: BlockLayout, present: BlockL
         >>> regroup([torch.tensor([[1.0], [3.0]])], rows, matrix)[0].tolist()
         [[2.0]]
     """
+    if saved.is_orthogonal or present.is_orthogonal:  # a second moment of updates says nothing of gradients
+        if saved.margins == present.margins and saved.is_orthogonal == present.is_orthogonal:
+            return tuple(second_moment)
+        return tuple(torch.zeros(margin.block_shape) for margin in present.margins)
     second_moment = [
         blocks if blocks.shape == margin.block_shape else margin.average(blocks)
         for blocks, margin in zip(second_moment, saved.margins, strict=True)
@@ -60,7 +64,16 @@ def check_nested(name: str, old: BlockLayout, new: BlockLayout) -> None:
 
 
 def how_to_regroup(saved: BlockLayout, present: BlockLayout) -> str | None:
-    """How second moments get from one layout to the other: None if they are the same, "averaged", "spread" or "mixed" (not at all)."""
+    """How second moments get from one layout to the other.
+
+    Returns:
+        None if they are the same, "averaged", "spread", "mixed" (not at all), "left out" (of Adam's, by updates that are orthogonalised),
+        or "restarted" (with all else that is kept, because Adam's steps need a second moment as old as the first).
+    """
+    if saved.is_orthogonal or present.is_orthogonal:
+        if saved.is_orthogonal == present.is_orthogonal:
+            return None if saved.margins == present.margins else "left out"
+        return "left out" if present.is_orthogonal else "restarted"
     if saved == present or saved.num_blocks == 0:
         return None
     if _is_finer(saved, present):

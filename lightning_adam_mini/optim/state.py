@@ -51,6 +51,10 @@ class Slot:
     dtype: Callable[[torch.dtype], torch.dtype]
     margin: int = 0
 
+    def is_of(self, margins: int) -> bool:
+        """Whether a layout with so many margins has it."""
+        return self.kind is not Kind.BLOCK or self.margin < margins
+
 
 STEP = Slot("step", "step count", Kind.NUMBER, lambda _: torch.float32)
 FIRST = Slot("exp_avg", "first moment", Kind.ELEMENT, lambda dtype: dtype)
@@ -61,12 +65,12 @@ SLOTS = (STEP, FIRST, SECOND, CROSSING)
 
 def slots_of(kind: Kind, layout: BlockLayout | None = None) -> Iterator[Slot]:
     """The slots of one kind: all that there are, or those of a layout."""
-    return (slot for slot in SLOTS if slot.kind is kind and (layout is None or slot.margin < len(layout.margins)))
+    return (slot for slot in SLOTS if slot.kind is kind and (layout is None or slot.is_of(len(layout.margins))))
 
 
 def slots_for(layout: BlockLayout) -> Iterator[Slot]:
     """All slots of a layout."""
-    return (slot for slot in SLOTS if slot.margin < len(layout.margins))
+    return (slot for slot in SLOTS if slot.is_of(len(layout.margins)))
 
 
 class Moments(NamedTuple):
@@ -116,7 +120,7 @@ def fields_of(codec: Codec, block_shapes: Sequence[tuple[int, ...]], dtype: torc
     for slot in SLOTS:
         if slot.kind is Kind.ELEMENT:
             fields.update((slot.name + suffix, field) for suffix, field in codec.fields.items())
-        elif slot.margin < len(block_shapes):
+        elif slot.is_of(len(block_shapes)):
             fields[slot.name] = Field(block_shapes[slot.margin] if slot.kind is Kind.BLOCK else (), slot.dtype(dtype))
     return fields
 
@@ -146,17 +150,20 @@ def put_in_blocks(state: MutableMapping[str, Any], blocks: Mapping[str, Tensor])
     state.update(blocks)
 
 
-def in_blocks(state: Mapping[str, Tensor], old: BlockLayout, new: BlockLayout) -> dict[str, Tensor]:
+def in_blocks(p: Tensor, state: Mapping[str, Tensor], old: BlockLayout, new: BlockLayout) -> dict[str, Tensor]:
     """What is per block of a parameter's state, in other blocks: tensors of their own, so that the memory of finer ones is free at once.
 
     Args:
-        state: The state of a whole parameter.
+        p: A whole parameter.
+        state: Its state.
         old: The blocks that it has.
         new: The blocks that it gets; finer or coarser.
     """
     kept = regroup([state[slot.name] for slot in slots_of(Kind.BLOCK, old)], old, new)
-    names = (slot.name for slot in slots_of(Kind.BLOCK, new))
-    return {name: blocks.clone(memory_format=torch.contiguous_format) for name, blocks in zip(names, kept, strict=True)}
+    return {
+        slot.name: blocks.to(local(p).device, slot.dtype(p.dtype)).clone(memory_format=torch.contiguous_format)
+        for slot, blocks in zip(slots_of(Kind.BLOCK, new), kept, strict=True)
+    }
 
 
 class StateFormat:

@@ -13,6 +13,8 @@ from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import backends
 from lightning_adam_mini.optim.backends import Backend, Task
+from lightning_adam_mini.optim.backends.orthogonal import Orthogonal
+from lightning_adam_mini.optim.backends.protocol import ANY
 from lightning_adam_mini.optim.checks import StepChecks, check_gradient
 from lightning_adam_mini.optim.codecs import Codec, Plain
 from lightning_adam_mini.optim.functional import Blocks
@@ -51,6 +53,10 @@ class Stepper:
         self._checks.forget()
         for backend in self._backends:
             backend.forget()
+
+    def update_sizes(self) -> dict[Tensor, Tensor]:
+        """Root mean square of the last update of each orthogonalised matrix, by parameter, in learning rates."""
+        return next(backend.sizes for backend in self._backends if isinstance(backend, Orthogonal))
 
     def check(self, work: Work) -> None:
         """Check all that is about to be stepped.
@@ -184,8 +190,9 @@ class Stepper:
     def _first(self, device: str | None, p: Tensor, codec: Codec, layout: Blocks, place: Place | None) -> tuple[int | None, str | None]:
         """The first backend for a kind of device that can step a parameter, or why there is none."""
         problem = f"there is no compiled loop for {p.device.type}"
+        orthogonal = isinstance(layout, BlockLayout) and layout.is_orthogonal
         for i, backend in enumerate(self._backends):
-            if backend.device == device:
+            if backend.device in (device, ANY) and backend.orthogonal == orthogonal:
                 problem = backend.why_not(p, codec, layout, place) if backend.slots >= _SLOTS else "its state has more slots"
                 if problem is None:
                     return i, None

@@ -7,6 +7,8 @@ from lightning_adam_mini.partition.baselines import AdamPartition as AdamPartiti
 from lightning_adam_mini.partition.baselines import TensorPartition as TensorPartition
 from lightning_adam_mini.partition.factored import AutoPartition as AutoPartition
 from lightning_adam_mini.partition.factored import FactoredPartition as FactoredPartition
+from lightning_adam_mini.partition.muon import MuonPartition as MuonPartition
+from lightning_adam_mini.partition.muon import NorMuonPartition as NorMuonPartition
 from lightning_adam_mini.partition.overrides import Override as Override
 from lightning_adam_mini.partition.partition_model import partition_model as partition_model
 from lightning_adam_mini.partition.rules import Rule as Rule

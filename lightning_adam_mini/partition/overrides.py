@@ -3,13 +3,16 @@
 A glob is matched (case and all) against a parameter's name and its aliases; of several that match, the last one counts. A spec is
 
 - ``"parameter"``, ``"tensor"``, ``"line"`` or ``"factored"``: how fine the blocks are, whatever the strategy thinks;
+- ``"muon"``: no blocks, for it is a hidden matrix, whose updates are orthogonalised (under ``"normuon"`` as there);
 - a line order such as ``"q:12x64|k:12x64|v:12x64"``: the heads, each of which is a block (lines of the value go as the strategy's
-  ``value`` option says, if it has one);
+  ``value`` option says, if it has one); under ``"muon"`` and ``"normuon"``, where a hidden matrix is cut;
 - a mapping that corrects what detection believes, before the strategy decides: ``role``, ``axis`` and either ``lines`` (a line order) or
   ``heads`` (a number, for a plain query, key or value). What kind of network it is part of is decided again with that, but
   the parameter itself is treated as part of a transformer, even within another network;
 - ``{"dims": [1]}``: the layout itself, the dimensions to average over, with ``axis`` and ``lines`` if lines are grouped, and with
   ``crossed``, the dimensions that a second mean averages over, if rows and columns are to cross: ``{"dims": [1], "crossed": [0]}``;
+- ``{"rows": 0, "cut": "q:768|k:768|v:768"}``: the matrices that are orthogonalised, outright: the arguments of a
+  :class:`~lightning_adam_mini.MatrixLayout` (NorMuon's has a ``beta2``);
 - a :class:`~lightning_adam_mini.layout.BlockLayout`.
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias, cast
 
@@ -25,13 +28,15 @@ from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import LETTERS, Role, Source
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import parse_lines, shorten
+from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.partition.strategy import Granularity, did_you_mean
 
 Override: TypeAlias = "str | Mapping[str, Any] | BlockLayout"
 """What can be said about a parameter; see the top of this module."""
 
-_GRANULARITIES = ("parameter", "tensor", "line", "factored")
+_GRANULARITIES = ("parameter", "tensor", "line", "factored", "muon")
 _KEYS = ("role", "heads", "axis", "lines", "dims", "crossed")
+_MATRIX_KEYS = tuple(f.name for f in fields(MatrixLayout) if f.init and f.name != "shape")
 _EXAMPLES = "'tensor', 'q:12x64|k:12x64|v:12x64', {'role': 'query', 'heads': 12}, {'dims': [1]}"
 
 
@@ -118,9 +123,15 @@ def _from_string(parameter: ParameterReport, spec: str) -> Resolved:
 
 
 def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolved:
+    is_matrix = "rows" in spec
+    keys = _MATRIX_KEYS if is_matrix else _KEYS
     for key in spec:
-        if key not in _KEYS:
-            raise ValueError(f"the key {key!r}{did_you_mean(key, _KEYS)} is unknown; the keys are {', '.join(_KEYS)}.")
+        if key not in keys:
+            beside = " beside 'rows'" if is_matrix else ""
+            raise ValueError(f"the key {key!r}{did_you_mean(key, keys)} is unknown; the keys{beside} are {', '.join(keys)}.")
+    if is_matrix:
+        stacked = _dimensions(spec, "stacked") if "stacked" in spec else ()
+        return Resolved(parameter, layout=MatrixLayout(parameter.shape, **{**spec, "rows": _whole_number(spec, "rows"), "stacked": stacked}))
     if not spec:
         raise ValueError(f"it says nothing; write one of {_EXAMPLES}.")
     if "dims" in spec:
@@ -187,5 +198,6 @@ def _with_lines(parameter: ParameterReport, lines: str) -> ParameterReport:
     if order.size != size:
         raise ValueError(f"the line order {shorten(lines)} has {order.size} lines, but there are {size} along dimension {parameter.axis}.")
     known = {letter: role for role, letter in LETTERS.items()}
-    role = known.get(order.roles[0], parameter.role) if len(order.roles) == 1 else Role.QKV
+    fused = Role.QKV if known.keys() & {*order.roles} else parameter.role  # gates of an LSTM are no attention
+    role = known.get(order.roles[0], parameter.role) if len(order.roles) == 1 else fused
     return replace(parameter, lines=str(order), role=role, owner=role, reason="the user says so", guess=False, source=Source.USER)

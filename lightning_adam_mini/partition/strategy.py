@@ -1,12 +1,13 @@
 """What a partition strategy is: a function from the roles of parameters to block layouts, with a name and options.
 
-A strategy answers one question a parameter: how fine are its blocks? There are five answers, a :data:`Granularity`:
+A strategy answers one question a parameter: how fine are its blocks? There are six answers, a :data:`Granularity`:
 
 - ``"parameter"``: each element is a block, as in Adam.
 - ``"tensor"``: the tensor is one block.
 - ``"line"``: each output neuron, row or token is a block, counted along the axis in the parameter's report.
 - ``"head"``: the line order in the report says which lines are a block. Without one, each line is.
 - ``"factored"``: each line is a block, and so is each line across: rows and columns, whose means cross.
+- ``"muon"``: no blocks; its matrices are orthogonalised (see :class:`~lightning_adam_mini.MatrixLayout`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import CONVOLUTIONS, FEED_FORWARD
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import LineOrder, parse_lines
+from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.partition.doubts import likely_heads, likely_network, unknown_heads
 
-Granularity = Literal["parameter", "tensor", "line", "head", "factored"]
+Granularity = Literal["parameter", "tensor", "line", "head", "factored", "muon"]
 """How fine the blocks of a tensor are."""
 
 
@@ -50,6 +52,8 @@ class PartitionStrategy(ABC):
 
     needs_heads: ClassVar[bool] = True
     """Whether blocks depend on heads of attention, or on what kind of network it is. Else detection has nothing to run."""
+    by_network: ClassVar[bool] = True
+    """Whether, if so, blocks depend on the kind of network too, so that a doubt about it is told."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -91,6 +95,8 @@ class PartitionStrategy(ABC):
             return BlockLayout.whole(shape)
         if granularity == "factored":
             return _factored(parameter)
+        if granularity == "muon":
+            return matrix_layout(parameter)
         try:
             if granularity == "head" and parameter.lines is not None:
                 return BlockLayout.grouped(shape, str(self.group_lines(parse_lines(parameter.lines))), axis)
@@ -130,7 +136,7 @@ class PartitionStrategy(ABC):
             raise ValueError(unknown_heads(unknown, report))
         messages = [unknown_heads(unknown, report)] if unknown else []
         messages += [likely_heads(likely, report)] if likely else []
-        messages += [likely_network(report)] if self.needs_heads and report.is_uncertain else []
+        messages += [likely_network(report)] if self.needs_heads and self.by_network and report.is_uncertain else []
         for message in messages:
             warnings.warn(message, AdamMiniWarning, stacklevel=3)
         return layouts
@@ -151,6 +157,50 @@ def _factored(parameter: ParameterReport) -> BlockLayout:
         return BlockLayout(shape, dims=tuple(d for d in long if d != axis), crossed=(axis,))  # depthwise: channels and positions
     first, second = (axis, next(d for d in reversed(long) if d != axis)) if axis in long[-2:] else long[-2:]
     return BlockLayout(shape, dims=(second,), crossed=(first,))  # the other dimensions tell products apart, as those of experts
+
+
+def matrix_layout(parameter: ParameterReport, cut: Literal["role", "head", "none"] = "role", **rule: Any) -> MatrixLayout:
+    """The matrices of a parameter, whatever its role: rows along the axis in its report, cut by its line order.
+
+    All dimensions of a convolution but its outputs are columns. Of another tensor of more than two dimensions the last two are a matrix,
+    and the others tell matrices apart, as those of experts.
+
+    Args:
+        parameter: What is known of the parameter.
+        cut: Where a line order is known, the lines of each role are a matrix, or of each head, or all lines are one.
+        **rule: Other arguments of :class:`~lightning_adam_mini.MatrixLayout`.
+
+    Raises:
+        ValueError: If it is no matrix, or a matrix would have one row only.
+
+    Example:
+        >>> from lightning_adam_mini.detection.roles import Role
+        >>> fused = ParameterReport("qkv.weight", (12, 5), Role.QKV, Role.QKV, "", lines="q:2x2|k:2x2|v:2x2")
+        >>> matrix_layout(fused).matrices, matrix_layout(fused, "head").matrices[0]
+        (((1, 4, 5), (1, 4, 5), (1, 4, 5)), (1, 2, 5))
+    """
+    shape, axis = parameter.shape, parameter.axis
+    long = [d for d, size in enumerate(shape) if size != 1]
+    if len(long) < 2 or 0 in shape:
+        raise ValueError(
+            f"Parameter {parameter.name!r} of shape {shape} is no matrix, so that there is nothing to orthogonalise. Give it blocks with an"
+            " override, such as 'factored', or leave it out."
+        )
+    is_conv = parameter.role in CONVOLUTIONS
+    pair = long if is_conv else long[-2:]
+    rows = axis if axis in pair else pair[0]
+    lines = None
+    # Groups of a convolution read different channels: each is a map of its own.
+    if parameter.lines is not None and rows == axis and (cut != "none" or is_conv):
+        order = parse_lines(parameter.lines)
+        lines = str(order if cut == "head" or is_conv else order.merge(*order.roles))
+    layout = MatrixLayout(shape, rows=rows, stacked=() if is_conv else tuple(long[:-2]), cut=lines, **rule)
+    if any(height < 2 for _, height, _ in layout.matrices):
+        raise ValueError(
+            f"Parameter {parameter.name!r} of shape {shape} has matrices of a single row where {parameter.lines} is cut, so that there is"
+            " nothing to orthogonalise. Give it blocks with an override, such as 'factored', or other lines."
+        )
+    return layout
 
 
 def _literals(hint: Any) -> Iterable[Any]:

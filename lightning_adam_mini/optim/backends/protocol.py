@@ -11,6 +11,9 @@ from lightning_adam_mini.optim.codecs import Codec
 from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.rounding import Place
 
+ANY = "any"
+"""The device of a backend that steps all parameters in a few launches wherever they are."""
+
 
 class Task(NamedTuple):
     """A parameter to be stepped.
@@ -38,11 +41,13 @@ class Backend(Protocol):
     """Steps parameters. Before it is asked to, all tensors were checked to be what the state's fields say.
 
     Attributes:
-        device: Kind of device on which it steps all parameters in a few launches; None if it goes through them, on any.
+        device: Kind of device on which it steps all parameters in a few launches, or :data:`ANY`; None if it goes through them, on any.
         slots: The slots of a state that its arithmetic knows.
+        orthogonal: Whether it steps matrices whose updates are orthogonalised; else all that Adam steps.
     """
 
     device: str | None = None
+    orthogonal: bool = False
     slots: frozenset[str] = frozenset({"step", "exp_avg", "exp_avg_sq", "exp_avg_sq_col"})
 
     def counts_there(self, group: Mapping[str, Any]) -> bool:

@@ -85,6 +85,11 @@ class Shards:
         flattened_whole: dict[Tensor, BlockLayout] = {}
         parameters = list(parameters)
         for name, p, layout in parameters:
+            if layout.is_orthogonal and (p in self.flat or is_dtensor(p) or is_flattened(p)):
+                raise ValueError(
+                    f"Parameter {name!r} is sharded, and updates of sharded matrices are not orthogonalised yet. Override it"
+                    f" (overrides={{{name!r}: 'factored'}}), choose the partition 'auto', or train with DDP."
+                )
             if p in self.flat:
                 parts[p] = flat_part(self.flat[p], layout)
             elif is_dtensor(p):
