@@ -15,7 +15,9 @@ from lightning_adam_mini.callbacks.distribution import is_lightnings
 from lightning_adam_mini.callbacks.heatmap import draw_heads, draw_lines, require_matplotlib
 from lightning_adam_mini.callbacks.loggers import add_scalars, log_metrics, loggers_of, logging_step, summary_writer, tag_prefix
 from lightning_adam_mini.callbacks.summary import PREFIX, ParameterRates, group_tag, parts_of, summarize
+from lightning_adam_mini.callbacks.updates import summarize_updates
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.optim.adam_mini import MatrixUpdates
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -40,6 +42,10 @@ class HasLearningRates(Protocol):
         """Effective learning rates of each margin by parameter name, for the parameters that have been stepped."""
         ...
 
+    def matrix_updates(self) -> Mapping[str, MatrixUpdates]:
+        """Sizes of the last updates of orthogonalised matrices, by parameter name."""
+        ...
+
 
 class BlockLearningRateLogger:
     """Logs effective learning rates ``lr / (sqrt(v / (1 - beta2^t)) + eps)``, on rank zero and to every logger.
@@ -48,8 +54,10 @@ class BlockLearningRateLogger:
     where there are many blocks (rows, tokens, elements). A factored parameter has ``/row/min`` and so on, of what the rates would be if
     the means of rows (its lines: output neurons, channels) were the second moments, and ``/column/min`` and so on of those across. An
     element's rate follows from both: its inverse, without ``eps``, is the product of theirs over the root mean square of the columns'. A
-    parameter's tags appear with its first step and stay. TensorBoard also gets a page of custom scalars with one chart a layer type (one a
-    role of a fused projection, one for rows and one for columns), which leaves out min and max.
+    parameter's tags appear with its first step and stay. What steps by orthogonalised matrices has ``update.<layer type>/<parameter>/rms``,
+    the root mean square of its last update, and ``/ratio``, that over the weights' own (of several matrices min, median and max); of
+    NorMuon also ``/row/min`` and so on, of the learning rates of rows. TensorBoard also gets a page of custom scalars with one chart a
+    layer type (one a role of a fused projection, one for rows and one for columns), which leaves out min and max.
 
     Args:
         histograms: Whether to log a histogram of log10 of the rates for each layer type (TensorBoard only). Of factored parameters, whose
@@ -99,9 +107,14 @@ class BlockLearningRateLogger:
         if not loggers:
             return
         parameters = list(self._parameters(optimizers))  # on every rank: each may know of other blocks
+        names = [{name: shown for name, (shown, _) in layouts.items()} for layouts in _distinct_names(optimizers)]
+        updates: dict[str, float] = {}
+        for optimizer, shown in zip(optimizers, names, strict=True):
+            updates |= summarize_updates(optimizer.matrix_updates(), shown, self.groups)
         if not trainer.is_global_zero:
             return
         numbers, samples = summarize(parameters, self.max_blocks, self.histograms and any(map(summary_writer, loggers)))
+        numbers |= updates
         if not numbers:
             return
         step = logging_step(trainer)

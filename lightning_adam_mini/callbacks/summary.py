@@ -121,7 +121,7 @@ def parts_of(layout: BlockLayout, max_blocks: int) -> tuple[Part, ...]:
         rows, columns = (parts_of(margin, max_blocks) for margin in layout.margins)
         rows = tuple(replace(part, label=part.label or "row") for part in rows)
         return (*rows, *(replace(part, label="column", margin=1) for part in columns))
-    if layout.num_blocks == 0:
+    if layout.num_blocks == 0 or layout.is_orthogonal:
         return ()
     if layout.num_blocks == 1:
         return (Part("", None, ("",)),)

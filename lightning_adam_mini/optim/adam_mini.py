@@ -26,7 +26,17 @@ from lightning_adam_mini.optim.rows import check_rows, move_rows
 from lightning_adam_mini.optim.shards.dtensor import local
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.shards.sharded import Shards
-from lightning_adam_mini.optim.state import SECOND, STEP, Kind, Moments, StateFormat, in_blocks, put_in_blocks, slots_of
+from lightning_adam_mini.optim.state import (
+    SECOND,
+    STEP,
+    Kind,
+    Moments,
+    StateFormat,
+    in_blocks,
+    put_in_blocks,
+    slots_of,
+    with_restarted_moment,
+)
 from lightning_adam_mini.optim.stepper import Stepper
 from lightning_adam_mini.optim.work import Member, Work, turns
 
@@ -365,7 +375,8 @@ class AdamMini(Optimizer):
     def set_layouts(self, layouts: Mapping[str, BlockLayout]) -> None:
         """Change the blocks of parameters, and go on: second moments are averaged into coarser blocks and spread over finer ones.
 
-        Of a parameter that goes over to orthogonalised updates the first moment is kept; of one that comes back from them, nothing.
+        Of a parameter that goes over to orthogonalised updates only the first moment is kept; of one that comes back from them too, from
+        which the second begins anew.
 
         Args:
             layouts: Blocks by parameter name; other parameters keep theirs. Names may be of parameters that are added later.
@@ -379,13 +390,17 @@ class AdamMini(Optimizer):
         names = [name for name, _ in changed.values()]
         found = self._blocks.find_for(list(changed), names, [layouts[name] for name in names], self._shards.shape_of)
         new = dict(zip(changed, found, strict=True))
-        regrouped: dict[Tensor, dict[str, Tensor] | None] = {}
+        groups = {p: group for group in self.param_groups for p in group["params"]}
+        regrouped: dict[Tensor, dict[str, Tensor]] = {}
         for p, (name, old) in changed.items():
             if not self.state.get(p):
                 continue
             self._check_unsharded(name, p)
             check_nested(name, old, new[p])
-            regrouped[p] = None if how_to_regroup(old, new[p]) == "restarted" else in_blocks(p, self.state[p], old, new[p])
+            state = self.state[p]
+            if how_to_regroup(old, new[p]) == "restarted":
+                state, old = with_restarted_moment(state, old.shape, groups[p]), BlockLayout.per_parameter(old.shape)
+            regrouped[p] = in_blocks(p, state, old, new[p])
         self._settle(
             [
                 [new.get(p, layout) for p, layout in zip(group["params"], present, strict=True)]
@@ -394,10 +409,7 @@ class AdamMini(Optimizer):
         )
         self._blocks.known.update(layouts)
         for p, moments in regrouped.items():
-            if moments is None:
-                self.state.pop(p)
-            else:
-                put_in_blocks(self.state[p], moments)
+            put_in_blocks(self.state[p], moments)
 
     def _check_unsharded(self, name: str, p: Tensor) -> None:
         """Refuse to change the blocks of a sharded parameter that has been stepped.
@@ -675,7 +687,7 @@ _CONVERTED = {
     "averaged": "averaged to the present ones",
     "spread": "spread to the present ones",
     "left out": "left out, because updates are orthogonalised now",
-    "restarted": "dropped, and first moments with them, because updates were orthogonalised before",
+    "restarted": "begun anew from the first ones, because updates were orthogonalised before",
 }
 _OWN = ("layouts", "fused", "capturable")
 """What a group keeps when a state is loaded."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.broadcast import BroadcastTensor
 from lightning_adam_mini.optim.codecs import codec_of
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
 from lightning_adam_mini.optim.state import (
     CROSSING,
+    FIRST,
     SECOND,
     STEP,
     Kind,
@@ -26,6 +26,7 @@ from lightning_adam_mini.optim.state import (
     slots_of,
     values_of,
     with_elements,
+    with_restarted_moment,
 )
 
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
@@ -111,10 +112,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
                 f" ones ({layout}). Resume with the partition that it was written with."
             )
         if how == "restarted":
-            moments.append(Moments(saved, None))
-            done[name] = how
-            state.pop(saved_id, None)
-            continue
+            entry, saved = with_restarted_moment(entry, saved.shape, group), BlockLayout.per_parameter(saved.shape)
         for slot, margin in zip(slots_of(Kind.BLOCK, saved), saved.margins, strict=True):
             shape = entry[slot.name].shape
             if shape != margin.block_shape and shape != p.shape:
@@ -140,13 +138,15 @@ def as_numbers(means: Sequence[Tensor]) -> tuple[list[float], ...]:
 
 def _with_means(entry: Mapping[str, Any], group: Mapping[str, Any], place: int, saved: BlockLayout) -> Mapping[str, Any]:
     """A parameter's saved state with the means that stand in its group, if its dense second moment is still that of these means."""
-    numbers = (group.get(MEANS) or {place: None})[place] if saved.is_factored and CROSSING.name not in entry else None
+    there = saved.is_factored and CROSSING.name not in entry
+    there |= saved.is_orthogonal and len(saved.margins) > 0 and SECOND.name in entry and entry[SECOND.name].shape != saved.block_shape
+    numbers = (group.get(MEANS) or {place: None})[place] if there else None
     if numbers is None:
         return entry
     margins = zip(slots_of(Kind.BLOCK, saved), saved.margins, numbers, strict=True)
     means = {slot.name: torch.tensor(one, dtype=torch.float64).view(margin.block_shape) for slot, margin, one in margins}
     dense = entry[SECOND.name]
-    if isinstance(dense, Tensor) and dense.shape == saved.shape:  # else it is a range of FSDP1's
+    if not saved.is_orthogonal and isinstance(dense, Tensor) and dense.shape == saved.shape:  # else it is a range of FSDP1's
         expected = saved.combine(list(means.values())).expand(saved.shape).to(dense.dtype)
         if not torch.equal(expected.nan_to_num(), dense.cpu().nan_to_num()):  # somebody has edited the checkpoint
             means = dict(zip(means, saved.averages(dense), strict=True))
@@ -236,9 +236,9 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Each second moment gets its parameter's shape. Most take hardly any memory: they are broadcast views of their blocks (on disk too),
     float64 so that AdamW, which casts what it loads to the parameter's dtype, makes dense tensors of its own from them. That of a factored
-    matrix is a dense tensor on the CPU, as large as AdamW's, and its means stand in the groups. Of a matrix whose updates are
-    orthogonalised nothing is kept, so that AdamW begins anew there, with a warning. AdamMini loads the result as well, and gets
-    its blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
+    matrix is a dense tensor on the CPU, as large as AdamW's, and its means stand in the groups. A matrix whose updates are orthogonalised
+    has no second moment of gradients, and gets the one with which AdamW's next step is as large as steps were. AdamMini loads the result as
+    well, and gets its blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
 
     Args:
         state_dict: What ``AdamMini.state_dict()`` returned, left as it is.
@@ -255,30 +255,22 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         >>> to_adamw_state_dict(optimizer.state_dict())["state"][0]["exp_avg_sq"].shape
         torch.Size([4, 6])
     """
-    state, groups, restarted = dict(state_dict["state"]), [], 0
+    state, groups = dict(state_dict["state"]), []
     for group in state_dict["param_groups"]:
         means: list[Any] = [None] * len(group["params"])
         for place, (saved_id, plain) in enumerate(zip(group["params"], group.get("layouts", ()), strict=False)):
             entry = state.get(saved_id)
-            if entry and BlockLayout.from_plain(plain).is_orthogonal:
-                del state[saved_id]
-                restarted += 1
-                continue
             # What is sharded goes into a sharded checkpoint, as it is.
-            if entry and type(entry[SECOND.name]) is Tensor:
+            if entry and type(entry.get(SECOND.name, entry[FIRST.name])) is Tensor:
                 layout = BlockLayout.from_plain(plain)
                 kept = _blocks_of(_with_means(entry, group, place, layout), layout)
-                means[place] = as_numbers(kept) if layout.is_factored else None
+                means[place] = as_numbers(kept) if layout.is_factored or (layout.is_orthogonal and kept) else None
                 others = {k: v for k, v in _without_codes(entry).items() if k != CROSSING.name}
-                state[saved_id] = {**others, SECOND.name: _spread(kept, layout, entry[SECOND.name].dtype)}
+                if layout.is_orthogonal:
+                    same = with_restarted_moment(others, layout.shape, group)[SECOND.name]
+                    kept, layout = [same[tuple(slice(1) for _ in same.shape)]], BlockLayout.whole(layout.shape)
+                state[saved_id] = {**others, SECOND.name: _spread(kept, layout, second_moment_dtype(others[FIRST.name].dtype))}
         groups.append({**group, MEANS: means} if any(means) else group)
-    if restarted:
-        warnings.warn(
-            f"The updates of {restarted} parameters were orthogonalised, which needs no second moment of gradients: AdamW will begin anew"
-            " there.",
-            AdamMiniWarning,
-            stacklevel=2,
-        )
     return {**state_dict, "state": state, "param_groups": groups}
 
 

@@ -16,7 +16,17 @@ from lightning_adam_mini.optim.codecs import MomentumDtype, Plain
 from lightning_adam_mini.optim.own_step import check_step, is_of_a_scheduler
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
 from lightning_adam_mini.optim.shards.flat import FlatShard
-from lightning_adam_mini.optim.state import FIRST, Kind, Moments, StateFormat, in_blocks, moments_in, put_in_blocks, slots_of
+from lightning_adam_mini.optim.state import (
+    FIRST,
+    Kind,
+    Moments,
+    StateFormat,
+    in_blocks,
+    moments_in,
+    put_in_blocks,
+    slots_of,
+    with_restarted_moment,
+)
 
 
 class AdamMiniAdam(AdamMini, Adam):
@@ -197,15 +207,15 @@ def _convert_state(optimizer: AdamMini, before: tuple[Mapping[Tensor, BlockLayou
         before: The blocks that it had, and how it kept its state; None if it was torch's.
     """
     present, format, moments = optimizer._present(), optimizer._format, []
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     for name, p, layout in present:
         old = BlockLayout.per_parameter(layout.shape) if before is None else before[0].get(p, layout)
         state, kept = optimizer.state.get(p), None
         if state:
             check_nested(name, old, layout)
             if how_to_regroup(old, layout) == "restarted":
-                optimizer.state.pop(p)
-                moments.append(Moments(old, None))
-                continue
+                state.update(with_restarted_moment(state, old.shape, groups[p]))
+                old = BlockLayout.per_parameter(old.shape)
             if before is not None and old != layout:
                 optimizer._check_unsharded(name, p)
             if before is not None or not format.is_sharded(p):

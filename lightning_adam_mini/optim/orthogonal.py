@@ -66,5 +66,5 @@ def normalized_by_row(orthogonal: Tensor, second_moment: Tensor, beta2: float) -
     wide = orthogonal.to(second_moment.dtype)
     second_moment.lerp_(wide.square().mean(dim=2, keepdim=True), 1 - beta2)
     update = wide / second_moment.sqrt().add_(_EPS_OF_ROWS)
-    norm = update.norm(dim=(1, 2), keepdim=True).add_(_EPS_OF_ROWS)
+    norm = update.norm(dim=(1, 2), keepdim=True).clamp_min(_EPS_OF_ROWS)
     return update.mul_(SIZE * math.sqrt(math.prod(update.shape[1:])) / norm)

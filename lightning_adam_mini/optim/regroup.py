@@ -26,7 +26,7 @@ def regroup(second_moment: Sequence[Tensor], saved: BlockLayout, present: BlockL
         >>> regroup([torch.tensor([[1.0], [3.0]])], rows, matrix)[0].tolist()
         [[2.0]]
     """
-    if saved.is_orthogonal or present.is_orthogonal:  # a second moment of updates says nothing of gradients
+    if present.is_orthogonal:  # whose second moment, if any, is of updates
         if saved.margins == present.margins and saved.is_orthogonal == present.is_orthogonal:
             return tuple(second_moment)
         return tuple(torch.zeros(margin.block_shape) for margin in present.margins)
@@ -68,7 +68,7 @@ def how_to_regroup(saved: BlockLayout, present: BlockLayout) -> str | None:
 
     Returns:
         None if they are the same, "averaged", "spread", "mixed" (not at all), "left out" (of Adam's, by updates that are orthogonalised),
-        or "restarted" (with all else that is kept, because Adam's steps need a second moment as old as the first).
+        or "restarted" (from the first moment, by Adam's steps after such updates).
     """
     if saved.is_orthogonal or present.is_orthogonal:
         if saved.is_orthogonal == present.is_orthogonal:

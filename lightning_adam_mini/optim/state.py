@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.codecs import SUFFIXES, Codec, Field, MomentumDtype, Plain, codec_for, codec_of
+from lightning_adam_mini.optim.orthogonal import SIZE
 from lightning_adam_mini.optim.regroup import regroup
 from lightning_adam_mini.optim.shards.dtensor import local
 
@@ -164,6 +165,22 @@ def in_blocks(p: Tensor, state: Mapping[str, Tensor], old: BlockLayout, new: Blo
         slot.name: blocks.to(local(p).device, slot.dtype(p.dtype)).clone(memory_format=torch.contiguous_format)
         for slot, blocks in zip(slots_of(Kind.BLOCK, new), kept, strict=True)
     }
+
+
+def with_restarted_moment(state: Mapping[str, Any], shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter whose updates were orthogonalised, with a second moment for Adam to go on from.
+
+    There was none of gradients. This one is the same everywhere, and gives Adam's next step the size that steps had.
+
+    Args:
+        state: The state of a whole parameter.
+        shape: The parameter's shape.
+        group: Its group's options.
+    """
+    kept = elements_in(state, FIRST)
+    moment = values_of(kept, codec_of(kept))
+    young = 1 - float(group["betas"][1]) ** float(state[STEP.name])  # by which Adam divides
+    return {**state, SECOND.name: (moment.double().square().mean() * (young / SIZE**2)).expand(shape)}
 
 
 class StateFormat:

@@ -54,9 +54,10 @@ class Stepper:
         for backend in self._backends:
             backend.forget()
 
-    def update_sizes(self) -> dict[Tensor, Tensor]:
-        """Root mean square of the last update of each orthogonalised matrix, by parameter, in learning rates."""
-        return next(backend.sizes for backend in self._backends if isinstance(backend, Orthogonal))
+    @property
+    def orthogonal(self) -> Orthogonal:
+        """What steps matrices whose updates are orthogonalised."""
+        return next(backend for backend in self._backends if isinstance(backend, Orthogonal))
 
     def check(self, work: Work) -> None:
         """Check all that is about to be stepped.
@@ -158,7 +159,8 @@ class Stepper:
                 state.update(self._format.make(member.param, member.whole, count_there))
         elif count_there and state[STEP.name].device != member.p.device:
             state[STEP.name] = state[STEP.name].to(member.p.device)
-        return Task(member.p, member.grad, self._format.local(member.param, state), member.layout, row.codec, row.place, row.fields)
+        seen = self._format.local(member.param, state)
+        return Task(member.p, member.grad, seen, member.layout, row.codec, row.place, row.fields, member.param, member.part)
 
     def _row(self, member: Member, compiling: bool) -> _Row:
         """What steps a parameter, and what that needs to know of it."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.rounding import Place
+from lightning_adam_mini.optim.shards.part import Part
 
 
 class Member(NamedTuple):
@@ -24,6 +25,7 @@ class Member(NamedTuple):
         state: The state of the parameter; empty before its first step.
         number: Its number among all parameters of the optimizer.
         place: Where in the parameter that is which this rank holds; None if it is all of it.
+        part: What this rank holds of matrices; None if it is all of them.
     """
 
     param: Tensor
@@ -34,6 +36,7 @@ class Member(NamedTuple):
     state: dict[str, Any]
     number: int
     place: Place | None = None
+    part: Part | None = None
 
 
 Work: TypeAlias = "Sequence[tuple[dict[str, Any], list[Member]]]"

@@ -131,7 +131,8 @@ def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolv
             raise ValueError(f"the key {key!r}{did_you_mean(key, keys)} is unknown; the keys{beside} are {', '.join(keys)}.")
     if is_matrix:
         stacked = _dimensions(spec, "stacked") if "stacked" in spec else ()
-        return Resolved(parameter, layout=MatrixLayout(parameter.shape, **{**spec, "rows": _whole_number(spec, "rows"), "stacked": stacked}))
+        matrices = {**spec, "rows": _whole_number(spec, "rows"), "stacked": stacked}
+        return Resolved(parameter, layout=MatrixLayout(parameter.shape, **matrices))
     if not spec:
         raise ValueError(f"it says nothing; write one of {_EXAMPLES}.")
     if "dims" in spec:

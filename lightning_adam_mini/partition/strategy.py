@@ -187,8 +187,7 @@ def matrix_layout(parameter: ParameterReport, cut: Literal["role", "head", "none
             " override, such as 'factored', or leave it out."
         )
     is_conv = parameter.role in CONVOLUTIONS
-    pair = long if is_conv else long[-2:]
-    rows = axis if axis in pair else pair[0]
+    rows = axis if is_conv or axis in long[-2:] else long[-2]
     lines = None
     # Groups of a convolution read different channels: each is a map of its own.
     if parameter.lines is not None and rows == axis and (cut != "none" or is_conv):

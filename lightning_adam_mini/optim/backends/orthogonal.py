@@ -89,7 +89,7 @@ class Orthogonal(Backend):
         if rows is not None:
             _write_rows(tasks, rows)
         for task, some in zip(tasks, sizes, strict=True):
-            self.sizes[task.p] = torch.cat(some)
+            self.sizes[task.p] = some[0] if len(some) == 1 else torch.cat(some)
         return [_matrices(task).join(some) for task, some in zip(tasks, done, strict=True)]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_adam_mini.optim.codecs import Codec
 from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.rounding import Place
+from lightning_adam_mini.optim.shards.part import Part
 
 ANY = "any"
 """The device of a backend that steps all parameters in a few launches wherever they are."""
@@ -26,6 +27,8 @@ class Task(NamedTuple):
         codec: How its first moment is kept.
         place: Where in the parameter it is, of weights that are rounded at random; None if they are rounded to the nearest.
         plan: What :meth:`Backend.plan` gave.
+        param: The parameter, as the optimizer holds it; None where nothing is kept of it.
+        part: What this rank holds of its matrices, where it is sharded.
     """
 
     p: Tensor
@@ -35,6 +38,8 @@ class Task(NamedTuple):
     codec: Codec
     place: Place | None
     plan: Any
+    param: Tensor | None = None
+    part: Part | None = None
 
 
 class Backend(Protocol):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.optim.shards.part import Part, apart_in, window_of
 
 
@@ -56,6 +57,11 @@ def dtensor_part(p: Any, layout: BlockLayout, name: str) -> Part:
     offsets, sizes = _rectangle(p, name)
     mesh = p.device_mesh
     sharded = [(i, placement) for i, placement in enumerate(p.placements) if not placement.is_replicate() and mesh.size(i) > 1]
+    if isinstance(layout, MatrixLayout):
+        along = _cut_along(p, layout, [placement for _, placement in sharded], name)
+        rows = BlockLayout(layout.shape, layout.dims)
+    else:
+        along, rows = None, layout
 
     def part(margin: BlockLayout, apart: tuple[bool, ...]) -> Part:
         window, corner = window_of(margin, apart, offsets, sizes)
@@ -71,8 +77,30 @@ def dtensor_part(p: Any, layout: BlockLayout, name: str) -> Part:
             device=torch.device(mesh.device_type),
         )
 
-    first, *second = (part(margin, apart) for margin, apart in zip(layout.margins, apart_in(layout), strict=True))
-    return replace(first, crossing=second[0] if second else None)
+    # Of matrices that are cut, each rank keeps all rows: they are few, and with all of them it knows how large a matrix is.
+    aparts = apart_in(rows) if along is None else ((False,) * len(sizes),)
+    first, *second = (part(margin, apart) for margin, apart in zip(rows.margins, aparts, strict=True))
+    matrices = layout if isinstance(layout, MatrixLayout) else None
+    return replace(first, crossing=second[0] if second else None, matrices=matrices, along=along)
+
+
+def _cut_along(p: Any, layout: MatrixLayout, sharded: list[Any], name: str) -> int | None:
+    """The dimension along which the matrices of a DTensor are cut; None if each lies on one rank.
+
+    Raises:
+        ValueError: If they are cut in another way than FSDP2 cuts.
+    """
+    from torch.distributed.tensor import Shard
+
+    if all(placement.dim in layout.stacked for placement in sharded):
+        return None
+    if len(sharded) > 1 or type(sharded[0]) is not Shard:
+        raise ValueError(
+            f"Parameter {name!r} of shape {tuple(p.shape)} has matrices that are cut by {tuple(p.placements)}, and updates are orthogonalised"
+            " of matrices that are sharded over one dimension of the mesh, as by fully_shard. Override it"
+            f" (overrides={{{name!r}: 'factored'}}), or choose the partition 'auto'."
+        )
+    return sharded[0].dim
 
 
 def _rectangle(p: Any, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.block_shard import BlockShard
 from lightning_adam_mini.layout import BlockLayout, cross
+from lightning_adam_mini.matrix_layout import MatrixLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class Part:
         groups: All process groups over which the parameter is sharded.
         device: Where these groups communicate.
         crossing: The same of the second margin, of a factored layout.
+        matrices: Matrices that are orthogonalised, of the whole parameter; ``layout`` is that of their rows then, kept or not.
+        along: The dimension along which these are cut; None if each lies on one rank.
     """
 
     layout: BlockLayout
@@ -54,10 +57,14 @@ class Part:
     groups: tuple[Any, ...]
     device: torch.device
     crossing: Part | None = None
+    matrices: MatrixLayout | None = None
+    along: int | None = None
 
     @property
     def margins(self) -> tuple[Part, ...]:
         """What this rank holds of each margin."""
+        if self.matrices is not None and not self.matrices.margins:
+            return ()
         return (self,) if self.crossing is None else (self, self.crossing)
 
     @cached_property

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.layout import BlockLayout, cross
+from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.optim.codecs import Codec, MomentumDtype, codec_for, row_of
 from lightning_adam_mini.optim.regroup import how_to_regroup, regroup
 from lightning_adam_mini.optim.rounding import Place
@@ -85,10 +86,11 @@ class Shards:
         flattened_whole: dict[Tensor, BlockLayout] = {}
         parameters = list(parameters)
         for name, p, layout in parameters:
-            if layout.is_orthogonal and (p in self.flat or is_dtensor(p) or is_flattened(p)):
+            if layout.is_orthogonal and (p in self.flat or is_flattened(p)):
                 raise ValueError(
-                    f"Parameter {name!r} is sharded, and updates of sharded matrices are not orthogonalised yet. Override it"
-                    f" (overrides={{{name!r}: 'factored'}}), choose the partition 'auto', or train with DDP."
+                    f"Parameter {name!r} of shape {tuple(layout.shape)} is flattened by FSDP1, and updates of what is flat are not"
+                    f" orthogonalised. Use FSDP2 (fully_shard, ModelParallelStrategy) or DDP; or override it (overrides={{{name!r}:"
+                    " 'factored'}), or choose the partition 'auto'."
                 )
             if p in self.flat:
                 parts[p] = flat_part(self.flat[p], layout)
@@ -99,7 +101,10 @@ class Shards:
         self.parts, self.flattened_whole, self._sums = parts, flattened_whole, None
         self._layouts = {p: layout for _, p, layout in parameters if p in parts}
         self._cut = {
-            margin: p for p, part in parts.items() for margin in part.margins if not margin.is_uncut and not margin.layout.is_per_parameter
+            margin: p
+            for p, part in parts.items()
+            for margin in part.margins
+            if not (part.matrices or margin.is_uncut or margin.layout.is_per_parameter)
         }
 
     def kept_shapes(self, p: Tensor) -> list[tuple[int, ...]] | None:
@@ -153,10 +158,13 @@ class Shards:
                     here.append(member)
                 elif part.order is None or part.pieces:  # else FSDP1 leaves nothing of it here
                     p, grad = local(member.p), local_gradient(member.p, member.grad) if is_dtensor(member.p) else member.grad
+                    place = self._place(member.param, member.number)
+                    if part.matrices is not None:
+                        here.append(member._replace(p=p, grad=grad, layout=self._matrices_here(part), place=place, part=part))
+                        continue
                     if part.blocks is None and not part.layout.is_per_parameter:
                         cut[member.param], effective = part, self._effective(group, p, grad)
                         squared.update((margin, effective) for margin in part.margins if margin in self._cut)
-                    place = self._place(member.param, member.number)
                     here.append(member._replace(p=part.shaped(p), grad=part.shaped(grad), layout=part.blocks or part.window, place=place))
             held.append((group, here))
         means = self._cut_sums().means(squared)
@@ -180,6 +188,12 @@ class Shards:
             offsets = (corner + offset for corner, offset in zip(part.corner, part.pieces[0].offsets, strict=True))
             return Place(number, part.layout.shape, tuple(offsets), part.pieces[0].sizes)
         return Place(number, shard.shape, (), (shard.end - shard.begin,), shard.begin, shard.order)
+
+    @staticmethod
+    def _matrices_here(part: Part) -> MatrixLayout:
+        """The matrices that lie on this rank; those of the whole parameter if they are cut."""
+        assert part.matrices is not None
+        return part.matrices.with_shape(part.window.shape) if part.along is None else part.matrices
 
     def _cut_sums(self) -> CutSums:
         kinds = [(p.dtype, p.device) for p in self._cut.values()]  # a module may have been cast or moved, on every rank
@@ -300,8 +314,10 @@ class Shards:
             For each margin of ``present`` what this rank keeps.
         """
         margins = self.parts[p].margins
-        if values is None and saved.is_factored:  # whose means every rank has whole, or holds
+        if values is None and (saved.is_factored or saved.is_orthogonal):  # whose means every rank has whole, or holds
             return None
+        if present.is_orthogonal and (not saved.is_orthogonal or saved.margins != present.margins):  # not of updates
+            return [self._zero_blocks(p, part) for part in margins]
         dense = values is None or self._is_dense(p, values[0], saved) or (saved.is_per_parameter and saved != present)
         if dense:
             sources = range(len(margins)) if saved == present else [0] * len(margins)
