@@ -12,6 +12,7 @@ COMMANDS = {
     "launches": "how many operators a step calls, from 10 to 1,000 tensors",
     "strategies": "whether every strategy of Lightning gives one result and one checkpoint, and what it holds and sends",
     "largest-batch": "the largest batch that fits into a given memory",
+    "gpu": "all of this on one GPU, whether the kernels are right and whether what depends on one works, in a few minutes",
 }
 USAGE = (
     "usage: python -m benchmarks COMMAND ...\n\n"

@@ -140,7 +140,8 @@ def train(workload: Workload, build: Build, batch: int, device: torch.device, st
         optimizer.zero_grad()
         workload.loss(model, batch).backward()
         optimizer.step()
-        torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recipes.statistics import Interval, median_interval
+from recipes.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,13 +66,22 @@ def spread(values: Sequence[float]) -> Interval:
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Interval:
-    """Return the median of the ratios within a round, with its 95 % interval.
+    """Return the median of the ratios within a round, with its 95 % interval by order statistics, from 6 rounds on.
 
     Args:
         values: One a round.
         baseline: One a round.
+
+    Example:
+        >>> paired([float(x) for x in range(1, 12)], [1.0] * 11)
+        Interval(centre=6.0, low=2.0, high=10.0)
     """
-    return median_interval([ours / theirs for ours, theirs in zip(values, baseline, strict=True)])
+    ratios = sorted(ours / theirs for ours, theirs in zip(values, baseline, strict=True))
+    n = len(ratios)
+    # As recipes.statistics.median_interval, but without SciPy, which is not installed wherever something is measured.
+    tails = accumulate(math.comb(n, k) / 2**n for k in range(n + 1))
+    rank = next(k for k, tail in enumerate(tails) if tail >= 0.025)
+    return Interval(median(ratios), ratios[rank - 1], ratios[-rank]) if rank else Interval(median(ratios), math.nan, math.nan)
 
 
 def milliseconds(values: Sequence[float]) -> str:

@@ -370,7 +370,7 @@ class BlockLayout:
         if len(rest) > 1:  # a MatrixLayout
             from lightning_adam_mini.matrix_layout import MatrixLayout
 
-            return MatrixLayout(tuple(shape), **{**rest[1], "stacked": tuple(rest[1]["stacked"] or ())})
+            return MatrixLayout(tuple(shape), **{**rest[1], "stacked": tuple(rest[1].get("stacked") or ())})
         crossed = rest
         return cls(tuple(shape or ()), tuple(dims or ()), axis, lines, tuple(crossed[0]) if crossed else None)
 

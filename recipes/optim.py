@@ -54,7 +54,7 @@ def configure(
         total_steps: Length of the run (``trainer.estimated_stepping_batches``).
         model: What is trained, for an optimizer that must know what each matrix is for.
         optimizer: ``adamw``, which `AdamMiniCallback` turns into Adam-mini, or the name of a rival: adafactor, adafactor_zhai, sm3, came,
-            lamb, lion, novograd, adamw_8bit, galore, sophia, muon or normuon.
+            lamb, lion, novograd, adamw_8bit, galore, sophia, muon_adamw or normuon_adamw.
         lr: Peak learning rate.
         betas: AdamW's decay of the first and the second moment.
         eps: Added to the root of the second moment.

@@ -201,14 +201,14 @@ def _groups_of(groups: Groups, found: Collection[Tensor], inside: bool) -> list[
 def _muon(groups: Groups, s: Settings) -> Optimizer:
     # Its updates have the size of AdamW's, so that AdamW's rate and weight decay are right for both (Moonlight's paper).
     options: dict[str, Any] = {"lr": s.lr, "weight_decay": s.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    return _paired("muon", groups, s, lambda hidden: torch.optim.Muon(hidden, **options))
+    return _paired("muon_adamw", groups, s, lambda hidden: torch.optim.Muon(hidden, **options))
 
 
 def _normuon(groups: Groups, s: Settings) -> Optimizer:
     from pytorch_optimizer import NorMuon  # its paper's size, .2 as Muon's; with Muon's Nesterov momentum
 
     options: dict[str, Any] = {"lr": s.lr, "weight_decay": s.weight_decay, "update_scale": "match_rms"}
-    return _paired("normuon", groups, s, lambda hidden: NorMuon([{**group, "use_muon": True} for group in hidden], **options))
+    return _paired("normuon_adamw", groups, s, lambda hidden: NorMuon([{**group, "use_muon": True} for group in hidden], **options))
 
 
 RIVALS: dict[str, Rival] = {
@@ -223,8 +223,8 @@ RIVALS: dict[str, Rival] = {
     "adamw_8bit": Rival(_adamw_8bit, "torchao"),
     "galore": Rival(_galore, "pytorch_optimizer"),
     "sophia": Rival(_sophia, "pytorch_optimizer"),
-    "muon": Rival(_muon, since="2.9"),
-    "normuon": Rival(_normuon, "pytorch_optimizer"),
+    "muon_adamw": Rival(_muon, since="2.9"),
+    "normuon_adamw": Rival(_normuon, "pytorch_optimizer"),
 }
 
 

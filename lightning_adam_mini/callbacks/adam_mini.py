@@ -40,6 +40,7 @@ from lightning_adam_mini.callbacks.strategies import (
     load_whole_checkpoints,
     number_as_in,
     sharded_by_fsdp1,
+    share_work,
 )
 from lightning_adam_mini.detection import ModelReport, ParameterReport, inspect_model
 from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_call
@@ -376,6 +377,7 @@ class AdamMiniCallback(Callback):
                     " does not come from the module's configure_optimizers. Return it from there."
                 )
         self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
+        self._undo += [functools.partial(o.share_work, None) for o in self._optimizers if share_work(trainer.strategy, o)]
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

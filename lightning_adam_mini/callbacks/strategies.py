@@ -70,6 +70,25 @@ def check_measurable(strategy: Any, what: str) -> None:
         )
 
 
+def share_work(strategy: Any, optimizer: AdamMini) -> bool:
+    """Let ranks share the work of matrices that are orthogonalised, where all of them have the same parameters and gradients: under DDP.
+
+    Args:
+        strategy: The trainer's strategy.
+        optimizer: The optimizer.
+
+    Returns:
+        Whether they do.
+    """
+    # With model averaging, or a hook of the user's, gradients may differ; DeepSpeed's is a DDPStrategy too.
+    alike = is_lightnings(strategy, "DDPStrategy") and not is_lightnings(strategy, "DeepSpeedStrategy")
+    alike = alike and strategy._model_averaging_period is None and strategy._ddp_comm_hook is None
+    if not alike or strategy.world_size == 1:
+        return False
+    optimizer.share_work(torch.distributed.group.WORLD)
+    return True
+
+
 def sharded_by_fsdp1(trainer: pl.Trainer, module: pl.LightningModule) -> dict[Tensor, FlatShard]:
     """Which range of each parameter this rank holds, where FSDP1 has sharded the model, under whatever strategy; else nothing."""
     model = trainer.strategy.model

@@ -158,7 +158,10 @@ def _claim(slot: Slot) -> Claim:
         axis = line_axis(layer)
         # Of a class of one's own only the name is known: where no small kernel comes last, its outputs may lie elsewhere.
         is_odd = not isinstance(layer, _ConvNd) and max(slot.shape[axis + 2 :], default=1) > _KERNEL
-        return claim(Role.CONV, f"{kind}, if its outputs come first" if is_odd else kind, axis=axis, guess=is_odd)
+        # Outputs of one group read channels of their own. Transposed, groups lie along the inputs, where line orders do not reach.
+        groups = layer.groups if isinstance(layer, _ConvNd) and not layer.transposed else 1
+        lines = f"group:{groups}x{slot.shape[axis] // groups}" if groups > 1 else None
+        return claim(Role.CONV, f"{kind}, if its outputs come first" if is_odd else kind, axis=axis, lines=lines, guess=is_odd)
     if is_linear(layer) and len(slot.shape) == 2:
         return claim(Role.LINEAR, kind, axis=line_axis(layer))
     return _claim_bare(slot)

@@ -147,7 +147,8 @@ class ModelReport:
         """The report as plain text of at most 120 columns.
 
         Args:
-            layouts: Layouts by parameter name. With them the table shows blocks and the bytes of second moments before and after.
+            layouts: Layouts by parameter name. With them the table shows blocks, or which rule orthogonalises matrices, and the bytes of
+                second moments before and after.
         """
         return "\n".join(line.rstrip() for line in _lines(self, layouts))
 
@@ -215,8 +216,17 @@ def _row(label: str, parameters: Sequence[ParameterReport], layouts: Mapping[str
     if layouts is not None:
         trained = [p for p in parameters if p.trainable]
         blocks = sum(layouts[p.name].num_blocks if p.name in layouts else _elements(p) for p in trained)
-        row += [f"{blocks:,}", size_text(_BYTES * sum(map(_elements, trained))), "->", size_text(_BYTES * blocks)]
+        row += [_how(trained, layouts, blocks), size_text(_BYTES * sum(map(_elements, trained))), "->", size_text(_BYTES * blocks)]
     return row
+
+
+def _how(parameters: Sequence[ParameterReport], layouts: Mapping[str, BlockLayout], blocks: int) -> str:
+    """The number of blocks; where matrices are orthogonalised, by which rule, and of how many tensors if not of all."""
+    found = [layouts[p.name] for p in parameters if p.name in layouts and layouts[p.name].is_orthogonal]
+    if not found:
+        return f"{blocks:,}"
+    rules = "/".join(sorted({"normuon" if layout.num_blocks else "muon" for layout in found}))
+    return rules if len(found) == len(parameters) else f"{len(found):,} {rules}"
 
 
 def _elements(p: ParameterReport) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 from torch._guards import TracingContext
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -522,17 +523,43 @@ class AdamMini(Optimizer):
 
     @torch.no_grad()
     def matrix_updates(self) -> dict[str, MatrixUpdates]:
-        """How large the last updates of orthogonalised matrices were, by parameter name. Nothing waits for the device."""
+        """How large the last updates of orthogonalised matrices were, by parameter name. Nothing waits for the device.
+
+        Of sharded parameters whose matrices lie on one rank each, those of this rank; they are left out where it has none.
+        """
         updates: dict[str, MatrixUpdates] = {}
-        for name, p, layout in self._present():
-            size = self._stepper.update_sizes().get(p)
-            if size is not None and isinstance(layout, MatrixLayout):
-                group = next(group for group in self.param_groups if any(q is p for q in group["params"]))
-                of_weights = torch.cat([one.float().square().mean(dim=(1, 2)) for one in layout.split(local(p))]).sqrt_()
-                rms = size * group["lr"]
-                rows = None if layout.beta2 is None else group["lr"] / self.state[p][SECOND.name].sqrt()
-                updates[name] = MatrixUpdates(rms, rms / of_weights, rows)
+        sizes = self._stepper.orthogonal.sizes
+        present = [(name, p, layout, sizes[p]) for name, p, layout in self._present() if p in sizes and isinstance(layout, MatrixLayout)]
+        whole = self._shards.sizes_of_matrices({p: size for _, p, _, size in present}) if self._shards.parts else {}
+        for name, p, layout, size in present:
+            group = next(group for group in self.param_groups if any(q is p for q in group["params"]))
+            if p in whole:
+                size, of_weights = whole[p]
+            else:
+                here = local(p)
+                of_weights = torch.cat([one.float().square().mean(dim=(1, 2)) for one in layout.with_shape(here.shape).split(here)]).sqrt_()
+            rms = size * group["lr"]
+            rows = None if layout.beta2 is None else group["lr"] / self.state[p][SECOND.name].sqrt()
+            updates[name] = MatrixUpdates(rms, rms / of_weights, rows)
         return updates
+
+    def share_work(self, group: ProcessGroup | None) -> None:
+        """Let each rank of a group orthogonalise its share of the matrices, and give all to all by one all-gather a step.
+
+        Only for ranks that hold the same parameters and have the same gradients when they step, as under DDP: else they would take parts
+        of each other's updates. Where gradients may differ, as with local SGD, leave it out. Parameters that are sharded are shared in any
+        case, and what is not orthogonalised each rank steps alone.
+
+        Args:
+            group: The ranks, each of which has to call this and then every step; None if each is to do all.
+
+        Example:
+            >>> optimizer = AdamMini([("w", torch.nn.Parameter(torch.ones(4, 6)))], layouts={"w": MatrixLayout((4, 6))})
+            >>> if torch.distributed.is_initialized():
+            ...     optimizer.share_work(torch.distributed.group.WORLD)
+        """
+        alone = group is None or torch.distributed.get_world_size(group) == 1
+        self._stepper.orthogonal.group = None if alone else group
 
     def _adams(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], BlockLayout, Sequence[Tensor]]]:
         """:meth:`_stepped`, without what steps by orthogonalised updates: the second moments there are of gradients."""

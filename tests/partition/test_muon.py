@@ -42,7 +42,9 @@ def no_warning():
 
 
 class TestTransformers:
-    transformers = pytest.importorskip("transformers")
+    @pytest.fixture(autouse=True)
+    def library(self):
+        self.transformers = pytest.importorskip("transformers")
 
     def gpt2(self, **options):
         config = {"n_layer": 2, "n_embd": 24, "n_head": 3, "vocab_size": 11, "n_positions": 8, **options}
@@ -116,7 +118,9 @@ class TestTransformers:
 
 
 class TestTimm:
-    timm = pytest.importorskip("timm")
+    @pytest.fixture(autouse=True)
+    def library(self):
+        self.timm = pytest.importorskip("timm")
 
     def test_vit(self):
         model = self.timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=24, num_heads=3, img_size=32, num_classes=5)
@@ -151,7 +155,9 @@ class TestTimm:
 
 
 class TestGraphs:
-    geometric = pytest.importorskip("torch_geometric")
+    @pytest.fixture(autouse=True)
+    def library(self):
+        self.geometric = pytest.importorskip("torch_geometric")
 
     def test_the_last_layer_gives_the_output(self):
         from torch_geometric.nn import GCN
@@ -207,6 +213,24 @@ def test_unet_of_diffusers():
     for name in ("down_blocks.1.attentions.0", "mid_block.attentions.0", "up_blocks.0.attentions.0", "up_blocks.0.attentions.1"):
         expected.update((f"{name}.{one}.weight", ((1, 16, 16),)) for one in ("to_q", "to_k", "to_v", "to_out.0"))
     assert hidden(model) == expected
+
+
+def test_the_table_says_how_each_is_stepped():
+    table, up = par("wte.weight", (11, 24), R.TOKEN_EMBEDDING), par("up.weight", (96, 24), R.MLP_UP)
+    report = ModelReport(A.TRANSFORMER, "", (table, up, par("down.weight", (24, 96), R.MLP_DOWN)))
+    for partition, up, down, both in (("muon", "0 B", "0 B", "44 B"), ("normuon", "384 B", "96 B", "524 B")):
+        lines = [" ".join(line.split()) for line in report.table(partition_model(report, partition)).splitlines()]
+        assert lines[-4:] == [
+            "token_embedding 1 264 11 1.0 KiB -> 44 B wte.weight 11x24",
+            f"mlp_up 1 2,304 {partition} 9.0 KiB -> {up} up.weight 96x24",
+            f"mlp_down 1 2,304 {partition} 9.0 KiB -> {down} down.weight 24x96",
+            f"total 3 4,872 2 {partition} 19.0 KiB -> {both}",
+        ]
+
+
+def test_groups_of_a_convolution_are_matrices_of_their_own():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8))
+    assert hidden(model) == hidden(model, cut="none") == {"2.weight": ((1, 4, 36), (1, 4, 36))}
 
 
 # ---- by hand --------------------------------------------------------------------------------------------------------------

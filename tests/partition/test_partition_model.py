@@ -19,9 +19,7 @@ MODELS = {
 }
 
 WITHOUT_RULES = [name for name in STRATEGIES if name != "slim_adam"]  # which is tested with its rules
-BY_BLOCKS = [
-    name for name in WITHOUT_RULES if name not in ("muon", "normuon")
-]  # of matrices these keep none, or that of updates
+BY_BLOCKS = [name for name in WITHOUT_RULES if name not in ("muon", "normuon")]  # of matrices these keep none, or that of updates
 
 
 @pytest.fixture(params=MODELS)

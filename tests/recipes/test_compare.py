@@ -180,7 +180,7 @@ def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys
 def test_muon_beside_adamw(tmp_path):
     """Each at the rate that is best for its mean over the seeds on validation, and judged there on test."""
     small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "2"]
-    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), "--out", "out", *small, "--optimizers", "adamw,muon"]
+    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), "--out", "out", *small, "--optimizers", "adamw,muon_adamw"]
     assert main([*command, "--seeds", "3", "--lrs", "1e-5,1e-2"]) == 0
     reached = {}
     for file in (tmp_path / "out" / "runs").glob("*.json"):
@@ -195,13 +195,13 @@ def test_muon_beside_adamw(tmp_path):
         assert float(row["lr"]) == min(val, key=val.__getitem__)
         tests[name] = np.array([reached[name, float(row["lr"]), seed]["test/loss"] for seed in range(3)])
         assert float(row["test_mean_1"]) == pytest.approx(tests[name].mean(), abs=1e-6)
-    difference = tests["muon"] - tests["adamw"]
+    difference = tests["muon_adamw"] - tests["adamw"]
     half = 4.302653 * difference.std(ddof=1) / 3**0.5  # Student's t of two degrees of freedom
-    ends = [float(rows["muon"][key]) for key in ("low95", "difference", "high95")]
+    ends = [float(rows["muon_adamw"][key]) for key in ("low95", "difference", "high95")]
     assert ends == pytest.approx([difference.mean() - half, difference.mean(), difference.mean() + half], abs=1e-5)
     assert float(rows["adamw"]["bytes_per_parameter"]) == pytest.approx(8.0, abs=0.01)
     hidden, others = 12 * 32**2, 256 * 32 + 3 * 32  # of one layer; the tokens and three norms
-    assert float(rows["muon"]["bytes_per_parameter"]) == pytest.approx((4 * hidden + 8 * others) / (hidden + others), abs=0.01)
+    assert float(rows["muon_adamw"]["bytes_per_parameter"]) == pytest.approx((4 * hidden + 8 * others) / (hidden + others), abs=0.01)
 
 
 def test_runs_that_diverge_are_in_the_tables(tmp_path, capsys):

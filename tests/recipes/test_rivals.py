@@ -31,8 +31,8 @@ FEW = {  # bytes of state a parameter; the factored ones add a row and a column 
     "adamw_8bit": (2.0, 5.0),
     "galore": (2.0, 4.0),
     "sophia": (12.0, 12.1),  # a buffer of the last estimate beside the two averages
-    "muon": (5.0, 6.1),  # 4 for hidden matrices, 8 for the rest
-    "normuon": (5.0, 6.1),
+    "muon_adamw": (5.0, 6.1),  # 4 for hidden matrices, 8 for the rest
+    "normuon_adamw": (5.0, 6.1),
 }
 HIDDEN = [f"net.blocks.0.{name}_proj.weight" for name in ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down")]
 
@@ -149,7 +149,7 @@ def orthogonal(matrix):
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (32, 48)])
-@pytest.mark.parametrize("name", ["muon", "normuon"])
+@pytest.mark.parametrize("name", ["muon_adamw", "normuon_adamw"])
 def test_hidden_matrices_take_the_steps_of_the_papers(name, shape):
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(*shape[::-1], bias=False), nn.ReLU(), nn.Linear(shape[0], 2))
@@ -162,7 +162,7 @@ def test_hidden_matrices_take_the_steps_of_the_papers(name, shape):
         optimizer.step()
         m = 0.95 * m + 0.05 * gradient.double()
         update = orthogonal(0.05 * gradient.double() + 0.95 * m)
-        if name == "muon":
+        if name == "muon_adamw":
             update *= 0.2 * max(shape) ** 0.5
         else:
             v = 0.95 * v + 0.05 * update.square().mean(dim=1, keepdim=True)
@@ -174,7 +174,7 @@ def test_hidden_matrices_take_the_steps_of_the_papers(name, shape):
 
 def test_muon_is_torchs_beside_adamw_to_the_bit():
     """Under a schedule and clipped gradients, with vectors that do not decay, stepped by hand."""
-    rival = need("muon")
+    rival = need("muon_adamw")
     torch.manual_seed(0)
     ours, theirs = (GPTModel(context=16, layers=1, heads=2, width=32, weight_decay=0.1) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -207,10 +207,10 @@ def test_hidden_matrices_are_no_embedding_convolution_or_output_layer():
     assert sorted(name for name, p in model.named_parameters() if p in hidden) == sorted(HIDDEN)
     model = resnet18()
     assert hidden_matrices(model) == set()
-    with pytest.raises(MisconfigurationException, match="normuon has nothing to do.*convolutions.*take the optimizer adamw"):
-        need("normuon").build([{"params": list(model.parameters())}], Settings(1e-3, model=model))
-    with pytest.raises(MisconfigurationException, match="normuon must know the model"):
-        need("normuon").build([{"params": list(model.parameters())}], Settings(1e-3))
+    with pytest.raises(MisconfigurationException, match="normuon_adamw has nothing to do.*convolutions.*take the optimizer adamw"):
+        need("normuon_adamw").build([{"params": list(model.parameters())}], Settings(1e-3, model=model))
+    with pytest.raises(MisconfigurationException, match="normuon_adamw must know the model"):
+        need("normuon_adamw").build([{"params": list(model.parameters())}], Settings(1e-3))
 
 
 def test_weight_decay_of_each_group_survives():
@@ -231,9 +231,9 @@ def test_a_rival_that_is_not_installed_names_the_extra(monkeypatch, capsys):
 
 
 def test_a_torch_that_is_too_old_is_named(monkeypatch):
-    monkeypatch.setitem(RIVALS, "muon", replace(RIVALS["muon"], since="99.0"))
-    with pytest.raises(MisconfigurationException, match=r"muon needs torch 99\.0 or later, but this is .*pip install 'torch>=99\.0'"):
-        find_rival("muon")
+    monkeypatch.setitem(RIVALS, "muon_adamw", replace(RIVALS["muon_adamw"], since="99.0"))
+    with pytest.raises(MisconfigurationException, match=r"muon_adamw needs torch 99\.0 or later, but this is .*pip install 'torch>=99\.0'"):
+        find_rival("muon_adamw")
 
 
 def test_an_unknown_optimizer_is_one_clear_error(capsys):

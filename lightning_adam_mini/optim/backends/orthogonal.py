@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,22 +13,40 @@ from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.optim.backends.protocol import ANY, Backend, Task
 from lightning_adam_mini.optim.codecs import Codec, Plain
 from lightning_adam_mini.optim.functional import Blocks
-from lightning_adam_mini.optim.orthogonal import normalized_by_row, orthogonalize, resized
+from lightning_adam_mini.optim.orthogonal import _EPS_OF_ROWS, SIZE, normalized_by_row, orthogonalize, resized
 from lightning_adam_mini.optim.rounding import Place, round_at_random, seed_of
+from lightning_adam_mini.optim.shards.matrices import Exchange, add_up_rows, share
+from lightning_adam_mini.optim.shards.part import Part
 from lightning_adam_mini.optim.state import FIRST, SECOND, STEP, elements_in
 
 _AT_ONCE = 2**25  # elements that are orthogonalised together: enough for the launches not to count
 
 
-class _Part(NamedTuple):
-    """The matrices of one part of a task's cut.
+class _Job(NamedTuple):
+    """Tasks of one device, dtype and rule, all of whole matrices or all of matrices that are cut.
 
     Attributes:
-        task: Number of the task.
+        group: Options of their group.
+        rule: A layout that says what the rule is.
+        tasks: The tasks.
+    """
+
+    group: Mapping[str, Any]
+    rule: MatrixLayout
+    tasks: list[Task]
+
+
+class _Part(NamedTuple):
+    """The matrices of one part of a tensor's cut.
+
+    Attributes:
+        number: The tensor's number.
+        rule: A layout that says what the rule is.
         values: Of shape (number, rows, columns).
     """
 
-    task: int
+    number: int
+    rule: MatrixLayout
     values: Tensor
 
 
@@ -38,8 +57,11 @@ class Orthogonal(Backend):
     orthogonal = True
 
     def __init__(self) -> None:
+        self.group: Any = None
+        """Ranks with the same parameters and gradients, which share the work; None if this one does all."""
         self.sizes: dict[Tensor, Tensor] = {}
-        """Root mean square of the last update of each matrix, by parameter, in learning rates."""
+        """By parameter, in learning rates: root mean square of the last update of each matrix. Of matrices that are cut, the sum of its
+        squares over this rank's part of each row."""
 
     def counts_there(self, group: Mapping[str, Any]) -> bool:
         """Only where a CUDA graph is to hold the step."""
@@ -51,46 +73,120 @@ class Orthogonal(Backend):
 
     def step(self, work: Sequence[tuple[Mapping[str, Any], Sequence[Task]]]) -> None:
         """Step the matrices of each group."""
-        for group, tasks in work:
-            for rule, members in _by_rule(tasks):
-                _count(members)
-                updates = self._updates(rule, members, _momenta(group, rule, members))
-                lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-                _apply(group, lr, members, updates)
+        jobs = [_Job(group, *some) for group, tasks in work for some in _by_rule(tasks)]
+        cut = [job for job in jobs if _is_cut(job.tasks[0])]
+        whole = [job for job in jobs if not _is_cut(job.tasks[0])]
+        for some in [[job] for job in whole] if self.group is None else [whole]:
+            self._step(some, self._updates)
+        if cut:
+            self._step(cut, self._updates_of_cut)
 
     def forget(self) -> None:
         """Keep nothing of any parameter."""
         self.sizes.clear()
 
-    def _updates(self, rule: MatrixLayout, tasks: Sequence[Task], momenta: Sequence[Tensor]) -> list[Tensor]:
+    @staticmethod
+    def _step(jobs: Sequence[_Job], updates_of: Callable[[Sequence[_Job], Sequence[Tensor]], Sequence[Tensor]]) -> None:
+        momenta = [one for job in jobs for one in _momenta(job)]
+        updates = iter(updates_of(jobs, momenta))
+        for job in jobs:
+            _apply(job, [next(updates) for _ in job.tasks])
+
+    def _updates(self, jobs: Sequence[_Job], momenta: Sequence[Tensor]) -> list[Tensor]:
         """The update of each task, in learning rates, of its parameter's shape."""
-        parts = [_Part(i, one) for i, (task, m) in enumerate(zip(tasks, momenta, strict=True)) for one in _matrices(task).split(m)]
-        rows = [one for task in tasks for one in _matrices(task).split(task.state[SECOND.name])] if rule.beta2 is not None else None
-        done: list[list[Tensor]] = [[] for _ in tasks]
-        sizes: list[list[Tensor]] = [[] for _ in tasks]
+        tasks = [(job.rule, task) for job in jobs for task in job.tasks]
+        parts = [
+            _Part(i, rule, one)
+            for i, ((rule, task), m) in enumerate(zip(tasks, momenta, strict=True))
+            for one in _matrices(task).split(m)
+        ]
+        rows = {i: one for i, one in enumerate(one for rule, task in tasks for one in _rows_of(rule, task)) if one is not None}
         results: dict[int, Tensor] = {}
-        for batch in _batches(parts):
-            stacked = torch.cat([parts[i].values for i in batch]) if len(batch) > 1 else parts[batch[0]].values
-            update = orthogonalize(stacked.to(_precision(rule, stacked)), rule.iterations)
-            if rows is None:
-                update = resized(update.to(stacked.dtype))
+        sizes: dict[int, Tensor] = {}
+        for batch, orthogonal in self._orthogonalized(parts, self.group):
+            first, counts = parts[batch[0]], [len(parts[i].values) for i in batch]
+            if first.rule.beta2 is None:
+                update = resized(orthogonal.to(first.values.dtype))
             else:
                 second = torch.cat([rows[i] for i in batch])
-                update = normalized_by_row(update, second, rule.beta2 or 0.0).to(stacked.dtype)
-                for i, one in zip(batch, second.split([len(parts[i].values) for i in batch]), strict=True):
-                    rows[i] = one
-            size = update.float().square().mean(dim=(1, 2)).sqrt_()
-            counts = [len(parts[i].values) for i in batch]
+                update = normalized_by_row(orthogonal, second, first.rule.beta2).to(first.values.dtype)
+                rows.update(zip(batch, second.split(counts), strict=True))
             results.update(zip(batch, update.split(counts), strict=True))
-            for i, one in zip(batch, size.split(counts), strict=True):
-                sizes[parts[i].task].append(one)
+            sizes.update(zip(batch, update.float().square().mean(dim=(1, 2)).sqrt_().split(counts), strict=True))
+        joined: list[Tensor] = []
+        kept: list[tuple[Tensor, Tensor]] = []
+        at = 0
+        for rule, task in tasks:
+            layout = _matrices(task)
+            ours = range(at, at := at + len(layout.matrices))
+            joined.append(layout.join([results[i] for i in ours]))
+            if rule.beta2 is not None:
+                kept.append((task.state[SECOND.name], layout.join([rows[i] for i in ours])))
+            if task.param is not None:
+                self.sizes[task.param] = sizes[ours[0]] if len(ours) == 1 else torch.cat([sizes[i] for i in ours])
+        if kept:
+            torch._foreach_copy_([there for there, _ in kept], [new for _, new in kept])
+        return joined
+
+    def _updates_of_cut(self, jobs: Sequence[_Job], momenta: Sequence[Tensor]) -> list[Tensor]:
+        """The same of matrices of which this rank holds parts: the part of it."""
+        tasks = [(job.rule, task) for job in jobs for task in job.tasks]
+        held = [_part(task) for _, task in tasks]
+        exchange = Exchange(held, [_precision(rule, m) for (rule, _), m in zip(tasks, momenta, strict=True)])
+        parts = [_Part(i, tasks[i][0], one) for i, whole in exchange.bring(momenta).items() for one in _matrices(tasks[i][1]).split(whole)]
+        results: dict[int, Tensor] = {}
+        for batch, orthogonal in self._orthogonalized(parts, None):
+            results.update(zip(batch, orthogonal.split([len(parts[i].values) for i in batch]), strict=True))
+        owned: dict[int, list[Tensor]] = {}
         for i, part in enumerate(parts):
-            done[part.task].append(results[i])
-        if rows is not None:
-            _write_rows(tasks, rows)
-        for task, some in zip(tasks, sizes, strict=True):
-            self.sizes[task.p] = some[0] if len(some) == 1 else torch.cat(some)
-        return [_matrices(task).join(some) for task, some in zip(tasks, done, strict=True)]
+            owned.setdefault(part.number, []).append(results[i])
+        pieces = exchange.back({i: _matrices(tasks[i][1]).join(some) for i, some in owned.items()}, momenta)
+        sums = [part.sum_square(piece.to(m.dtype)) for part, piece, m in zip(held, pieces, momenta, strict=True)]
+        by_row = [i for i, (rule, _) in enumerate(tasks) if rule.beta2 is not None]
+        total = dict(zip(by_row, add_up_rows([held[i] for i in by_row], [sums[i] for i in by_row]), strict=True))
+        updates: list[Tensor] = []
+        for i, ((rule, task), part, m) in enumerate(zip(tasks, held, momenta, strict=True)):
+            layout = _matrices(task)
+            if rule.beta2 is None:
+                factors = [sums[i].new_full((n, rows, 1), SIZE * math.sqrt(max(rows, columns))) for n, rows, columns in layout.matrices]
+            else:
+                split = [layout.split(of_rows) for of_rows in (total[i], task.state[SECOND.name])]
+                seconds = [second.clone() for second in split[1]]
+                columns = layout.matrices[0][2]
+                factors = [_row_factors(of / columns, second, rule.beta2, columns) for of, second in zip(split[0], seconds, strict=True)]
+                task.state[SECOND.name].copy_(layout.join(seconds))
+            factor = layout.join(factors)
+            updates.append(pieces[i].to(m.dtype) * part.spread(factor))
+            if task.param is not None:
+                self.sizes[task.param] = sums[i] * factor.square()
+        return updates
+
+    @staticmethod
+    def _orthogonalized(parts: Sequence[_Part], group: Any) -> Iterator[tuple[list[int], Tensor]]:
+        """The matrices of parts, orthogonalised, in the dtype in which they are: numbers of parts of one shape, and theirs together."""
+        batches = list(_batches(parts))
+
+        def run(number: int, matrices: Tensor) -> Tensor:
+            rule = parts[batches[number][0]].rule
+            return orthogonalize(matrices.to(_precision(rule, matrices)), rule.iterations)
+
+        if group is not None:
+            firsts = [parts[batch[0]] for batch in batches]
+            dtypes = [_precision(first.rule, first.values) for first in firsts]
+            yield from zip(batches, share([[parts[i].values for i in batch] for batch in batches], dtypes, run, group), strict=True)
+            return
+        for number, batch in enumerate(batches):
+            yield batch, run(number, torch.cat([parts[i].values for i in batch]) if len(batch) > 1 else parts[batch[0]].values)
+
+
+def _is_cut(task: Task) -> bool:
+    """Whether other ranks hold parts of its matrices."""
+    return task.part is not None and task.part.along is not None
+
+
+def _part(task: Task) -> Part:
+    assert task.part is not None
+    return task.part
 
 
 def _matrices(task: Task) -> MatrixLayout:
@@ -98,23 +194,30 @@ def _matrices(task: Task) -> MatrixLayout:
     return task.layout
 
 
+def _rows_of(rule: MatrixLayout, task: Task) -> list[Tensor] | list[None]:
+    """The second moments of the rows of each part; None where there are none."""
+    layout = _matrices(task)
+    return [None] * len(layout.matrices) if rule.beta2 is None else layout.split(task.state[SECOND.name])
+
+
 def _by_rule(tasks: Sequence[Task]) -> Iterator[tuple[MatrixLayout, list[Task]]]:
     """Tasks of one device, dtype and rule, with a layout that says what the rule is."""
     found: dict[tuple, list[Task]] = {}
     for task in tasks:
         layout = _matrices(task)
-        rule = (layout.momentum, layout.beta2, layout.iterations, layout.precision)
+        if not (task.p.numel() or _is_cut(task)):  # a rank without any of the experts
+            task.state[STEP.name].add_(1)
+            continue
+        rule = (layout.momentum, layout.beta2, layout.iterations, layout.precision, _is_cut(task))
         found.setdefault((task.p.device, task.p.dtype, *rule), []).append(task)
     for some in found.values():
         yield _matrices(some[0]), some
 
 
-def _count(tasks: Sequence[Task]) -> None:
+def _momenta(job: _Job) -> list[Tensor]:
+    """Count the step and step the first moments, and return what is orthogonalised: Nesterov's, which are one gradient ahead."""
+    group, rule, tasks = job
     torch._foreach_add_([task.state[STEP.name] for task in tasks], 1)
-
-
-def _momenta(group: Mapping[str, Any], rule: MatrixLayout, tasks: Sequence[Task]) -> list[Tensor]:
-    """Step the first moments, and return what is orthogonalised: Nesterov's, which are one gradient ahead."""
     wide = torch.promote_types(tasks[0].p.dtype, torch.float32)
     grads = [task.grad for task in tasks]
     if group["maximize"]:
@@ -138,11 +241,12 @@ def _momenta(group: Mapping[str, Any], rule: MatrixLayout, tasks: Sequence[Task]
 
 
 def _batches(parts: Sequence[_Part]) -> Iterator[list[int]]:
-    """Numbers of parts whose matrices have one shape, so many that they fit."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    """Numbers of parts whose matrices have one shape and rule, so many that they fit."""
+    found: dict[tuple, list[int]] = {}
     for i, part in enumerate(parts):
         if part.values.numel():
-            found.setdefault(tuple(part.values.shape[1:]), []).append(i)
+            rule = (part.rule.beta2, part.rule.iterations, part.rule.precision)
+            found.setdefault((*part.values.shape[1:], part.values.dtype, part.values.device, *rule), []).append(i)
     for some in found.values():
         batch, held = [], 0
         for i in some:
@@ -160,15 +264,24 @@ def _precision(rule: MatrixLayout, like: Tensor) -> torch.dtype:
     return torch.bfloat16 if like.is_cuda else like.dtype
 
 
-def _write_rows(tasks: Sequence[Task], rows: Sequence[Tensor]) -> None:
-    given, new = iter(rows), []
-    for task in tasks:
-        layout = _matrices(task)
-        new.append(layout.join([next(given) for _ in layout.matrices]))
-    torch._foreach_copy_([task.state[SECOND.name] for task in tasks], new)
+def _row_factors(mean_square: Tensor, second_moment: Tensor, beta2: float, columns: int) -> Tensor:
+    """By what :func:`normalized_by_row` multiplies rows, where a rank has not all of them: from the mean square of each.
+
+    Args:
+        mean_square: Of the orthogonalised rows, of shape (number, rows, 1).
+        second_moment: Of the rows; updated in place.
+        beta2: Its decay.
+        columns: Elements of a row.
+    """
+    second_moment.lerp_(mean_square, 1 - beta2)
+    factors = second_moment.sqrt().add_(_EPS_OF_ROWS).reciprocal_()
+    norm = (mean_square * factors.square()).sum(dim=1, keepdim=True).mul_(columns).sqrt_().clamp_min_(_EPS_OF_ROWS)
+    return factors * (SIZE * math.sqrt(factors.shape[1] * columns) / norm)
 
 
-def _apply(group: Mapping[str, Any], lr: float | Tensor, tasks: Sequence[Task], updates: Sequence[Tensor]) -> None:
+def _apply(job: _Job, updates: Sequence[Tensor]) -> None:
+    group, _, tasks = job
+    lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0
     wide = updates[0].dtype
     if tasks[0].p.dtype == wide:

@@ -96,8 +96,8 @@ def _cut_along(p: Any, layout: MatrixLayout, sharded: list[Any], name: str) -> i
         return None
     if len(sharded) > 1 or type(sharded[0]) is not Shard:
         raise ValueError(
-            f"Parameter {name!r} of shape {tuple(p.shape)} has matrices that are cut by {tuple(p.placements)}, and updates are orthogonalised"
-            " of matrices that are sharded over one dimension of the mesh, as by fully_shard. Override it"
+            f"Parameter {name!r} of shape {tuple(p.shape)} has matrices that are cut by {tuple(p.placements)}, but updates are"
+            " orthogonalised only of what is sharded over one dimension of the mesh, as by fully_shard. Override it"
             f" (overrides={{{name!r}: 'factored'}}), or choose the partition 'auto'."
         )
     return sharded[0].dim

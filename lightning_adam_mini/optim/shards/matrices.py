@@ -162,8 +162,9 @@ def share(
             if begin < end:
                 matrices = [matrix for some in batches[i] for matrix in some.unbind()]
                 place.copy_(run(i, torch.stack(matrices[begin:end])).reshape(-1))
-        came = own.new_empty(ranks, most)
+        came = own.new_empty(ranks * most)
         dist.all_gather_into_tensor(came, own, group=group)
+        came = came.view(ranks, most)
         starts = [[0, *accumulate(of_all)] for of_all in zip(*sizes, strict=True)]
         for at, i in enumerate(numbers):
             in_order = sorted(range(ranks), key=spans[i].__getitem__)

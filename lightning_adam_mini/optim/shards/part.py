@@ -111,6 +111,12 @@ class Part:
         """Sum of ``values`` over the rank's part of each block of the window, in float64."""
         return self._add([piece.sum(values) for piece, values in self.split(values)], torch.float64, values.device)
 
+    def rms(self, sums: Tensor) -> Tensor:
+        """Root mean square of each matrix, from the sum of squares over each row."""
+        assert self.matrices is not None
+        parts = zip(self.matrices.split(sums), self.matrices.matrices, strict=True)
+        return torch.cat([one.sum(dim=(1, 2)) / (rows * columns) for one, (_, rows, columns) in parts]).sqrt_()
+
     def _add(self, sums: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
         total = sums[0] if sums else torch.zeros(self.window.block_shape, dtype=dtype, device=device)
         for more in sums[1:]:

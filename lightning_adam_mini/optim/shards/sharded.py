@@ -25,6 +25,7 @@ from lightning_adam_mini.optim.shards.dtensor import (
     with_local,
 )
 from lightning_adam_mini.optim.shards.flat import FlatShard, flat_part, is_flat_parameter, is_flattened
+from lightning_adam_mini.optim.shards.matrices import add_up_rows
 from lightning_adam_mini.optim.shards.part import CutBlocks, Part
 from lightning_adam_mini.optim.shards.reduce import CutSums, add_up, agree, gather_blocks
 from lightning_adam_mini.optim.state import SECOND, Kind, moments_in, slots_of
@@ -221,6 +222,18 @@ class Shards:
             gathered.setdefault(p, []).append(self._in_shape(p, blocks))
         return gathered
 
+    def sizes_of_matrices(self, sums: Mapping[Tensor, Tensor]) -> dict[Tensor, tuple[Tensor, Tensor]]:
+        """Root mean squares of the updates and weights of matrices that are cut. Every rank has to call it.
+
+        Args:
+            sums: By parameter, of those that are cut the sum of the squared updates over this rank's part of each row.
+        """
+        ours = {p: part for p, part in self.parts.items() if p in sums and part.along is not None}
+        of_weights = [part.sum_square(local(p)) for p, part in ours.items()]
+        total = iter(add_up_rows([*ours.values()] * 2, [*(sums[p] for p in ours), *of_weights]))
+        updates = [next(total) for _ in ours]
+        return {p: (part.rms(one), part.rms(next(total))) for (p, part), one in zip(ours.items(), updates, strict=True)}
+
     def _in_shape(self, p: Tensor, blocks: Tensor) -> Tensor:
         if p not in self.flat or not self.parts[p].layout.is_per_parameter:
             return blocks
@@ -316,7 +329,7 @@ class Shards:
         margins = self.parts[p].margins
         if values is None and (saved.is_factored or saved.is_orthogonal):  # whose means every rank has whole, or holds
             return None
-        if present.is_orthogonal and (not saved.is_orthogonal or saved.margins != present.margins):  # not of updates
+        if present.is_orthogonal and not (margins and saved.is_orthogonal and saved.margins == present.margins):  # there is none of updates
             return [self._zero_blocks(p, part) for part in margins]
         dense = values is None or self._is_dense(p, values[0], saved) or (saved.is_per_parameter and saved != present)
         if dense:

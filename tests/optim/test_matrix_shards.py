@@ -1,0 +1,49 @@
+"""Matrices on several ranks step and save as on one: see ``matrix_ranks.py``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.strategies.launch import run_ranks
+from tests.optim import matrix_ranks
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def wrong(request, tmp_path_factory):
+    """What went wrong on any rank, by check: one group of processes runs them all."""
+    outcomes = run_ranks(matrix_ranks.run_checks, request.param, tmp_path_factory.mktemp("ranks"), request.param)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return [(rank, name, text) for rank, found in enumerate(outcomes) for name, text in found.items()]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("check", [check.__name__ for check in matrix_ranks.CHECKS])
+def test_matrix_shards(wrong, check):
+    problems = [f"rank {rank}:\n{text}" for rank, name, text in wrong if name == check]
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.timeout(300)
+def test_a_sharded_checkpoint_goes_from_two_ranks_to_one_and_to_four(tmp_path):
+    for ranks, first, last in ((2, 1, 4), (1, 5, 6), (4, 7, 8)):
+        weights = run_ranks(matrix_ranks.keep, ranks, tmp_path, tmp_path, first, last, first > 1)
+    straight, _ = matrix_ranks.alone("normuon", steps=8)
+    for of_rank in weights:
+        assert not isinstance(of_rank, Exception), of_rank
+        for name, p in matrix_ranks.named(straight):
+            torch.testing.assert_close(of_rank[name], p.detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.timeout(400)
+def test_a_fit_under_ddp_and_fsdp2_is_that_of_one_device(tmp_path):
+    ((single, *_),) = run_ranks(matrix_ranks.fitted, 1, tmp_path, "", tmp_path)
+    for name in ("DDP", "FSDP2", "FSDP2, CPU offload"):
+        for outcome in run_ranks(matrix_ranks.fitted, 2, tmp_path, name, tmp_path):
+            weights, resumed, shared, left = outcome
+            assert max(float((weights[key] - single[key]).abs().max() / single[key].abs().max()) for key in single) < 1e-5, name
+            assert all(torch.equal(weights[key], resumed[key]) for key in weights), name
+            assert shared == [name == "DDP"] * 10, name
+            assert left  # after the fit
