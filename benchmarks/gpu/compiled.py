@@ -29,6 +29,7 @@ def cases(bench: Bench) -> list[Case]:
         Case("a compiled model", partial(of_model, bench)),
         Case("a compiled model that Lightning fits", partial(of_fit, bench)),
         Case("a compiled step", partial(of_step, bench)),
+        Case("a compiled step of torch's AdamW, to tell whose fault it is", partial(of_torch, bench)),
     ]
 
 
@@ -99,3 +100,17 @@ def of_step(bench: Bench) -> dict[str, object]:
     off = max(((p - q).abs().max() / q.abs().max()).item() for p, q in zip(twin.parameters(), plain.parameters(), strict=True))
     assert off < 1e-4, f"weights differ by {off:.2e} of the largest"
     return {"largest_difference": off}
+
+
+def of_torch(bench: Bench) -> dict[str, object]:
+    """Compile a step of torch's own AdamW.
+
+    Args:
+        bench: Where.
+    """
+    model = FEW.make(bench.device)
+    step = _compile(bench, torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True).step)
+    for i in range(3):
+        add_random_gradients(model, i)
+        step()
+    return {"steps": 3}

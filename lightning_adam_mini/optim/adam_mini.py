@@ -46,7 +46,8 @@ class MatrixUpdates(NamedTuple):
     """How large the last update of a parameter's matrices was.
 
     Attributes:
-        rms: Root mean square of the update of each matrix, weight decay left out: float32 of shape (matrices,).
+        rms: Root mean square of the update of each matrix at the group's present learning rate, weight decay left out: float32 of shape
+            (matrices,).
         ratio: The same over the root mean square of the matrix: the share of it that a step changes.
         rows: NorMuon's learning rate of each row before the matrix is resized, ``lr / sqrt(v)``, of the layout's ``block_shape``; None of
             Muon.

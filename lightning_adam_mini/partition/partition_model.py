@@ -30,7 +30,8 @@ def partition_model(
         model_or_report: A module, or what :func:`~lightning_adam_mini.detection.inspect_model` said of it.
         partition: A strategy or its name: ``"auto"`` (rows and columns of matrices and convolutions, rows of embeddings, elements of
             vectors), ``"factored"``, ``"adam_mini"``, ``"adam_mini_v1"``, ``"tensor"`` (or ``"adalayer"``), ``"adalayer_ln_tl"``,
-            ``"adam"``, or a name of your own (see :func:`~lightning_adam_mini.partition.register_strategy`).
+            ``"adam"``, ``"muon"`` or ``"normuon"`` (hidden matrices orthogonalised, the rest as in ``"auto"``), or a name of your own (see
+            :func:`~lightning_adam_mini.partition.register_strategy`).
         overrides: What you know better, by glob on the parameter's name; see :mod:`lightning_adam_mini.partition.overrides`.
         strict: Whether it is an error if the partition needs heads of attention that cannot be found; else each line is a block there,
             with a warning.
