@@ -422,11 +422,11 @@ def fitted(name, folder):
             seen.append(trainer.optimizers[0]._stepper.orthogonal.group is not None)
 
     options = {"partition": "normuon", "blocks": {}}
-    trainer = fit(name, Sees(), **options)
+    trainer = fit(name, Sees(), max_epochs=2, **options)
     after = trainer.optimizers[0]._stepper.orthogonal.group
     assert any(isinstance(layout, MatrixLayout) for layout in trainer.optimizers[0].layouts.values())
-    fit(name, max_steps=5, **options).save_checkpoint(folder / "half.ckpt")
-    resumed = fit(name, ckpt_path=str(folder / "half.ckpt"), **options)
+    fit(name, **options).save_checkpoint(folder / "half.ckpt")
+    resumed = fit(name, max_epochs=2, ckpt_path=str(folder / "half.ckpt"), **options)
     return whole_weights(trainer), whole_weights(resumed), seen, after is None
 
 

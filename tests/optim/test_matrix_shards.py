@@ -38,12 +38,17 @@ def test_a_sharded_checkpoint_goes_from_two_ranks_to_one_and_to_four(tmp_path):
 
 
 @pytest.mark.timeout(400)
-def test_a_fit_under_ddp_and_fsdp2_is_that_of_one_device(tmp_path):
-    ((single, *_),) = run_ranks(matrix_ranks.fitted, 1, tmp_path, "", tmp_path)
-    for name in ("DDP", "FSDP2", "FSDP2, CPU offload"):
-        for outcome in run_ranks(matrix_ranks.fitted, 2, tmp_path, name, tmp_path):
-            weights, resumed, shared, left = outcome
-            assert max(float((weights[key] - single[key]).abs().max() / single[key].abs().max()) for key in single) < 1e-5, name
-            assert all(torch.equal(weights[key], resumed[key]) for key in weights), name
-            assert shared == [name == "DDP"] * 10, name
-            assert left  # after the fit
+@pytest.mark.parametrize("name", ["DDP", "FSDP2", "FSDP2, CPU offload"])
+def test_a_fit_on_two_ranks_is_that_of_one_device(name, tmp_path):
+    if "FSDP2" in name and not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip("this version of torch runs no module that FSDP2 has sharded on a CPU")
+    (alone,) = run_ranks(matrix_ranks.fitted, 1, tmp_path, "", tmp_path)
+    assert not isinstance(alone, Exception), alone
+    single = alone[0]
+    for outcome in run_ranks(matrix_ranks.fitted, 2, tmp_path, name, tmp_path):
+        assert not isinstance(outcome, Exception), outcome
+        weights, resumed, shared, left = outcome
+        assert max(float((weights[key] - single[key]).abs().max() / single[key].abs().max()) for key in single) < 1e-5
+        assert all(torch.equal(weights[key], resumed[key]) for key in weights)
+        assert shared == [name == "DDP"] * 20
+        assert left  # after the fit

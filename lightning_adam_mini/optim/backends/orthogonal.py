@@ -16,7 +16,6 @@ from lightning_adam_mini.optim.functional import Blocks
 from lightning_adam_mini.optim.orthogonal import _EPS_OF_ROWS, SIZE, normalized_by_row, orthogonalize, resized
 from lightning_adam_mini.optim.rounding import Place, round_at_random, seed_of
 from lightning_adam_mini.optim.shards.matrices import Exchange, add_up_rows, share
-from lightning_adam_mini.optim.shards.part import Part
 from lightning_adam_mini.optim.state import FIRST, SECOND, STEP, elements_in
 
 _AT_ONCE = 2**25  # elements that are orthogonalised together: enough for the launches not to count
@@ -27,12 +26,10 @@ class _Job(NamedTuple):
 
     Attributes:
         group: Options of their group.
-        rule: A layout that says what the rule is.
         tasks: The tasks.
     """
 
     group: Mapping[str, Any]
-    rule: MatrixLayout
     tasks: list[Task]
 
 
@@ -41,12 +38,12 @@ class _Part(NamedTuple):
 
     Attributes:
         number: The tensor's number.
-        rule: A layout that says what the rule is.
+        layout: Its matrices, and how they are stepped.
         values: Of shape (number, rows, columns).
     """
 
     number: int
-    rule: MatrixLayout
+    layout: MatrixLayout
     values: Tensor
 
 
@@ -73,7 +70,7 @@ class Orthogonal(Backend):
 
     def step(self, work: Sequence[tuple[Mapping[str, Any], Sequence[Task]]]) -> None:
         """Step the matrices of each group."""
-        jobs = [_Job(group, *some) for group, tasks in work for some in _by_rule(tasks)]
+        jobs = [_Job(group, some) for group, tasks in work for some in _by_rule(tasks)]
         cut = [job for job in jobs if _is_cut(job.tasks[0])]
         whole = [job for job in jobs if not _is_cut(job.tasks[0])]
         for some in [[job] for job in whole] if self.group is None else [whole]:
@@ -94,33 +91,30 @@ class Orthogonal(Backend):
 
     def _updates(self, jobs: Sequence[_Job], momenta: Sequence[Tensor]) -> list[Tensor]:
         """The update of each task, in learning rates, of its parameter's shape."""
-        tasks = [(job.rule, task) for job in jobs for task in job.tasks]
-        parts = [
-            _Part(i, rule, one)
-            for i, ((rule, task), m) in enumerate(zip(tasks, momenta, strict=True))
-            for one in _matrices(task).split(m)
-        ]
-        rows = {i: one for i, one in enumerate(one for rule, task in tasks for one in _rows_of(rule, task)) if one is not None}
+        tasks = [task for job in jobs for task in job.tasks]
+        parts = [part for i, (task, m) in enumerate(zip(tasks, momenta, strict=True)) for part in _split(i, task, m)]
+        rows = [one for task in tasks for one in _rows_of(task)]
         results: dict[int, Tensor] = {}
         sizes: dict[int, Tensor] = {}
         for batch, orthogonal in self._orthogonalized(parts, self.group):
             first, counts = parts[batch[0]], [len(parts[i].values) for i in batch]
-            if first.rule.beta2 is None:
+            if first.layout.beta2 is None:
                 update = resized(orthogonal.to(first.values.dtype))
             else:
                 second = torch.cat([rows[i] for i in batch])
-                update = normalized_by_row(orthogonal, second, first.rule.beta2).to(first.values.dtype)
-                rows.update(zip(batch, second.split(counts), strict=True))
+                update = normalized_by_row(orthogonal, second, first.layout.beta2).to(first.values.dtype)
+                for i, one in zip(batch, second.split(counts), strict=True):
+                    rows[i] = one
             results.update(zip(batch, update.split(counts), strict=True))
             sizes.update(zip(batch, update.float().square().mean(dim=(1, 2)).sqrt_().split(counts), strict=True))
         joined: list[Tensor] = []
         kept: list[tuple[Tensor, Tensor]] = []
         at = 0
-        for rule, task in tasks:
+        for task in tasks:
             layout = _matrices(task)
             ours = range(at, at := at + len(layout.matrices))
             joined.append(layout.join([results[i] for i in ours]))
-            if rule.beta2 is not None:
+            if layout.beta2 is not None:
                 kept.append((task.state[SECOND.name], layout.join([rows[i] for i in ours])))
             if task.param is not None:
                 self.sizes[task.param] = sizes[ours[0]] if len(ours) == 1 else torch.cat([sizes[i] for i in ours])
@@ -130,31 +124,31 @@ class Orthogonal(Backend):
 
     def _updates_of_cut(self, jobs: Sequence[_Job], momenta: Sequence[Tensor]) -> list[Tensor]:
         """The same of matrices of which this rank holds parts: the part of it."""
-        tasks = [(job.rule, task) for job in jobs for task in job.tasks]
-        held = [_part(task) for _, task in tasks]
-        exchange = Exchange(held, [_precision(rule, m) for (rule, _), m in zip(tasks, momenta, strict=True)])
-        parts = [_Part(i, tasks[i][0], one) for i, whole in exchange.bring(momenta).items() for one in _matrices(tasks[i][1]).split(whole)]
+        tasks = [task for job in jobs for task in job.tasks]
+        held = [task.part for task in tasks if task.part is not None]
+        exchange = Exchange(held, [_precision(_matrices(task), m) for task, m in zip(tasks, momenta, strict=True)])
+        parts = [part for i, whole in exchange.bring(momenta).items() for part in _split(i, tasks[i], whole)]
         results: dict[int, Tensor] = {}
         for batch, orthogonal in self._orthogonalized(parts, None):
             results.update(zip(batch, orthogonal.split([len(parts[i].values) for i in batch]), strict=True))
         owned: dict[int, list[Tensor]] = {}
         for i, part in enumerate(parts):
             owned.setdefault(part.number, []).append(results[i])
-        pieces = exchange.back({i: _matrices(tasks[i][1]).join(some) for i, some in owned.items()}, momenta)
+        pieces = exchange.back({i: _matrices(tasks[i]).join(some) for i, some in owned.items()}, momenta)
         sums = [part.sum_square(piece.to(m.dtype)) for part, piece, m in zip(held, pieces, momenta, strict=True)]
-        by_row = [i for i, (rule, _) in enumerate(tasks) if rule.beta2 is not None]
+        by_row = [i for i, task in enumerate(tasks) if _matrices(task).beta2 is not None]
         total = dict(zip(by_row, add_up_rows([held[i] for i in by_row], [sums[i] for i in by_row]), strict=True))
         updates: list[Tensor] = []
-        for i, ((rule, task), part, m) in enumerate(zip(tasks, held, momenta, strict=True)):
+        for i, (task, part, m) in enumerate(zip(tasks, held, momenta, strict=True)):
             layout = _matrices(task)
-            if rule.beta2 is None:
+            if layout.beta2 is None:
                 factors = [sums[i].new_full((n, rows, 1), SIZE * math.sqrt(max(rows, columns))) for n, rows, columns in layout.matrices]
             else:
-                split = [layout.split(of_rows) for of_rows in (total[i], task.state[SECOND.name])]
-                seconds = [second.clone() for second in split[1]]
-                columns = layout.matrices[0][2]
-                factors = [_row_factors(of / columns, second, rule.beta2, columns) for of, second in zip(split[0], seconds, strict=True)]
-                task.state[SECOND.name].copy_(layout.join(seconds))
+                second, columns = task.state[SECOND.name], layout.matrices[0][2]
+                mean_squares = total[i] / columns
+                second.lerp_(mean_squares, 1 - layout.beta2)
+                both = zip(layout.split(mean_squares), layout.split(second), strict=True)
+                factors = [_row_factors(mean_square, one, columns) for mean_square, one in both]
             factor = layout.join(factors)
             updates.append(pieces[i].to(m.dtype) * part.spread(factor))
             if task.param is not None:
@@ -167,12 +161,12 @@ class Orthogonal(Backend):
         batches = list(_batches(parts))
 
         def run(number: int, matrices: Tensor) -> Tensor:
-            rule = parts[batches[number][0]].rule
-            return orthogonalize(matrices.to(_precision(rule, matrices)), rule.iterations)
+            layout = parts[batches[number][0]].layout
+            return orthogonalize(matrices.to(_precision(layout, matrices)), layout.iterations)
 
         if group is not None:
             firsts = [parts[batch[0]] for batch in batches]
-            dtypes = [_precision(first.rule, first.values) for first in firsts]
+            dtypes = [_precision(first.layout, first.values) for first in firsts]
             yield from zip(batches, share([[parts[i].values for i in batch] for batch in batches], dtypes, run, group), strict=True)
             return
         for number, batch in enumerate(batches):
@@ -184,24 +178,24 @@ def _is_cut(task: Task) -> bool:
     return task.part is not None and task.part.along is not None
 
 
-def _part(task: Task) -> Part:
-    assert task.part is not None
-    return task.part
-
-
 def _matrices(task: Task) -> MatrixLayout:
     assert isinstance(task.layout, MatrixLayout)
     return task.layout
 
 
-def _rows_of(rule: MatrixLayout, task: Task) -> list[Tensor] | list[None]:
-    """The second moments of the rows of each part; None where there are none."""
+def _split(number: int, task: Task, values: Tensor) -> list[_Part]:
     layout = _matrices(task)
-    return [None] * len(layout.matrices) if rule.beta2 is None else layout.split(task.state[SECOND.name])
+    return [_Part(number, layout, one) for one in layout.split(values)]
 
 
-def _by_rule(tasks: Sequence[Task]) -> Iterator[tuple[MatrixLayout, list[Task]]]:
-    """Tasks of one device, dtype and rule, with a layout that says what the rule is."""
+def _rows_of(task: Task) -> list[Tensor]:
+    """The second moments of the rows of each part; of Muon's, which has none, whatever."""
+    layout = _matrices(task)
+    return [task.p] * len(layout.matrices) if layout.beta2 is None else layout.split(task.state[SECOND.name])
+
+
+def _by_rule(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Tasks of one device, dtype and rule, all of whole matrices or all of matrices that are cut."""
     found: dict[tuple, list[Task]] = {}
     for task in tasks:
         layout = _matrices(task)
@@ -210,13 +204,13 @@ def _by_rule(tasks: Sequence[Task]) -> Iterator[tuple[MatrixLayout, list[Task]]]
             continue
         rule = (layout.momentum, layout.beta2, layout.iterations, layout.precision, _is_cut(task))
         found.setdefault((task.p.device, task.p.dtype, *rule), []).append(task)
-    for some in found.values():
-        yield _matrices(some[0]), some
+    return list(found.values())
 
 
 def _momenta(job: _Job) -> list[Tensor]:
     """Count the step and step the first moments, and return what is orthogonalised: Nesterov's, which are one gradient ahead."""
-    group, rule, tasks = job
+    group, tasks = job
+    momentum = _matrices(tasks[0]).momentum
     torch._foreach_add_([task.state[STEP.name] for task in tasks], 1)
     wide = torch.promote_types(tasks[0].p.dtype, torch.float32)
     grads = [task.grad for task in tasks]
@@ -228,14 +222,14 @@ def _momenta(job: _Job) -> list[Tensor]:
     plain = all(isinstance(task.codec, Plain) for task in tasks)
     if plain and all(one[""].dtype == grad.dtype == wide for one, grad in zip(kept, grads, strict=True)):
         moments = [one[""] for one in kept]
-        torch._foreach_lerp_(moments, grads, 1 - rule.momentum)
-        return list(torch._foreach_lerp(grads, moments, rule.momentum))
+        torch._foreach_lerp_(moments, grads, 1 - momentum)
+        return list(torch._foreach_lerp(grads, moments, momentum))
     ahead = []
     for task, grad, one in zip(tasks, grads, kept, strict=True):
         moment = one[""].to(wide) if isinstance(task.codec, Plain) else task.codec.decode(one, wide)
         grad = grad.to(wide)
-        moment = moment.lerp(grad, 1 - rule.momentum)
-        ahead.append(grad.lerp(moment, rule.momentum))
+        moment = moment.lerp(grad, 1 - momentum)
+        ahead.append(grad.lerp(moment, momentum))
         task.codec.encode_(moment, one)
     return ahead
 
@@ -245,7 +239,7 @@ def _batches(parts: Sequence[_Part]) -> Iterator[list[int]]:
     found: dict[tuple, list[int]] = {}
     for i, part in enumerate(parts):
         if part.values.numel():
-            rule = (part.rule.beta2, part.rule.iterations, part.rule.precision)
+            rule = (part.layout.beta2, part.layout.iterations, part.layout.precision)
             found.setdefault((*part.values.shape[1:], part.values.dtype, part.values.device, *rule), []).append(i)
     for some in found.values():
         batch, held = [], 0
@@ -264,23 +258,21 @@ def _precision(rule: MatrixLayout, like: Tensor) -> torch.dtype:
     return torch.bfloat16 if like.is_cuda else like.dtype
 
 
-def _row_factors(mean_square: Tensor, second_moment: Tensor, beta2: float, columns: int) -> Tensor:
+def _row_factors(mean_square: Tensor, second_moment: Tensor, columns: int) -> Tensor:
     """By what :func:`normalized_by_row` multiplies rows, where a rank has not all of them: from the mean square of each.
 
     Args:
         mean_square: Of the orthogonalised rows, of shape (number, rows, 1).
-        second_moment: Of the rows; updated in place.
-        beta2: Its decay.
+        second_moment: Of the rows, updated already.
         columns: Elements of a row.
     """
-    second_moment.lerp_(mean_square, 1 - beta2)
     factors = second_moment.sqrt().add_(_EPS_OF_ROWS).reciprocal_()
     norm = (mean_square * factors.square()).sum(dim=1, keepdim=True).mul_(columns).sqrt_().clamp_min_(_EPS_OF_ROWS)
     return factors * (SIZE * math.sqrt(factors.shape[1] * columns) / norm)
 
 
 def _apply(job: _Job, updates: Sequence[Tensor]) -> None:
-    group, _, tasks = job
+    group, tasks = job
     lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
     decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0
     wide = updates[0].dtype
