@@ -94,7 +94,9 @@ class StepChecks:
                     state.get(name) is not tensor or tensor.shape != shape or tensor.stride() != strides
                     for name, tensor, shape, strides in seen.kept
                 )
-                or (p.is_cpu and not (is_held(p) and is_held(grad) and all(is_held(tensor) for _, tensor, _, _ in seen.kept)))
+                or (
+                    (p.is_cpu or p.is_cuda) and not (is_held(p) and is_held(grad) and all(is_held(tensor) for _, tensor, _, _ in seen.kept))
+                )
             ):
                 self._check_wholly(member)
                 changed.append(p)

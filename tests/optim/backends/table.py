@@ -100,7 +100,7 @@ TRITON = Way(
     roundings=1 if GPU else 2,  # Triton's interpreter cuts bfloat16 off instead
     large=(24, 50),
     quick=GPU,
-    cannot=frozenset({*_NEVER, *_SCATTERED, "codes", "rounding at random"}),
+    cannot=frozenset({*_NEVER, *_SCATTERED, "rounding at random"}),
 )
 FOREACH = Way("foreach", Readable, {"fused": False, "foreach": True}, to_the_bit=True, roundings=2)
 LOOP = Way("loop", Readable, {"fused": False, "foreach": False}, to_the_bit=True, roundings=2)

@@ -106,6 +106,8 @@ def test_a_tensor_lr_of_one_element_may_change_in_place(way, shape):
 
 @ways()
 def test_float64_parameters_are_stepped_in_float64(way):
+    if way is TRITON and GPU:
+        pytest.skip("on a GPU the kernels leave float64 to others")
     beside = Beside.make(way, way.kinds, torch.float64)
     for step in range(3):
         beside.step(make_grads(step, way.kinds, torch.float64))
@@ -193,7 +195,7 @@ def test_large_tensors_are_cut_into_pieces(way, options):
 )
 def test_sums_of_squares_may_be_what_no_number_is_where_their_mean_is_one(way, dtype, size, coupled):
     """With eps=0, against exact steps of gradients divided by their size, which cancels."""
-    if way in ON_GPU:
+    if way in ON_GPU or (way is TRITON and GPU and dtype == torch.float64):
         pytest.skip("on a GPU only Triton's kernels know whether a sum has overflowed: torch would have to wait for it")
     kinds = {**KINDS, **large_kinds(*way.large)} if way.quick else {name: KINDS[name] for name in FEW if KINDS[name].numbers.max() < 4}
     kinds = {name: kind for name, kind in kinds.items() if kind.numbers.size >= 40}

@@ -169,7 +169,9 @@ class Case:
         if not is_dense(p):
             return False
         if way is TRITON:
-            return not in_codes and not self.stochastic_rounding and (momentum == torch.float64) == (dtype == torch.float64)
+            if in_codes:
+                return has_rows_in_order(p) and not self.stochastic_rounding
+            return not self.stochastic_rounding and (momentum == torch.float64) == (dtype == torch.float64)
         return momentum in PAIRS[dtype] and (has_rows_in_order(p) or not (in_codes or self.stochastic_rounding))
 
 

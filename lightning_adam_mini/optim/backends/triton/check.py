@@ -14,9 +14,10 @@ from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.backends.protocol import Task
 from lightning_adam_mini.optim.backends.triton import step as triton
-from lightning_adam_mini.optim.codecs import Plain
+from lightning_adam_mini.optim.codecs import Codec, EightBit, Plain
 from lightning_adam_mini.optim.functional import adam_mini
 from lightning_adam_mini.optim.shards.part import CutBlocks, Part, apart_in, window_of
+from lightning_adam_mini.optim.state import FIRST, elements_in
 
 _LAYOUTS = (
     BlockLayout.each_line((48, 130)),
@@ -43,7 +44,7 @@ def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch
     Args:
         device: Where.
         dtype: Dtype of parameters.
-        momentum_dtype: Dtype of their first moments.
+        momentum_dtype: Dtype of their first moments; int8 stands for codes.
         cut: Whether other ranks hold parts of their blocks.
     """
     try:
@@ -58,14 +59,22 @@ def disagreement(device: torch.device, dtype: torch.dtype, momentum_dtype: torch
 def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype, cut: bool) -> None:
     generator = torch.Generator().manual_seed(0)  # of its own: torch's are the user's
     layouts = [_half(layout, device, dtype) for layout in _CUT] if cut else _LAYOUTS
-    ours, theirs = ([_tensor(layout, device, dtype, momentum_dtype) for layout in layouts] for _ in range(2))
-    plans = [triton.plan_of(p, layout) for (p, _), layout in zip(ours, layouts, strict=True)]
+    in_codes = momentum_dtype == torch.int8
+    wide = second_moment_dtype(dtype) if in_codes else momentum_dtype
+    shapes = [layout.shape if isinstance(layout, BlockLayout) else layout.part.pieces[0].sizes for layout in layouts]
+    plain = [Plain(shape, wide) for shape in shapes]
+    codecs = [EightBit(shape) for shape in shapes] if in_codes else plain
+    ours, theirs = ([_tensor(*of, device, dtype) for of in zip(layouts, some, strict=True)] for some in (codecs, plain))
+    plans = [triton.plan_of(p, layout, codec) for (p, _), layout, codec in zip(ours, layouts, codecs, strict=True)]
     group, tables = {**_OPTIONS, "betas": _BETAS}, {}
     for _ in range(2):
         grads = [torch.randn(p.shape, generator=generator).to(device, dtype) for p, _ in ours]
+        if in_codes:  # what they stand for: what was rounded before a step is no difference
+            for codec, (_, state), (_, other) in zip(codecs, ours, theirs, strict=True):
+                other["exp_avg"].copy_(codec.decode(elements_in(state, FIRST), wide))
         tasks = [
-            Task(p, grad, state, layout, Plain(tuple(p.shape), momentum_dtype), None, plan)
-            for (p, state), grad, layout, plan in zip(ours, grads, layouts, plans, strict=True)
+            Task(p, grad, state, layout, codec, None, plan)
+            for (p, state), grad, layout, codec, plan in zip(ours, grads, layouts, codecs, plans, strict=True)
         ]
         triton.step([(group, tasks)], tables)
         adam_mini(
@@ -81,12 +90,17 @@ def _compare(device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dty
             foreach=False,
             **_OPTIONS,
         )
-    # Two roundings of half precision; of float32, what sums in another order differ by.
-    coarsest = max(torch.finfo(dtype).eps, torch.finfo(momentum_dtype).eps)
+    # Two roundings of half precision; of float32, what sums in another order differ by. A code may round to the next one.
+    coarsest = max(torch.finfo(dtype).eps, torch.finfo(wide).eps)
     tolerance = 4 * coarsest if coarsest > 1e-4 else 1e-4
-    for (p, state), (q, other) in zip(ours, theirs, strict=True):
+    for codec, (p, state), (q, other) in zip(codecs, ours, theirs, strict=True):
+        if in_codes:
+            values = other["exp_avg"]
+            other.update({name: torch.zeros_like(kept) for name, kept in state.items() if name not in other or kept.dtype == torch.int8})
+            codec.encode_(values, elements_in(other, FIRST))
         for name, here, there in (("weights", p, q), *((name, state[name], other[name]) for name in state)):
-            torch.testing.assert_close(here, there, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+            atol = 1 if here.dtype == torch.int8 else tolerance
+            torch.testing.assert_close(here, there, rtol=tolerance, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def _half(layout: BlockLayout, device: torch.device, dtype: torch.dtype) -> CutBlocks:
@@ -101,15 +115,12 @@ def _half(layout: BlockLayout, device: torch.device, dtype: torch.dtype) -> CutB
     return CutBlocks(part, tuple(mean.to(device, second_moment_dtype(dtype)) for mean in means))
 
 
-def _tensor(
-    layout: BlockLayout | CutBlocks, device: torch.device, dtype: torch.dtype, momentum_dtype: torch.dtype
-) -> tuple[Tensor, dict[str, Tensor]]:
-    if isinstance(layout, BlockLayout):
-        shape, margins = layout.shape, layout.margins
-    else:
-        shape, margins = layout.part.pieces[0].sizes, [part.window for part in layout.part.margins]
-    p = torch.linspace(-1, 1, math.prod(shape)).view(shape).to(device, dtype)
-    state = {"step": torch.zeros((), device=device), "exp_avg": torch.zeros_like(p, dtype=momentum_dtype)}
+def _tensor(layout: BlockLayout | CutBlocks, codec: Codec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    margins = layout.margins if isinstance(layout, BlockLayout) else [part.window for part in layout.part.margins]
+    p = torch.linspace(-1, 1, math.prod(codec.shape)).view(codec.shape).to(device, dtype)
+    state = {"step": torch.zeros((), device=device)}
+    for suffix, field in codec.fields.items():
+        state["exp_avg" + suffix] = torch.zeros(field.shape, device=device, dtype=field.dtype)
     for name, margin in zip(("exp_avg_sq", "exp_avg_sq_col"), margins, strict=False):
         state[name] = torch.zeros(margin.block_shape, device=device, dtype=second_moment_dtype(dtype))
     return p, state

@@ -5,7 +5,8 @@ gradient once. ``step_pieces`` works on larger blocks in pieces, and on blocks t
 squares, which ``finish`` adds up to second moments, and once for the update. ``step_tiles`` does the same for factored layouts, in tiles
 of a matrix that have a sum for each row and for each column: ``finish_lines`` adds up those of ordinary rows and columns, and ``average``
 takes the mean that both margins have in common. ``update_tiles`` is for blocks that other ranks hold parts of: it only updates, by roots
-that torch's operators make of sums that the ranks have added up.
+that torch's operators make of sums that the ranks have added up. Of first moments in codes (int8) these kernels step the second moments
+alone, and ``update_coded`` of ``coded.py`` does the rest.
 
 All sums are taken in an order that the tensors' shapes alone decide, so that a step gives the same bits each time. A sum of squares may
 overflow where no square and no mean does. It is taken again then, of gradients that are made smaller: only then, because to make them
@@ -23,7 +24,7 @@ import triton
 import triton.language as tl
 
 # Fields of a tensor in `tasks`, of a row of each other table, and of `scalars`. plan.py and step.py write them in this order.
-TASK, ITEM, PIECE, BLOCK, TILE, LINE, UPDATED = 13, 6, 7, 7, 8, 9, 4
+TASK, ITEM, PIECE, BLOCK, TILE, LINE, UPDATED, CODED = 15, 6, 7, 7, 8, 9, 4, 4
 GROUP, SCALARS = 8, 10
 # What makes gradients so small that 65536 of their squares (a program adds up no more: Sizes.block) do not overflow together, what undoes
 # that in the squares, and what makes room for sums of float64 partials. All are powers of two, which round nothing.
@@ -126,8 +127,21 @@ def _momentum(m, at, g, s, inside, COMPUTE: tl.constexpr):  # noqa: N803
 
 @triton.jit
 def _update(p, m, at, x, g, scale, s, inside, COMPUTE: tl.constexpr):  # noqa: N803
-    now = _momentum(m, at, g, s, inside, COMPUTE)
-    tl.store(p + at, (x * tl.load(s + 1).to(COMPUTE) - scale * now).to(p.dtype.element_ty), mask=inside)
+    if m.dtype.element_ty != tl.int8:
+        now = _momentum(m, at, g, s, inside, COMPUTE)
+        tl.store(p + at, (x * tl.load(s + 1).to(COMPUTE) - scale * now).to(p.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _weights(p, m, at, s, inside, COMPUTE: tl.constexpr):  # noqa: N803
+    """Weights, where they are needed: where first moments are codes, to add decay to gradients and for nothing else."""
+    if m.dtype.element_ty != tl.int8:
+        x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+    else:
+        x = tl.zeros_like(at).to(COMPUTE)
+        if tl.load(s + 2) != 0:
+            x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+    return x
 
 
 @triton.jit
@@ -187,7 +201,7 @@ def _rows(p, g, m, v, s, numbers, start, length, count, first, COMPUTE: tl.const
     there = row < count
     inside = there[:, None] & (column < length)
     at = (start + row * length)[:, None] + column
-    x = tl.load(p + at, mask=inside, other=0.0).to(COMPUTE)
+    x = _weights(p, m, at, s, inside, COMPUTE)
     grad = tl.load(g + at, mask=inside, other=0.0).to(COMPUTE)
     grad = _gradient(grad, x, tl.load(s + 3).to(COMPUTE), tl.load(s + 2).to(COMPUTE))
     mean_square = tl.sum(grad * grad, axis=1) / length.to(COMPUTE)
@@ -213,7 +227,8 @@ def _long_row(p, g, m, v, s, numbers, start, length, first, COMPUTE: tl.constexp
         block = tl.load(numbers.to(tl.pointer_type(tl.int32)) + first).to(tl.int64)
     square = _second_moment(_kept(v + block, None), mean_square, s, COMPUTE)
     tl.store(v + block, square)
-    _update_run(p, g, m, s, start, length, sign, coupled, _scale(square, s, COMPUTE), COMPUTE, TILE)
+    if m.dtype.element_ty != tl.int8:
+        _update_run(p, g, m, s, start, length, sign, coupled, _scale(square, s, COMPUTE), COMPUTE, TILE)
 
 
 @triton.jit

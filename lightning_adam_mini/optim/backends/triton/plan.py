@@ -10,10 +10,21 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.optim.segments import EACH, ROWS, SEGMENTS, Segments, block_numbers, find_segments, memory_order
+from lightning_adam_mini.optim.codecs import leading_dims, row_of
+from lightning_adam_mini.optim.segments import EACH as EVERY
+from lightning_adam_mini.optim.segments import ROWS, SEGMENTS, Segments, block_numbers, find_segments, memory_order, order_in_rows
 
 LINES = 64
 """Rows or columns of a program of ``finish_lines``."""
+
+EACH, ONE, ROOT, ROOTS, CROSSED = range(5)
+"""What ``update_coded`` makes its divisors of: second moments of elements, those of blocks, one root or two, or blocks that cross."""
+
+RUNS = 16, 64, 256
+"""Columns of its tiles; the last is the length of a run of a long row (``codecs.EightBit``)."""
+
+PLACE, COUNTING = 3, 1
+"""Where in the tables of ``update_coded`` those of the factors are, and what stands for columns that count up from 0."""
 
 
 class Sizes(NamedTuple):
@@ -66,6 +77,11 @@ class Plan(NamedTuple):
         swapped: Whether rows are blocks of the second margin; margin 0 of the tables is that of rows.
         apart: Of how many rows elements lie in turns, which is the distance of the elements of one.
         updates: For each program of ``update_tiles``: first row, number of rows, first column.
+        coded: For each program of ``update_coded``: first run, number of runs, where the means of both margins are.
+        tables: int32 tables of that tensor, on its device: elements of a row, runs of a row, where the order of elements in a row is (0 if
+            there is none), and for each factor where the blocks of rows are, and where those of columns are (0 if all are 0).
+        kind: What its divisors are made of.
+        run: Columns of its tiles: as many as elements with one scale, or more.
     """
 
     items: Tensor = _none(5)
@@ -85,6 +101,10 @@ class Plan(NamedTuple):
     swapped: bool = False
     apart: int = 1
     updates: Tensor = _none(3)
+    coded: Tensor = _none(3)
+    tables: Tensor | None = None
+    kind: int = ONE
+    run: int = 0
 
 
 @lru_cache(maxsize=65536)
@@ -101,7 +121,7 @@ def make_plan(layout: BlockLayout, strides: tuple[int, ...], device: torch.devic
     segments = find_segments(layout, strides, torch.device("cpu"))
     assert segments is not None
     numel = math.prod(layout.shape)
-    if segments.kind == EACH:
+    if segments.kind == EVERY:
         start = torch.arange(0, numel, sizes.tile)
         length = (numel - start).clamp_max(sizes.tile)
         items = _table(sizes.widths + 1, start, length, 1, 0)
@@ -299,6 +319,61 @@ def plan_update(factors: tuple[BlockLayout, ...], strides: tuple[int, ...], devi
         divisible=wide % 8 == 0,
         columns=columns,
         updates=updates,
+    )
+
+
+@lru_cache(maxsize=65536)
+def plan_coded(blocks: BlockLayout | tuple[BlockLayout, ...], strides: tuple[int, ...], device: torch.device, sizes: Sizes) -> Plan:
+    """Share the work on a dense tensor whose first moment is kept in codes.
+
+    Args:
+        blocks: Its blocks; or how each factor of the roots lies over it, if these are known.
+        strides: Its strides.
+        device: Where it is.
+        sizes: How much a program does.
+
+    Raises:
+        ValueError: If the rows that have scales do not lie one after the other in memory.
+    """
+    if isinstance(blocks, BlockLayout):
+        plan, factors = make_plan(blocks, strides, device, sizes), [*blocks.margins]
+        kind = ONE
+        if blocks.is_factored:
+            kind = CROSSED
+            if plan.swapped:
+                factors.reverse()
+            factors.append(BlockLayout(blocks.shape, tuple({*blocks.dims, *(blocks.crossed or ())})))
+        elif blocks.num_blocks == math.prod(blocks.shape):
+            plan, kind, factors = Plan(), EACH, []
+    else:
+        plan, factors = Plan(), [*blocks]
+        kind = ROOTS if len(factors) > 1 else ROOT
+    shape = (blocks if isinstance(blocks, BlockLayout) else blocks[0]).shape
+    leading, wide = leading_dims(shape), row_of(shape)
+    columns = next(run for run in RUNS if run >= min(wide, RUNS[-1]))
+    across = -(-wide // columns)
+    tables = [torch.zeros(16, dtype=torch.int32)]
+
+    def add(table: Tensor) -> int:
+        tables.append(torch.nn.functional.pad(table, (0, -len(table) % 8)))  # so that several numbers are read at once
+        return sum(map(len, tables[:-1]))
+
+    order = order_in_rows(shape, strides, leading)
+    head = [wide, across, 0 if order is None else add(order.argsort().int())]
+    for factor in factors:
+        rows, line = (block_numbers(factor, tuple(dims)) for dims in (range(leading), range(leading, len(shape))))
+        counting = torch.equal(line, torch.arange(wide, dtype=torch.int32))
+        head += [add(rows), (COUNTING if counting else add(line)) if line.any() else 0]
+    tables[0][: len(head)] = torch.tensor(head, dtype=torch.int32)
+    runs, most = math.prod(shape) // wide * across, max(sizes.run // columns, 1)
+    start = torch.arange(0, runs, most)
+    means = plan.sums - factors[-1].num_blocks if kind == CROSSED else 0
+    return plan._replace(
+        coded=_table(start, (runs - start).clamp_max(most), means),
+        tables=torch.cat(tables).to(device),
+        kind=kind,
+        run=columns,
+        divisible=plan.divisible and wide % 8 == 0 and order is None,
     )
 
 

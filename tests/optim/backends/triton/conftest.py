@@ -10,18 +10,23 @@ KERNELS = ("prepare", "step_blocks", "step_pieces", "finish", "step_tiles", "fin
 @pytest.fixture
 def launched(monkeypatch):
     """The names of the kernels that are launched, in order; clear it before what is to be counted."""
-    from lightning_adam_mini.optim.backends.triton import kernel
+    from lightning_adam_mini.optim.backends.triton import coded, kernel
+    from lightning_adam_mini.optim.backends.triton.launch import Launch
 
     names = []
 
     class Counted:
-        def __init__(self, name):
-            self.name, self.kernel = name, getattr(kernel, name)
+        def __init__(self, module, name):
+            self.name, self.kernel = name, getattr(module, name)
 
         def __getitem__(self, grid):
-            names.append(self.name)
-            return self.kernel[grid]
+            def launch(*args, **options):
+                names.append(self.name)
+                return self.kernel[grid](*args, **options)
 
-    for name in KERNELS:
-        monkeypatch.setattr(kernel, name, Counted(name))
+            return launch
+
+    for module, name in (*((kernel, name) for name in KERNELS), (coded, "update_coded")):
+        monkeypatch.setattr(module, name, Counted(module, name))
+    monkeypatch.setattr(Launch, "again", lambda self, stream: self._anew())  # which would not come by here
     return names

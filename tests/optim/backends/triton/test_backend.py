@@ -45,7 +45,7 @@ def test_the_tensors_of_the_table_have_all_kinds_of_programs():
 @pytest.mark.usefixtures("small_pieces")
 def test_what_has_not_changed_is_not_sent_again(monkeypatch):
     sent, send = [], triton_step._Batch._send
-    monkeypatch.setattr(triton_step._Batch, "_send", lambda self, table: sent.append(len(table)) or send(self, table))
+    monkeypatch.setattr(triton_step._Batch, "_send", lambda self, *tables: sent.append(len(tables[0])) or send(self, *tables))
     params, kinds = many()
     optimizer = TRITON.optimizer(params.items(), layouts_of(kinds))
     give(params, make_grads(0, kinds))
@@ -86,6 +86,9 @@ def test_three_times_as_many_tensors_are_no_more_launches(launched):
         (BlockLayout.grouped((256, 256), "q:2x64|k:2x64", axis=1), torch.bfloat16, None, 12),
         (BlockLayout.factored((256, 512)), torch.float32, None, 24),
         (BlockLayout.factored((1024, 64, 2, 2)), torch.bfloat16, None, 12),
+        (BlockLayout.each_line((8, 4096)), torch.float32, "8bit", 18),
+        (BlockLayout.whole((17, 4096)), torch.bfloat16, "8bit", 10),
+        (BlockLayout.per_parameter((8, 4096)), torch.float32, "8bit", 22),
     ],
 )
 def test_bytes_that_the_kernels_read_and_write_a_parameter(monkeypatch, layout, dtype, momentum_dtype, expected):
@@ -121,8 +124,8 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lightning_adam_mini.optim.backends.triton import kernel
-from lightning_adam_mini.optim.backends.triton.plan import LINES, Sizes
+from lightning_adam_mini.optim.backends.triton import coded, kernel
+from lightning_adam_mini.optim.backends.triton.plan import CROSSED, EACH, LINES, ONE, ROOTS, Sizes
 
 def compile(fn, pointers, warps, **constants):
     names = fn.arg_names
@@ -142,6 +145,16 @@ compile(kernel.finish, dict(partials, blocks="*i64", index="*i32"), 1, COMPUTE=t
 compile(kernel.average, dict(partials, blocks="*i64", index="*i32"), 4, COMPUTE=tl.float32, LANES=kernel.AVERAGE_LANES)
 compile(kernel.finish_lines, dict(partials, lines="*i64"), 2, COMPUTE=tl.float32, LANES=LINES, AT_ONCE=kernel.LINES_AT_ONCE)
 rest = dict(types, TILE=sizes.tile, ALIGNED=True)
+in_codes = dict(rest, M=tl.int8)
+compile(kernel.step_blocks, dict(tables, items="*i64"), 8, WIDTHS=sizes.widths, **in_codes)
+compile(kernel.step_pieces, dict(partials, pieces="*i64"), 8, COLUMNS=sizes.columns, UPDATE=False, **in_codes)
+
+def update_coded(P=tl.bfloat16, COMPUTE=tl.float32, **constants):
+    pointers = dict(partials, programs="*i64", partials="*fp64" if COMPUTE == tl.float64 else "*fp32")
+    return compile(coded.update_coded, pointers, 8, P=P, COMPUTE=COMPUTE, **{**constants, "TILE": sizes.tile // 2})
+
+update_coded(COLUMNS=64, ALIGNED=False, KIND=ONE)
+update_coded(P=tl.float64, COMPUTE=tl.float64, COLUMNS=16, ALIGNED=True, KIND=CROSSED)
 compile(kernel.step_tiles, dict(partials, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, APART=1, UPDATE=False, **rest)
 for ptx in (
     compile(kernel.step_blocks, dict(tables, items="*i64"), 8, WIDTHS=sizes.widths, **rest),
@@ -149,6 +162,7 @@ for ptx in (
     compile(kernel.step_tiles, dict(partials, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, APART=1, UPDATE=True, **rest),
     compile(kernel.update_tiles, dict(tables, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, FACTORED=False, **rest),
     compile(kernel.update_tiles, dict(tables, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, FACTORED=True, **rest),
+    *(update_coded(COLUMNS=256, ALIGNED=True, KIND=kind) for kind in (EACH, ONE, CROSSED, ROOTS)),
 ):
     assert re.search(r"ld\\.global[\\w.:]*\\.v4\\.b32", ptx) and "st.global.v4.b32" in ptx, "16 bytes a thread"
     assert not re.search(r"(ld|st)\\.global[\\w.:]*\\.b16", ptx), "nothing less of parameters"
@@ -194,7 +208,10 @@ def _unchecked():
 
 
 @pytest.mark.usefixtures("_unchecked")
-@pytest.mark.parametrize(("dtype", "momentum_dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "momentum_dtype"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.int8), (torch.bfloat16, torch.int8)],
+)
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 def test_the_check_passes(dtype, momentum_dtype, cut):
     rng_state = torch.cuda.get_rng_state if GPU else torch.random.get_rng_state

@@ -18,11 +18,12 @@ from lightning_adam_mini import BlockLayout
 from lightning_adam_mini.optim.backends.protocol import Task
 from lightning_adam_mini.optim.backends.triton import step as triton_step
 from lightning_adam_mini.optim.backends.triton.plan import Sizes
-from lightning_adam_mini.optim.codecs import Plain
+from lightning_adam_mini.optim.codecs import EightBit, Plain, codec_of
 from lightning_adam_mini.optim.functional import adam_mini
 from lightning_adam_mini.optim.shards.dtensor import local, with_local
 from lightning_adam_mini.optim.shards.flat import FlatShard, flat_part
 from lightning_adam_mini.optim.shards.part import CutBlocks, Part, apart_in, window_of
+from lightning_adam_mini.optim.state import FIRST, elements_in
 from tests.optim import shard_ranks
 from tests.optim.backends.table import DEVICE, GPU, TRITON, in_order
 
@@ -125,6 +126,17 @@ CUTS = {
 }  # fmt: skip
 
 
+CODED = {
+    "columns": Cut(BlockLayout.factored((40, 300)), (20, 0), (20, 300)),
+    "rows": Cut(BlockLayout.factored((40, 90)), (0, 10), (40, 70)),
+    "in multiples of 8": Cut(BlockLayout.factored((32, 144)), (16, 0), (16, 144)),
+    "one mean of columns": Cut(BlockLayout.each_line((42, 100), axis=1), (6, 0), (18, 100)),
+    "tensor": Cut(BlockLayout.whole((60, 90)), (30, 0), (30, 90)),
+    "input channels, channels last": Cut(BlockLayout.factored((12, 40, 3, 3)), (4, 0, 0, 0), (4, 40, 3, 3), (0, 2, 3, 1)),
+}
+"""Of tensors whose first moments are kept in codes."""
+
+
 class Held(NamedTuple):
     """A rank's part of a parameter, and its state."""
 
@@ -172,9 +184,10 @@ def of_all_sizes(generator):
 
 def take(held, grads, blocks, tables=None, **options):
     """A step of the kernels."""
+    codecs = [codec_of(elements_in(state, FIRST)) for _, state in held]
     tasks = [
-        Task(p, grad, state, of, Plain(tuple(p.shape), p.dtype), None, triton_step.plan_of(p, of))
-        for (p, state), grad, of in zip(held, grads, blocks, strict=True)
+        Task(p, grad, state, of, codec, None, triton_step.plan_of(p, of, codec))
+        for (p, state), grad, of, codec in zip(held, grads, blocks, codecs, strict=True)
     ]
     triton_step.step([({**OPTIONS, **options}, tasks)], {} if tables is None else tables)
 
@@ -212,6 +225,36 @@ def test_each_step_is_the_readable_one(dtype, options):
             for what, t, there in (("weights", got.p, exact.p), *((key, t, exact.state[key]) for key, t in got.state.items())):
                 wrong = (t.double() - there.double()).abs() > bound * (1 / 4 + there.double().abs())
                 assert not wrong.any(), f"{what} of {name!r}: {t[wrong]} and not {there[wrong]}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_each_step_is_the_readable_one_where_first_moments_are_codes(dtype):
+    cuts, generator = [CODED[name] for name in CODED], numbers()
+    held = make_held(cuts, dtype, generator)
+    codecs = [EightBit(cut.sizes) for cut in cuts]
+    for codec, (_, state) in zip(codecs, held, strict=True):
+        values = state["exp_avg"]
+        for suffix, field in codec.fields.items():
+            state["exp_avg" + suffix] = torch.zeros(field.shape, dtype=field.dtype, device=DEVICE)
+        codec.encode_(values, elements_in(state, FIRST))
+    for _ in range(2):
+        grads, blocks = make_grads(cuts, dtype, generator), make_blocks(cuts, dtype, of_all_sizes(generator))
+        plain = [
+            Held(p, {**{k: t for k, t in state.items() if k != "exp_avg_scale"}, "exp_avg": codec.decode(elements_in(state, FIRST), dtype)})
+            for codec, (p, state) in zip(codecs, held, strict=True)
+        ]
+        expected = take_exactly(plain, grads, blocks)
+        take(held, grads, blocks)
+        for name, codec, got, exact in zip(CODED, codecs, held, expected, strict=True):
+            torch.testing.assert_close(
+                got.p.double(), exact.p, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"weights of {name!r}: {text}"
+            )
+            codes = {suffix: torch.zeros_like(t) for suffix, t in elements_in(got.state, FIRST).items()}
+            codec.encode_(exact.state["exp_avg"], codes)
+            off = (got.state["exp_avg"].int() - codes[""].int()).abs()
+            assert off.max() <= 1, name
+            assert off.double().mean() < 1e-3, "where a value is halfway between two codes"
+            torch.testing.assert_close(got.state["exp_avg_scale"], codes["_scale"], rtol=1e-5, atol=0)
 
 
 def test_updates_are_bounded_where_means_cross_and_only_there():
