@@ -1,4 +1,4 @@
-"""What to say where heads or the kind of a network are not certain, with overrides that are accepted as they are printed."""
+"""What to say where heads, the kind of a network or its matrices are not certain, with overrides that are accepted as printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from lightning_adam_mini.detection.attention import projection_parts
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import LETTERS
+from lightning_adam_mini.detection.roles import LETTERS, Role
 
 _HEAD = 64
 """The size of a head in the examples, where it divides."""
@@ -42,6 +42,24 @@ def likely_network(report: ModelReport) -> str:
     return (
         f"What kind of network this is, is only likely: {'; '.join([*whole, *parts])}. Where it may be a transformer it gets the finer"
         f" blocks of one. To settle it, {_PROBE}, or give the heads of its attention as overrides."
+    )
+
+
+def unknown_matrices(parameters: Sequence[ParameterReport], report: ModelReport) -> str:
+    """The warning that it is not known whether matrices are hidden ones, which Muon steps."""
+    paste = {glob: "muon" for glob, _ in _globs(parameters, report)}
+    return (
+        f"{_count(parameters)} may belong to the hidden matrices, but that is not known ({_names(parameters)}), so that 'auto' gives them"
+        f" blocks. If they do, say so: overrides={paste}; if not, write 'factored' there."
+    )
+
+
+def unknown_cut(parameters: Sequence[ParameterReport], report: ModelReport) -> str:
+    """The warning that it is not known where the matrices of fused projections lie."""
+    paste = {glob: _parts(p) for glob, p in _globs(parameters, report)}
+    return (
+        f"The order of the parts in {_count(parameters)} is not known ({_names(parameters)}), so that each tensor is orthogonalised whole,"
+        f" which may cost quality. To cut it, give the order, for example overrides={paste}; to leave it whole, write 'muon' there."
     )
 
 
@@ -84,3 +102,12 @@ def _example(p: ParameterReport) -> str:
     size = lines // len(held)
     head = next(head for head in (_HEAD, _HEAD // 2, _HEAD // 4, _HEAD // 8, size) if size % head == 0)
     return "|".join(f"{role}:{size // head}x{head}" for role in held)
+
+
+def _parts(p: ParameterReport) -> str:
+    """A line order that fills a fused projection."""
+    lines = p.shape[p.axis]
+    if p.role is Role.MLP_GATE_UP:
+        return "muon" if lines % 2 else f"gate:{lines // 2}|up:{lines // 2}"
+    found = _example(p)
+    return "muon" if found == "line" else found

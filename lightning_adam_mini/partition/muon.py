@@ -8,7 +8,7 @@ itself and is a matrix of one row, which orthogonalisation would only normalise.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import ATTENTION, CONVOLUTIONS, FEED_FORWARD, MATRICES, RECURRENT, Role
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.matrix_layout import MatrixLayout
-from lightning_adam_mini.partition.doubts import _count, _example, _globs, _names, likely_heads
+from lightning_adam_mini.partition.doubts import likely_heads, unknown_cut, unknown_matrices
 from lightning_adam_mini.partition.factored import AutoPartition
 from lightning_adam_mini.partition.strategy import Granularity, matrix_layout, register_strategy
 
@@ -104,10 +104,10 @@ class MuonPartition(AutoPartition):
         hidden = [p for p in asked if self._hidden(p, report) is not None]
         uncut = [p for p in hidden if p.lines is None and self._is_fused(p)]
         if uncut and strict:
-            raise ValueError(_uncut(uncut, report))
+            raise ValueError(unknown_cut(uncut, report))
         unknown = [p for p in asked if self._is_unknown(p)]
-        messages = [_unknown(unknown, report)] if unknown else []
-        messages += [_uncut(uncut, report)] if uncut else []
+        messages = [unknown_matrices(unknown, report)] if unknown else []
+        messages += [unknown_cut(uncut, report)] if uncut else []
         likely = [p for p in hidden if p.lines is not None and p.guess] if self.cut == "head" else []
         messages += [likely_heads(likely, report)] if likely else []
         if messages:
@@ -200,28 +200,3 @@ def _is_output(parameter: ParameterReport, report: ModelReport) -> bool:
 
 def _inputs(p: ParameterReport) -> int:
     return p.shape[p.axis - 1] if p.axis else p.shape[1]
-
-
-def _unknown(parameters: Sequence[ParameterReport], report: ModelReport) -> str:
-    paste = {glob: "muon" for glob, _ in _globs(parameters, report)}
-    return (
-        f"{_count(parameters)} may belong to the hidden matrices, but that is not known ({_names(parameters)}), so that 'auto' gives them"
-        f" blocks. If they do, say so: overrides={paste}; if not, write 'factored' there."
-    )
-
-
-def _uncut(parameters: Sequence[ParameterReport], report: ModelReport) -> str:
-    paste = {glob: _parts(p) for glob, p in _globs(parameters, report)}
-    return (
-        f"The order of the parts in {_count(parameters)} is not known ({_names(parameters)}), so that each tensor is orthogonalised whole,"
-        f" which may cost quality. To cut it, give the order, for example overrides={paste}; to leave it whole, write 'muon' there."
-    )
-
-
-def _parts(p: ParameterReport) -> str:
-    """A line order that fills a fused projection."""
-    lines = p.shape[p.axis]
-    if p.role is Role.MLP_GATE_UP:
-        return "muon" if lines % 2 else f"gate:{lines // 2}|up:{lines // 2}"
-    found = _example(p)
-    return "muon" if found == "line" else found
