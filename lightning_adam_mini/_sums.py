@@ -45,7 +45,7 @@ def _group_index(lines: str, device: torch.device) -> GroupIndex:
     number = {name: i for i, name in enumerate(group_names(lines))}
     groups = [number[name] for name in parse_lines(lines).expand()]
     with torch.inference_mode(False):  # kept for later calls, which may be outside the caller's inference mode
-        of_line = torch.tensor(groups)
+        of_line = torch.tensor(groups, device="cpu")  # whatever torch.set_default_device says
         order = torch.argsort(of_line, stable=True)
         lengths = torch.bincount(of_line, minlength=len(number))
         first = order[lengths.cumsum(0) - lengths]

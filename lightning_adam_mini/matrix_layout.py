@@ -64,6 +64,7 @@ class MatrixLayout(BlockLayout):
     precision: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         rows, stacked = self._dimension(self.rows, self.shape), tuple(sorted({self._dimension(d, self.shape) for d in self.stacked}))
         columns = tuple(d for d in range(len(self.shape)) if d != rows and d not in stacked)
         if rows in stacked or not columns:
@@ -89,6 +90,21 @@ class MatrixLayout(BlockLayout):
                     f" {self.shape[rows]}."
                 )
             object.__setattr__(self, "cut", None if len(group_names(str(order))) == 1 else str(order))
+
+    def _check_types(self) -> None:
+        whole, text = (lambda x: type(x) is int), (lambda x: x is None or isinstance(x, str))
+        number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)  # noqa: E731
+        wanted = {
+            "rows": (whole, "a whole number"),
+            "stacked": (lambda x: isinstance(x, (tuple, list)) and all(map(whole, x)), "a tuple of whole numbers"),
+            "cut": (text, "a line order, such as 'q:4|k:4|v:4', or None"),
+            "momentum": (number, "a number"),
+            "beta2": (lambda x: x is None or number(x), "a number or None"),
+            "iterations": (whole, "a whole number"),
+        }
+        for name, (is_right, what) in wanted.items():
+            if not is_right(getattr(self, name)):
+                raise ValueError(f"A MatrixLayout's {name} is {what}, not {getattr(self, name)!r}.")
 
     # ---- what a BlockLayout knows -------------------------------------------------------------------------------------
 

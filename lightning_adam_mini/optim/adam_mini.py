@@ -46,8 +46,7 @@ class MatrixUpdates(NamedTuple):
     """How large the last update of a parameter's matrices was.
 
     Attributes:
-        rms: Root mean square of the update of each matrix at the group's present learning rate, weight decay left out: float32 of shape
-            (matrices,).
+        rms: Root mean square of the update of each matrix, weight decay left out: float32 of shape (matrices,).
         ratio: The same over the root mean square of the matrix: the share of it that a step changes.
         rows: NorMuon's learning rate of each row before the matrix is resized, ``lr / sqrt(v)``, of the layout's ``block_shape``; None of
             Muon.
@@ -401,7 +400,7 @@ class AdamMini(Optimizer):
             check_nested(name, old, new[p])
             state = self.state[p]
             if how_to_regroup(old, new[p]) == "restarted":
-                state, old = with_restarted_moment(state, old.shape, groups[p]), BlockLayout.per_parameter(old.shape)
+                state, old = with_restarted_moment(state, old, groups[p]), BlockLayout.per_parameter(old.shape)
             regrouped[p] = in_blocks(p, state, old, new[p])
         self._settle(
             [
@@ -533,15 +532,15 @@ class AdamMini(Optimizer):
         present = [(name, p, layout, sizes[p]) for name, p, layout in self._present() if p in sizes and isinstance(layout, MatrixLayout)]
         whole = self._shards.sizes_of_matrices({p: size for _, p, _, size in present}) if self._shards.parts else {}
         for name, p, layout, size in present:
-            group = next(group for group in self.param_groups if any(q is p for q in group["params"]))
+            lr = self._stepper.orthogonal.rates[p]
             if p in whole:
                 size, of_weights = whole[p]
             else:
                 here = local(p)
                 of_weights = torch.cat([one.float().square().mean(dim=(1, 2)) for one in layout.with_shape(here.shape).split(here)]).sqrt_()
-            rms = size * group["lr"]
-            rows = None if layout.beta2 is None else group["lr"] / self.state[p][SECOND.name].sqrt()
-            updates[name] = MatrixUpdates(rms, rms / of_weights, rows)
+            rms = size * lr
+            rows = None if layout.beta2 is None else lr / self.state[p][SECOND.name].sqrt()
+            updates[name] = MatrixUpdates(rms, (rms / of_weights).masked_fill_(rms == 0, 0.0), rows)
         return updates
 
     def share_work(self, group: ProcessGroup | None) -> None:

@@ -112,7 +112,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
                 f" ones ({layout}). Resume with the partition that it was written with."
             )
         if how == "restarted":
-            entry, saved = with_restarted_moment(entry, saved.shape, group), BlockLayout.per_parameter(saved.shape)
+            entry, saved = with_restarted_moment(entry, saved, group), BlockLayout.per_parameter(saved.shape)
         for slot, margin in zip(slots_of(Kind.BLOCK, saved), saved.margins, strict=True):
             shape = entry[slot.name].shape
             if shape != margin.block_shape and shape != p.shape:
@@ -237,8 +237,8 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Each second moment gets its parameter's shape. Most take hardly any memory: they are broadcast views of their blocks (on disk too),
     float64 so that AdamW, which casts what it loads to the parameter's dtype, makes dense tensors of its own from them. That of a factored
     matrix is a dense tensor on the CPU, as large as AdamW's, and its means stand in the groups. A matrix whose updates are orthogonalised
-    has no second moment of gradients, and gets the one with which AdamW's next step is as large as steps were. AdamMini loads the result as
-    well, and gets its blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
+    has no second moment of gradients, and gets that of gradients without a common direction whose mean its first moment is. AdamMini loads
+    the result as well, and gets its blocks back exactly. First moments in 8 bits become float32, on the CPU, and come back exactly too.
 
     Args:
         state_dict: What ``AdamMini.state_dict()`` returned, left as it is.
@@ -267,7 +267,7 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 means[place] = as_numbers(kept) if layout.is_factored or (layout.is_orthogonal and kept) else None
                 others = {k: v for k, v in _without_codes(entry).items() if k != CROSSING.name}
                 if layout.is_orthogonal:
-                    same = with_restarted_moment(others, layout.shape, group)[SECOND.name]
+                    same = with_restarted_moment(others, layout, group)[SECOND.name]
                     kept, layout = [same[tuple(slice(1) for _ in same.shape)]], BlockLayout.whole(layout.shape)
                 state[saved_id] = {**others, SECOND.name: _spread(kept, layout, second_moment_dtype(others[FIRST.name].dtype))}
         groups.append({**group, MEANS: means} if any(means) else group)

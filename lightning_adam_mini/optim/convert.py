@@ -214,7 +214,7 @@ def _convert_state(optimizer: AdamMini, before: tuple[Mapping[Tensor, BlockLayou
         if state:
             check_nested(name, old, layout)
             if how_to_regroup(old, layout) == "restarted":
-                state.update(with_restarted_moment(state, old.shape, groups[p]))
+                state.update(with_restarted_moment(state, old, groups[p]))
                 old = BlockLayout.per_parameter(old.shape)
             if before is not None and old != layout:
                 optimizer._check_unsharded(name, p)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.optim.codecs import codec_of
 from lightning_adam_mini.optim.state import Kind, StateFormat, elements_in, moments_in, slots_of, values_of
 
@@ -40,6 +41,11 @@ def check_rows(name: str, old: Tensor, new: Tensor, layout: BlockLayout, rows: T
         )
     if rows.numel() and not -1 <= int(rows.min()) <= int(rows.max()) < len(old):
         raise ValueError(f"rows has a number that is not from -1 to {len(old) - 1}: parameter {name!r} has {len(old)} rows.")
+    if isinstance(layout, MatrixLayout) and layout.cut is not None and layout.rows == 0 and not torch.equal(rows, torch.arange(len(old))):
+        raise ValueError(
+            f"The rows of parameter {name!r} are cut into matrices ({layout}), so that none can be added, removed or moved. Change them"
+            f" first: optimizer.set_layouts({{{name!r}: MatrixLayout({tuple(old.shape)})}}), and give them their cut again afterwards."
+        )
     if layout.axis == 0:
         raise ValueError(
             f"The rows of parameter {name!r} are grouped into blocks ({layout}), so that none can be added or removed. Change its blocks"

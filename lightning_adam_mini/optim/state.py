@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.optim.codecs import SUFFIXES, Codec, Field, MomentumDtype, Plain, codec_for, codec_of
-from lightning_adam_mini.optim.orthogonal import SIZE
 from lightning_adam_mini.optim.regroup import regroup
 from lightning_adam_mini.optim.shards.dtensor import local
 
@@ -167,20 +167,21 @@ def in_blocks(p: Tensor, state: Mapping[str, Tensor], old: BlockLayout, new: Blo
     }
 
 
-def with_restarted_moment(state: Mapping[str, Any], shape: tuple[int, ...], group: Mapping[str, Any]) -> dict[str, Any]:
+def with_restarted_moment(state: Mapping[str, Any], layout: BlockLayout, group: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a parameter whose updates were orthogonalised, with a second moment for Adam to go on from.
 
-    There was none of gradients. This one is the same everywhere, and gives Adam's next step the size that steps had.
+    There was none of gradients. This one is the same everywhere: that of gradients without a common direction whose mean the first is.
 
     Args:
         state: The state of a whole parameter.
-        shape: The parameter's shape.
+        layout: Its matrices.
         group: Its group's options.
     """
-    kept = elements_in(state, FIRST)
-    moment = values_of(kept, codec_of(kept))
-    young = 1 - float(group["betas"][1]) ** float(state[STEP.name])  # by which Adam divides
-    return {**state, SECOND.name: (moment.double().square().mean() * (young / SIZE**2)).expand(shape)}
+    assert isinstance(layout, MatrixLayout)
+    kept, steps, momentum = elements_in(state, FIRST), max(float(state[STEP.name]), 1.0), layout.momentum
+    of_mean = (1 - momentum) / (1 + momentum) * (1 - momentum ** (2 * steps))
+    young = 1 - float(group["betas"][1]) ** steps  # by which Adam divides
+    return {**state, SECOND.name: (values_of(kept, codec_of(kept)).double().square().mean() * (young / of_mean)).expand(layout.shape)}
 
 
 class StateFormat:

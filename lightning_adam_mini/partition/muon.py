@@ -28,6 +28,8 @@ _HIDDEN = (
     | {Role.ATTN_OUT, Role.ATTN_OTHER, Role.TOKEN_MIX, Role.MODULATION, Role.ROUTER, Role.LINEAR}
     | {Role.CONV, Role.GRAPH_CONV, Role.LORA_A, Role.LORA_B}
 )
+_LINEAR = {Role.LINEAR, Role.MLP_UP, Role.MLP_DOWN}
+_MAYBE_OUTPUTS = _LINEAR | {Role.CONV, Role.GRAPH_CONV}
 _WEIGHTS = (MATRICES - {Role.ATTN_OTHER}) | CONVOLUTIONS | RECURRENT | {Role.GRAPH_CONV}
 
 
@@ -105,7 +107,8 @@ class MuonPartition(AutoPartition):
         uncut = [p for p in hidden if p.lines is None and self._is_fused(p)]
         if uncut and strict:
             raise ValueError(unknown_cut(uncut, report))
-        unknown = [p for p in asked if self._is_unknown(p)]
+        unread = {p.name for p in asked if p.role in _LINEAR and self._may_be_hidden(p) and _is_output(p, report)}
+        unknown = [p for p in asked if p.name in unread or self._is_unknown(p)]
         messages = [unknown_matrices(unknown, report)] if unknown else []
         messages += [unknown_cut(uncut, report)] if uncut else []
         likely = [p for p in hidden if p.lines is not None and p.guess] if self.cut == "head" else []
@@ -183,11 +186,12 @@ def _long(p: ParameterReport) -> list[int]:
 
 
 def _is_output(parameter: ParameterReport, report: ModelReport) -> bool:
-    """Whether a convolution gives the network's output: it comes last, and no layer reads as many channels, but perhaps the first one.
+    """Whether a layer seems to give an output of the network that detection has not found, because no other reads as many channels.
 
-    Of linear layers detection says so; of convolutions, on images as on graphs, it does not.
+    What a linear layer gives may be split, and what a convolution gives may be flattened before it is read. The last convolution, on
+    images as on graphs, gives an output also where the first layer has as many inputs.
     """
-    if parameter.role not in (Role.CONV, Role.GRAPH_CONV):
+    if parameter.role not in _MAYBE_OUTPUTS:
         return False
     part, outputs = report.part_of(parameter), parameter.shape[parameter.axis]
     beside = [p for p in report.parameters if report.part_of(p) == part]
@@ -195,7 +199,10 @@ def _is_output(parameter: ParameterReport, report: ModelReport) -> bool:
     behind = matrices[matrices.index(parameter) :] if parameter in matrices else []
     read = {_inputs(p) for p in matrices[1:] if p.role not in (Role.FIRST_CONV, Role.PATCH_EMBEDDING)}
     read |= {p.shape[0] for p in beside if p.role is Role.NORM and p.shape}
-    return outputs not in read and all(p.shape[p.axis] == outputs for p in behind)
+    every = {_inputs(p) for p in matrices} | read
+    if parameter.role in _LINEAR:
+        return not any(size > 1 and outputs % size == 0 for size in every)
+    return not any(size % outputs == 0 for size in every) or (outputs not in read and all(p.shape[p.axis] == outputs for p in behind))
 
 
 def _inputs(p: ParameterReport) -> int:

@@ -128,6 +128,8 @@ def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolv
     for key in spec:
         if key not in keys:
             beside = " beside 'rows'" if is_matrix else ""
+            if key in _MATRIX_KEYS:
+                raise ValueError(f"the key {key!r} goes with 'rows', the dimension of the rows of an orthogonalised matrix; give both.")
             raise ValueError(f"the key {key!r}{did_you_mean(key, keys)} is unknown; the keys{beside} are {', '.join(keys)}.")
     if is_matrix:
         stacked = _dimensions(spec, "stacked") if "stacked" in spec else ()

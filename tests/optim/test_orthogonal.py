@@ -159,6 +159,13 @@ def test_each_matrix_is_stepped_by_itself(name, beta2):
         ({"shape": (4, 3), "beta2": -0.1}, "beta2=-0.1"),
         ({"shape": (4, 3), "iterations": 0}, "one iteration"),
         ({"shape": (4, 3), "precision": "float16"}, "'float16'"),
+        ({"shape": (4, 3), "iterations": 2.5}, "iterations is a whole number, not 2.5"),
+        ({"shape": (4, 3), "iterations": True}, "iterations is a whole number, not True"),
+        ({"shape": (4, 3), "momentum": "0.9"}, "momentum is a number, not '0.9'"),
+        ({"shape": (4, 3), "beta2": "x"}, "beta2 is a number or None, not 'x'"),
+        ({"shape": (4, 3), "stacked": 0}, "stacked is a tuple of whole numbers, not 0"),
+        ({"shape": (4, 3), "rows": "0"}, "rows is a whole number, not '0'"),
+        ({"shape": (4, 3), "cut": 3}, "cut is a line order"),
     ],
 )
 def test_wrong_matrices_are_refused(arguments, named):
@@ -345,4 +352,29 @@ def test_sizes_of_updates():
         assert update.ratio[i].item() == pytest.approx((moved[rows].norm() / params[0][rows].norm()).item(), rel=1e-3)
     assert update.rows is not None
     assert tuple(update.rows.shape) == (12, 1)
+    optimizer.param_groups[0]["lr"] = 0.0  # as a scheduler may set it before anyone looks
+    assert optimizer.matrix_updates()["p0"].rms.tolist() == update.rms.tolist()
     assert [*optimizer.block_learning_rates()] == [*optimizer.second_moments()] == ["p1"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 50])
+def test_the_second_moment_begins_anew_where_adams_would_be(steps):
+    """Of gradients without a common direction, whose second moment is known."""
+    params = params_of([(60, 80)])
+    optimizer = ours(params, [MatrixLayout((60, 80))])
+    train(params, optimizer, steps)
+    state = to_adamw_state_dict(optimizer.state_dict())["state"][0]
+    corrected = state["exp_avg_sq"].mean() / (1 - 0.999**steps)
+    assert corrected.item() == pytest.approx(1.0, rel=0.1)
+
+
+def test_rows_of_a_cut_matrix_are_not_pruned():
+    params = params_of([(12, 5)])
+    optimizer = ours(params, [MatrixLayout((12, 5), cut="q:4|k:8")])
+    train(params, optimizer, 1)
+    rows = torch.tensor([0, 1, 4, 5])
+    with pytest.raises(ValueError, match="'p0' are cut into matrices.*set_layouts"):
+        optimizer.replace_parameter(params[0], nn.Parameter(params[0].detach()[rows].clone()), rows=rows)
+    optimizer.set_layouts({"p0": MatrixLayout((12, 5))})
+    optimizer.replace_parameter(params[0], new := nn.Parameter(params[0].detach()[rows].clone()), rows=rows)
+    train([new], optimizer, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
 import warnings
 
 import pytest
@@ -411,7 +412,7 @@ def test_overrides_go_by_the_options():
     assert partition_model(REPORT, "muon", {"qkv.*": "muon"}, cut="none")["qkv.weight"].matrices == ((1, 12, 8),)
     assert partition_model(REPORT, "muon", {"qkv.*": "q:4x2|v:2x2"})["qkv.weight"].matrices == ((1, 8, 8), (1, 4, 8))
     assert partition_model(REPORT, "muon", {"qkv.*": "q:4x2|v:2x2"}, cut="head")["qkv.weight"].matrices == ((1, 2, 8),) * 6
-    assert partition_model(REPORT, "muon", {"head.weight": {"role": "linear"}})["head.weight"] == MatrixLayout((5, 12))
+    assert partition_model(REPORT, "muon", {"head.weight": "muon"})["head.weight"] == MatrixLayout((5, 12))
     assert not partition_model(REPORT, "muon", {"qkv.*": {"role": "classifier"}})["qkv.weight"].is_orthogonal
 
 
@@ -438,3 +439,38 @@ def test_overrides_take_a_matrix_out(spec):
 def test_bad_overrides(name, spec, message):
     with pytest.raises(ValueError, match=message):
         partition_model(REPORT, "muon", {name: spec})
+
+
+class Held(nn.Module):
+    def __init__(self, **held):
+        super().__init__()
+        for name, module in held.items():
+            setattr(self, name, module)
+
+
+@pytest.mark.parametrize(
+    ("model", "output"),
+    [
+        (Held(scores=nn.Linear(8, 3), layers=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))), "scores.weight"),
+        (
+            Held(
+                net=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+                backbone=nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+            ),
+            "net.2.weight",
+        ),
+    ],
+    ids=["made first", "made before a backbone"],
+)
+def test_what_no_layer_reads_may_be_an_output_and_is_said(model, output):
+    with pytest.warns(AdamMiniWarning, match=rf"not known \({re.escape(output)}"):
+        layouts = partition_model(model, "muon")
+    assert not layouts[output].is_orthogonal
+    assert partition_model(model, "muon", {output: "muon"})[output].is_orthogonal
+
+
+def test_it_does_not_matter_where_tensors_are_made_by_default():
+    with torch.device("meta"):
+        cut = MatrixLayout((12, 5), cut="3*(q:2|k:2)")
+        assert cut.matrices == ((1, 6, 5), (1, 6, 5))
+    assert torch.equal(cut.join(cut.split(values := torch.randn(12, 5))), values)

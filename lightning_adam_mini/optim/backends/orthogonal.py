@@ -56,6 +56,8 @@ class Orthogonal(Backend):
     def __init__(self) -> None:
         self.group: Any = None
         """Ranks with the same parameters and gradients, which share the work; None if this one does all."""
+        self.rates: dict[Tensor, float | Tensor] = {}
+        """By parameter: the learning rate of its last update."""
         self.sizes: dict[Tensor, Tensor] = {}
         """By parameter, in learning rates: root mean square of the last update of each matrix. Of matrices that are cut, the sum of its
         squares over this rank's part of each row."""
@@ -81,12 +83,15 @@ class Orthogonal(Backend):
     def forget(self) -> None:
         """Keep nothing of any parameter."""
         self.sizes.clear()
+        self.rates.clear()
 
-    @staticmethod
-    def _step(jobs: Sequence[_Job], updates_of: Callable[[Sequence[_Job], Sequence[Tensor]], Sequence[Tensor]]) -> None:
+    def _step(self, jobs: Sequence[_Job], updates_of: Callable[[Sequence[_Job], Sequence[Tensor]], Sequence[Tensor]]) -> None:
         momenta = [one for job in jobs for one in _momenta(job)]
         updates = iter(updates_of(jobs, momenta))
         for job in jobs:
+            lr = job.group["lr"]
+            # A scheduler may change the rate before anyone asks.
+            self.rates.update((task.param, lr.clone() if isinstance(lr, Tensor) else lr) for task in job.tasks if task.param is not None)
             _apply(job, [next(updates) for _ in job.tasks])
 
     def _updates(self, jobs: Sequence[_Job], momenta: Sequence[Tensor]) -> list[Tensor]:
