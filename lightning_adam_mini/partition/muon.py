@@ -54,9 +54,9 @@ class MuonPartition(AutoPartition):
 
     Example:
         >>> from lightning_adam_mini.detection.roles import Architecture
-        >>> up = ParameterReport("fc.weight", (8, 5), Role.MLP_UP, Role.MLP_UP, "")
+        >>> query = ParameterReport("q.weight", (8, 5), Role.QUERY, Role.QUERY, "")
         >>> table = ParameterReport("wte.weight", (50, 5), Role.TOKEN_EMBEDDING, Role.TOKEN_EMBEDDING, "an nn.Embedding")
-        >>> for layout in MuonPartition()(ModelReport(Architecture.TRANSFORMER, "", (up, table))).values():
+        >>> for layout in MuonPartition()(ModelReport(Architecture.TRANSFORMER, "", (query, table))).values():
         ...     print(layout)
         orthogonalised
         mean over dim 1
@@ -162,8 +162,8 @@ class NorMuonPartition(MuonPartition):
 
     Example:
         >>> from lightning_adam_mini.detection.roles import Architecture
-        >>> up = ParameterReport("fc.weight", (8, 5), Role.MLP_UP, Role.MLP_UP, "")
-        >>> print(NorMuonPartition()(ModelReport(Architecture.TRANSFORMER, "", (up,)))["fc.weight"])
+        >>> query = ParameterReport("q.weight", (8, 5), Role.QUERY, Role.QUERY, "")
+        >>> print(NorMuonPartition()(ModelReport(Architecture.TRANSFORMER, "", (query,)))["q.weight"])
         orthogonalised, a second moment per row
     """
 
