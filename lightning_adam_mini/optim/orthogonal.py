@@ -64,7 +64,19 @@ def normalized_by_row(orthogonal: Tensor, second_moment: Tensor, beta2: float) -
         beta2: Its decay.
     """
     wide = orthogonal.to(second_moment.dtype)
-    second_moment.lerp_(wide.square().mean(dim=2, keepdim=True), 1 - beta2)
-    update = wide / second_moment.sqrt().add_(_EPS_OF_ROWS)
-    norm = update.norm(dim=(1, 2), keepdim=True).clamp_min(_EPS_OF_ROWS)
-    return update.mul_(SIZE * math.sqrt(math.prod(update.shape[1:])) / norm)
+    mean_square = wide.square().mean(dim=2, keepdim=True)
+    second_moment.lerp_(mean_square, 1 - beta2)
+    return wide * row_factors(mean_square, second_moment, wide.shape[2])
+
+
+def row_factors(mean_square: Tensor, second_moment: Tensor, columns: int) -> Tensor:
+    """By what :func:`normalized_by_row` multiplies rows: it follows from the mean square of each, wherever the row is.
+
+    Args:
+        mean_square: Of the orthogonalised rows, of shape (number, rows, 1).
+        second_moment: Of the rows, updated already.
+        columns: Elements of a row.
+    """
+    factors = second_moment.sqrt().add_(_EPS_OF_ROWS).reciprocal_()
+    norm = (mean_square * factors.square()).sum(dim=1, keepdim=True).mul_(columns).sqrt_().clamp_min_(_EPS_OF_ROWS)
+    return factors * (SIZE * math.sqrt(factors.shape[1] * columns) / norm)

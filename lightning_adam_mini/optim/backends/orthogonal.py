@@ -13,7 +13,7 @@ from lightning_adam_mini.matrix_layout import MatrixLayout
 from lightning_adam_mini.optim.backends.protocol import ANY, Backend, Task
 from lightning_adam_mini.optim.codecs import Codec, Plain
 from lightning_adam_mini.optim.functional import Blocks
-from lightning_adam_mini.optim.orthogonal import _EPS_OF_ROWS, SIZE, normalized_by_row, orthogonalize, resized
+from lightning_adam_mini.optim.orthogonal import SIZE, normalized_by_row, orthogonalize, resized, row_factors
 from lightning_adam_mini.optim.rounding import Place, round_at_random, seed_of
 from lightning_adam_mini.optim.shards.matrices import Exchange, add_up_rows, share
 from lightning_adam_mini.optim.state import FIRST, SECOND, STEP, elements_in
@@ -153,7 +153,7 @@ class Orthogonal(Backend):
                 mean_squares = total[i] / columns
                 second.lerp_(mean_squares, 1 - layout.beta2)
                 both = zip(layout.split(mean_squares), layout.split(second), strict=True)
-                factors = [_row_factors(mean_square, one, columns) for mean_square, one in both]
+                factors = [row_factors(mean_square, one, columns) for mean_square, one in both]
             factor = layout.join(factors)
             updates.append(pieces[i].to(m.dtype) * part.spread(factor))
             if task.param is not None:
@@ -261,19 +261,6 @@ def _precision(rule: MatrixLayout, like: Tensor) -> torch.dtype:
     if rule.precision is not None:
         return getattr(torch, rule.precision)
     return torch.bfloat16 if like.is_cuda else like.dtype
-
-
-def _row_factors(mean_square: Tensor, second_moment: Tensor, columns: int) -> Tensor:
-    """By what :func:`normalized_by_row` multiplies rows, where a rank has not all of them: from the mean square of each.
-
-    Args:
-        mean_square: Of the orthogonalised rows, of shape (number, rows, 1).
-        second_moment: Of the rows, updated already.
-        columns: Elements of a row.
-    """
-    factors = second_moment.sqrt().add_(_EPS_OF_ROWS).reciprocal_()
-    norm = (mean_square * factors.square()).sum(dim=1, keepdim=True).mul_(columns).sqrt_().clamp_min_(_EPS_OF_ROWS)
-    return factors * (SIZE * math.sqrt(factors.shape[1] * columns) / norm)
 
 
 def _apply(job: _Job, updates: Sequence[Tensor]) -> None:
