@@ -107,6 +107,14 @@ class Codec(Protocol):
         """
         ...
 
+    def stacked(self, number: int) -> Codec | None:
+        """The codec of several such moments along the first dimension, whose fields are theirs along the first; None if there is none.
+
+        Args:
+            number: How many; at least 1.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -142,6 +150,10 @@ class Plain:
         """Some lines of the first dimension at a time."""
         for rows in _lines(self.shape, elements):
             yield replace(self, shape=(rows.stop - rows.start, *self.shape[1:])), rows, {"": rows}
+
+    def stacked(self, number: int) -> Codec | None:
+        """That of the larger shape."""
+        return replace(self, shape=(number * self.shape[0], *self.shape[1:])) if self.shape else None
 
 
 @dataclass(frozen=True)
@@ -252,6 +264,13 @@ class EightBit:
                 piece = EightBit((lines.stop - lines.start, *self.shape[1:]), row if rows > 1 else end - first * unit)
                 yield piece, lines, {"": lines, SCALE: slice(at + first * scales, at + last)}
             at += rows * runs
+
+    def stacked(self, number: int) -> Codec | None:
+        """Only of whole rows: what is one row, or begins within one, would end within another's run."""
+        if number == 1:
+            return self
+        is_rows = self.row is None and leading_dims(self.shape) > 0
+        return EightBit((number * self.shape[0], *self.shape[1:])) if is_rows else None
 
 
 SCALE = "_scale"

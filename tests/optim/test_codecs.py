@@ -259,3 +259,17 @@ def test_codes_tell_how_they_were_made(shape):
     assert codec_of({"": torch.ones(3, 2)}) == Plain((3, 2), torch.float32)
     with pytest.raises(ValueError, match=r"has scales of shape \(7, 7\), but for a tensor of shape"):
         codec_of({**kept, "_scale": torch.ones(7, 7)})
+
+
+@pytest.mark.parametrize("codec", [Plain((5, 3), torch.bfloat16), *map(EightBit, ROWS), EightBit((40, 100), row=64, lead=32)], ids=str)
+def test_stacked_fields_are_those_of_each_along_the_first_dimension(codec):
+    assert codec.stacked(1) == codec
+    stacked = codec.stacked(3)
+    if stacked is None:
+        assert codec.row is not None or len(codec.shape) < 2 or row_of(codec.shape) == math.prod(codec.shape)
+        return
+    values = [torch.randn(codec.shape) for _ in range(3)]
+    each, together = [encode(codec, one) for one in values], encode(stacked, torch.cat(values))
+    for suffix, field in together.items():
+        assert torch.equal(field, torch.cat([one[suffix] for one in each]))
+    assert torch.equal(stacked.decode(together, torch.float32), torch.cat([codec.decode(one, torch.float32) for one in each]))

@@ -203,6 +203,21 @@ def test_narrow_momentum_goes_nearly_the_same_way(momentum_dtype, within, beta2)
     assert held - rows <= (2.0 if momentum_dtype is torch.bfloat16 else 1.07) * 2 * 64 * 80
 
 
+@pytest.mark.parametrize("momentum_dtype", [torch.bfloat16, "8bit"], ids=str)
+def test_narrow_momenta_of_one_shape_that_are_kept_at_once_are_those_of_each_alone(momentum_dtype):
+    def momenta(count):
+        shapes = [(64, 80)] * count
+        params = params_of(shapes)
+        optimizer = ours(params, [MatrixLayout(shape) for shape in shapes], momentum_dtype=momentum_dtype)
+        train(params, optimizer, 3)
+        return [{name: value for name, value in optimizer.state[p].items() if name.startswith("exp_avg")} for p in params]
+
+    (alone,) = momenta(1)  # the gradients do not depend on the weights, and the first is the same however many there are
+    together = momenta(5)[0]
+    assert alone.keys() == together.keys()
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
+
+
 def test_bfloat16_weights_are_rounded_at_random_and_right_on_average():
     p = nn.Parameter(torch.ones(256, 256, dtype=torch.bfloat16))
     optimizer = AdamMini([("p", p)], lr=1e-4, weight_decay=0.0, layouts={"p": MatrixLayout((256, 256))}, stochastic_rounding=True)
@@ -304,11 +319,13 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("momentum_dtype", [None, torch.bfloat16, "8bit"], ids=str)
 @pytest.mark.parametrize("beta2", [None, 0.95], ids=["muon", "normuon"])
-def test_launches_grow_with_shapes_and_not_with_tensors(beta2):
+def test_launches_grow_with_shapes_and_not_with_tensors(beta2, momentum_dtype):
     def launches(count):
-        params = params_of([(8, 6), (6, 8)] * count)
-        optimizer = ours(params, [MatrixLayout(tuple(p.shape), beta2=beta2) for p in params])
+        params = params_of([(64, 80), (80, 64)] * count)
+        layouts = [MatrixLayout(tuple(p.shape), beta2=beta2) for p in params]
+        optimizer = ours(params, layouts, momentum_dtype=momentum_dtype)
         train(params, optimizer, 1)
         with Operators() as operators:
             optimizer.step()

@@ -229,14 +229,34 @@ def _momenta(job: _Job) -> list[Tensor]:
         moments = [one[""] for one in kept]
         torch._foreach_lerp_(moments, grads, 1 - momentum)
         return list(torch._foreach_lerp(grads, moments, momentum))
-    ahead = []
-    for task, grad, one in zip(tasks, grads, kept, strict=True):
-        moment = one[""].to(wide) if isinstance(task.codec, Plain) else task.codec.decode(one, wide)
-        grad = grad.to(wide)
-        moment = moment.lerp(grad, 1 - momentum)
-        ahead.append(grad.lerp(moment, momentum))
-        task.codec.encode_(moment, one)
-    return ahead
+    ahead: dict[int, Tensor] = {}
+    for some in _stacks(tasks, grads):
+        codec = tasks[some[0]].codec.stacked(len(some))
+        assert codec is not None
+        stored = {suffix: _stack([kept[i][suffix] for i in some]) for suffix in kept[some[0]]}
+        grad = _stack([grads[i] for i in some]).to(wide)
+        moment = codec.decode(stored, wide).lerp_(grad, 1 - momentum)
+        ahead.update(zip(some, grad.lerp(moment, momentum).split(len(grad) // len(some)), strict=True))
+        codec.encode_(moment, stored)
+        if len(some) > 1:
+            for suffix, new in stored.items():
+                torch._foreach_copy_([kept[i][suffix] for i in some], list(new.split(len(new) // len(some))))
+    return [ahead[i] for i in range(len(tasks))]
+
+
+def _stacks(tasks: Sequence[Task], grads: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Numbers of tasks whose moments are decoded at once: a codec's launches are many, so they grow with shapes, not with tensors."""
+    found: dict[tuple, list[int]] = {}
+    for i, (task, grad) in enumerate(zip(tasks, grads, strict=True)):
+        can = grad.numel() and task.codec.stacked(2)
+        found.setdefault((task.codec, grad.dtype) if can else (i,), []).append(i)
+    for some in found.values():
+        by = max(_AT_ONCE // max(grads[some[0]].numel(), 1), 1)
+        yield from (some[first : first + by] for first in range(0, len(some), by))
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
 
 
 def _batches(parts: Sequence[_Part]) -> Iterator[list[int]]:
