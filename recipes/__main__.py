@@ -1,4 +1,4 @@
-"""``python -m recipes``: train, test, sample, compare and benchmark the recipes."""
+"""``python -m recipes``: train and test the recipes, and sample from them."""
 
 import sys
 import traceback
@@ -13,11 +13,8 @@ usage: python -m recipes COMMAND ...
   test       measure a checkpoint on the test set
   predict    predict the test set with a checkpoint
   sample     generate images with a checkpoint of a diffusion recipe: sample --ckpt PATH --out samples.png
-  compare    train a recipe under several optimizers, learning rates and seeds; write a table and figures
-  slim_adam  SlimAdam: derive rules and train with them; sweep learning rates; draw signal-to-noise ratios
-  benchmark  time something: benchmark callback, benchmark snr
 
-`python -m recipes COMMAND --help` explains each.
+`python -m recipes COMMAND --help` explains each. What compares or measures is in `python -m experiments`.
 """
 
 
@@ -36,18 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from recipes.diffusion.command import main as sample
 
         return sample(args)
-    if command == "compare":
-        from recipes.compare.command import main as compare
-
-        return compare(args)
-    if command == "slim_adam":
-        from recipes.slim_adam.command import main as slim_adam
-
-        return slim_adam(args)
-    if command == "benchmark":
-        from recipes.benchmarks.command import main as benchmark
-
-        return benchmark(args)
     if command not in ("fit", "validate", "test", "predict"):
         sys.stderr.write(f"{USAGE}\nerror: there is no command {command!r}\n")
         return 2

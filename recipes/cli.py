@@ -92,6 +92,21 @@ class RecipeCLI(LightningCLI):
             sys.stdout.write(f"{summary.line(self.model.headline, self.trainer.callback_metrics)}\n")
 
 
+class ParsedRecipe(RecipeCLI):
+    """The configuration that a command line amounts to; nothing is instantiated from it.
+
+    Args:
+        args: The command line, without the program's name and a subcommand.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(list(args), run=False)
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Instantiate nothing."""
+
+
 def end_averaging(trainer: pl.Trainer) -> None:
     """Take weight averaging out of a trainer that has fitted: it would measure other weights than those of the model or of a checkpoint.
 

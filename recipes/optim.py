@@ -1,17 +1,86 @@
 """The optimizer of the recipes and its schedule: a linear warm-up, stepped every step, and what follows it."""
 
 import math
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, TypeAlias
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
-from recipes.rivals import Settings, find_rival
-
 Schedule = Literal["cosine", "constant", "plateau"]
+Groups: TypeAlias = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a recipe says of its optimizer.
+
+    Args:
+        lr: Peak learning rate.
+        betas: Decay of the first and the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay.
+        model: What is trained, for an optimizer that must know what each matrix is for.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    model: nn.Module | None = None
+
+
+Builder: TypeAlias = Callable[[Groups, Settings], Optimizer]
+
+
+def adamw(groups: Groups, settings: Settings) -> Optimizer:
+    """Return torch's AdamW.
+
+    Args:
+        groups: Parameter groups.
+        settings: The recipe's.
+    """
+    return AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+
+
+def find_builder(name: str) -> Builder:
+    """Return what makes an optimizer.
+
+    Args:
+        name: ``adamw``, or where a function stands that takes parameter groups and `Settings`: ``my_package.optimizers.lion``.
+
+    Raises:
+        MisconfigurationException: If nothing stands there.
+
+    Example:
+        >>> find_builder("recipes.optim.adamw") is find_builder("adamw") is adamw
+        True
+    """
+    module, _, function = ("recipes.optim.adamw" if name == "adamw" else name).rpartition(".")
+    try:
+        found: Builder | None = getattr(import_module(module), function) if module else None
+    except (ImportError, AttributeError) as error:
+        raise MisconfigurationException(f"There is no optimizer {name!r}, because {error}; name another function.") from error
+    if found is None or not callable(found):
+        raise MisconfigurationException(
+            f"There is no optimizer {name!r}; it is adamw, or where a function stands that makes another, such as experiments.rivals.lion."
+        )
+    return found
+
+
+def wants_graph(optimizer: Optimizer) -> bool:
+    """Return whether the next step of an optimizer differentiates the gradients, so that the backward pass must keep their graph.
+
+    Args:
+        optimizer: The optimizer.
+    """
+    period = getattr(optimizer, "update_period", None)
+    return period is not None and optimizer.param_groups[0].get("step", 0) % period == 0
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, end: float = 0.0) -> float:
@@ -53,8 +122,8 @@ def configure(
         parameters: What to train.
         total_steps: Length of the run (``trainer.estimated_stepping_batches``).
         model: What is trained, for an optimizer that must know what each matrix is for.
-        optimizer: ``adamw``, which `AdamMiniCallback` turns into Adam-mini, or the name of a rival: adafactor, adafactor_zhai, sm3, came,
-            lamb, lion, novograd, adamw_8bit, galore, sophia, muon_adamw or normuon_adamw.
+        optimizer: ``adamw``, which `AdamMiniCallback` turns into Adam-mini, or where a function stands that makes another from parameter
+            groups and `Settings`, such as ``experiments.rivals.lion``.
         lr: Peak learning rate.
         betas: AdamW's decay of the first and the second moment.
         eps: Added to the root of the second moment.
@@ -69,7 +138,7 @@ def configure(
     given = list(parameters)
     groups = [one for one in given if isinstance(one, dict)] or [{"params": given}]
     settings = Settings(lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, model=model)
-    made = find_rival(optimizer).build(groups, settings)
+    made = find_builder(optimizer)(groups, settings)
     warmup_steps = round(warmup * total_steps)
     if schedule == "cosine":
         scheduler = LambdaLR(made, lambda step: warmup_cosine(step, total_steps, warmup_steps, cosine_end))

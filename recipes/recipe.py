@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from typing_extensions import override
 
-from recipes.optim import configure
-from recipes.rivals import wants_graph
+from recipes.optim import configure, wants_graph
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_adam_mini import AdamMiniCallback
-from recipes.held import state_bytes
+from lightning_adam_mini.optim import state_bytes
 from recipes.recipe import Headline
 
 

@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_adam_mini.optim.shards.dtensor import local
 
 
+def plain_tensors(value: object, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """The plain tensors inside a value: of containers, of tensor subclasses (quantized, sharded), and of objects' attributes.
+
+    Args:
+        value: Anything.
+        seen: Ids of what was gone through before.
+
+    Example:
+        >>> import torch
+        >>> [tuple(tensor.shape) for tensor in plain_tensors({"a": torch.zeros(2), "b": [torch.zeros(3), 1.0]})]
+        [(2,), (3,)]
+    """
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        names = value.__tensor_flatten__()[0] if hasattr(value, "__tensor_flatten__") else ()  # pyright: ignore[reportAttributeAccessIssue]
+        if not names:
+            yield value
+        for name in names:
+            yield from plain_tensors(getattr(value, name), seen)
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        parts: Iterable[object] = value.values()
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    elif hasattr(value, "__dict__") and not callable(value):  # GaLore keeps its projections so
+        parts = vars(value).values()
+    else:
+        return
+    for part in parts:
+        yield from plain_tensors(part, seen)
+
+
+def bytes_held(values: Iterable[object]) -> int:
+    """Bytes of the storages behind some values, each counted once.
+
+    Args:
+        values: Anything that holds tensors.
+
+    Example:
+        >>> import torch
+        >>> a = torch.zeros(10)
+        >>> bytes_held([a, a[:5], {"b": torch.zeros(2, dtype=torch.bfloat16)}])
+        44
+    """
+    storages = [tensor.untyped_storage() for value in values for tensor in plain_tensors(value)]
+    return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
+
+
 def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes that the state of an optimizer really holds, over all devices: the storage behind its tensors, each counted once.
+    """Bytes that the state of an optimizer really holds, over all devices: the storages behind its tensors, each counted once.
+
+    What hides inside tensor subclasses counts too: the codes and scales of quantized states, this rank's part of a sharded one.
 
     Example:
         >>> import torch
@@ -20,10 +75,7 @@ def state_bytes(optimizer: Optimizer) -> int:
         >>> state_bytes(optimizer)
         84
     """
-    states = [state for state in optimizer.state.values() if isinstance(state, dict)]  # users keep other things there too
-    tensors = [local(value) for state in states for value in state.values() if isinstance(value, Tensor)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    return bytes_held(state for state in optimizer.state.values() if isinstance(state, dict))  # users keep other things there too
 
 
 def adamw_bytes(optimizer: Optimizer) -> int:

@@ -7,8 +7,8 @@ import sys
 import types
 import warnings
 
-from benchmarks.strategies.model import BLOCKS, Network
-from benchmarks.strategies.run import whole_weights
+from experiments.strategies.model import BLOCKS, Network
+from experiments.strategies.run import whole_weights
 from lightning_adam_mini import AdamMini, AdamMiniCallback
 from lightning_adam_mini.callbacks.distribution import misconfiguration
 from recipes.strategies import CPUFSDPStrategy

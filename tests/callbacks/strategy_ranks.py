@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import traceback
 import warnings
 from pathlib import Path
 
@@ -16,11 +15,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from benchmarks.strategies.model import BLOCKS, Network
-from benchmarks.strategies.rows import ROWS
-from benchmarks.strategies.run import whole_weights
+from experiments.strategies.model import BLOCKS, Network
+from experiments.strategies.rows import ROWS
+from experiments.strategies.run import whole_weights
 from lightning_adam_mini import AdamMiniCallback, partition_model
 from recipes.strategies import CPUFSDPStrategy
+from tests import launch
 
 
 def fit(name, *callbacks, model=None, ckpt_path=None, sharded=False, blocks=None, partition="auto", **options):
@@ -134,13 +134,7 @@ CHECKS = (check_options, check_mixed_precision_resumes, check_monitoring, check_
 def run_checks(name, folder, weights, rates):
     """Run all checks of a strategy in one group of ranks; what went wrong, by name."""
     warnings.simplefilter("ignore")
-    wrong = {}
-    for check in CHECKS:
-        try:
-            check(name, folder, weights, rates)
-        except Exception:
-            wrong[check.__name__] = traceback.format_exc()
-    return wrong
+    return launch.run_checks(CHECKS, name, folder, weights, rates)
 
 
 class Kill(pl.Callback):

@@ -19,14 +19,14 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
 
 import lightning_adam_mini.pytorch_lightning
-from benchmarks.strategies.launch import run_ranks
-from benchmarks.strategies.model import Network
+from experiments.strategies.model import Network
 from lightning_adam_mini import AdamMini, AdamMiniCallback, SNRMonitor
 from lightning_adam_mini.callbacks.distribution import inform, is_lightnings
 from lightning_adam_mini.callbacks.loggers import log_metrics
 from lightning_adam_mini.callbacks.strategies import check_measurable, check_strategy, load_whole_checkpoints
 from tests.callbacks import distribution_ranks
 from tests.callbacks.models import TokenModel, weights
+from tests.launch import run_ranks
 
 PACKAGES = {package.__name__: package for package in (lightning.pytorch, pytorch_lightning)}
 

@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from benchmarks.strategies.command import Bench, table
-from benchmarks.strategies.launch import run_ranks
-from benchmarks.strategies.rows import ROWS
+from experiments.strategies.command import Bench, table
+from experiments.strategies.rows import ROWS
 from lightning_adam_mini.callbacks.strategies import check_strategy
 from tests.callbacks import strategy_ranks
+from tests.launch import run_ranks, what_went_wrong
 
 STRATEGIES = ("FSDP2", "FSDP1")
 
@@ -23,13 +23,8 @@ def wrong(tmp_path_factory):
     (single,) = run_ranks(strategy_ranks.single, 1, folder, folder)
     if isinstance(single, Exception):
         raise single
-    found = []
-    for name in STRATEGIES:
-        for rank, outcome in enumerate(run_ranks(strategy_ranks.run_checks, 2, folder, name, folder, *single)):
-            if isinstance(outcome, Exception):
-                raise outcome
-            found += [(name, check, f"rank {rank}:\n{text}") for check, text in outcome.items()]
-    return found
+    outcomes = {name: run_ranks(strategy_ranks.run_checks, 2, folder, name, folder, *single) for name in STRATEGIES}
+    return [(name, check, text) for name, found in outcomes.items() for check, text in what_went_wrong(found)]
 
 
 @pytest.mark.timeout(400)
@@ -59,7 +54,7 @@ def test_a_row_of_the_table(tmp_path):
     assert row["resume"] == row["resume_sharded"] == 0.0
     assert all(row[column] < 1e-5 for column in ("steps", "to_single", "from_single", "from_adamw", "to_adamw")), row
     assert row["calls"] == 2  # one a dimension of the mesh
-    assert "| FSDP2 x tensor parallel | 4 |" in table([row])
+    assert table([row]).rows[0][:2] == ["FSDP2 x tensor parallel", "4"]
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import traceback
 import warnings
 from datetime import timedelta
 
@@ -31,8 +30,9 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from benchmarks.strategies.run import whole_weights
+from experiments.strategies.run import whole_weights
 from lightning_adam_mini import AdamMini, BlockLayout, MatrixLayout, find_flat_shards
+from tests import launch
 from tests.callbacks.strategy_ranks import fit
 
 STEPS = 10
@@ -438,10 +438,4 @@ CHECKS = (
 def run_checks(world):
     """Run all checks in one group of ranks; what went wrong, by name."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    wrong = {}
-    for check in CHECKS:
-        try:
-            check(world)
-        except Exception:
-            wrong[check.__name__] = traceback.format_exc()
-    return wrong
+    return launch.run_checks(CHECKS, world)

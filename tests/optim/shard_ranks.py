@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import traceback
 from datetime import timedelta
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_adam_mini import AdamMini, BlockLayout, find_flat_shards
+from tests import launch
 from tests.optim import shard_codes
 
 LR, BETAS, EPS, STEPS = 1e-2, (0.9, 0.99), 1e-8, 8
@@ -378,10 +378,4 @@ CHECKS = (check_numbers, check_communication, check_state, check_errors, check_l
 def run_checks(world):
     """Run all checks in one group of ranks; what went wrong, by name."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    wrong = {}
-    for check in CHECKS:
-        try:
-            check(world)
-        except Exception:
-            wrong[check.__name__] = traceback.format_exc()
-    return wrong
+    return launch.run_checks(CHECKS, world)

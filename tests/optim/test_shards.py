@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.strategies.launch import run_ranks
 from lightning_adam_mini import BlockLayout
 from lightning_adam_mini.optim.shards.flat import _rectangles
+from tests.launch import run_ranks, what_went_wrong
 from tests.optim import shard_ranks
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def wrong(request, tmp_path_factory):
     """What went wrong on any rank, by check: one group of processes runs them all."""
-    outcomes = run_ranks(shard_ranks.run_checks, request.param, tmp_path_factory.mktemp("ranks"), request.param)
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-    return [(rank, name, text) for rank, found in enumerate(outcomes) for name, text in found.items()]
+    return what_went_wrong(run_ranks(shard_ranks.run_checks, request.param, tmp_path_factory.mktemp("ranks"), request.param))
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("check", [check.__name__ for check in shard_ranks.CHECKS])
 def test_shards(wrong, check):
-    problems = [f"rank {rank}:\n{text}" for rank, name, text in wrong if name == check]
+    problems = [text for name, text in wrong if name == check]
     assert not problems, "\n".join(problems)
 
 

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
-from benchmarks.strategies.launch import run_ranks
 from lightning_adam_mini import BlockLayout
 from lightning_adam_mini.optim.backends.protocol import Task
 from lightning_adam_mini.optim.backends.triton import step as triton_step
@@ -24,6 +23,7 @@ from lightning_adam_mini.optim.shards.dtensor import local, with_local
 from lightning_adam_mini.optim.shards.flat import FlatShard, flat_part
 from lightning_adam_mini.optim.shards.part import CutBlocks, Part, apart_in, window_of
 from lightning_adam_mini.optim.state import FIRST, elements_in
+from tests.launch import run_ranks
 from tests.optim import shard_ranks
 from tests.optim.backends.table import DEVICE, GPU, TRITON, in_order
 

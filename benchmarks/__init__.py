@@ -1,1 +1,0 @@
-"""Measurements of optimizers beside their rivals: ``python -m benchmarks``."""

@@ -1,0 +1,1 @@
+"""Everything that compares or measures: ``python -m experiments``."""

@@ -1,0 +1,86 @@
+"""``python -m experiments all``: every experiment, one after the other; as toys, to see that each still runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.__main__ import EXPERIMENTS
+from experiments.tables import markdown_table
+
+REPOSITORY = Path(__file__).parents[1]
+GPT = f"--config {REPOSITORY / 'configs' / 'gpt_stdlib.yaml'}"
+TINY = "--model.layers=1 --model.width=32 --model.context=32 --data.context=32 --data.batch_size=4 --data.epoch_windows=16"
+TINY_GPT = f"{GPT} {TINY} --data.eval_windows=8"
+ARGUMENTS = {  # of those that need some; a name may stand for several runs
+    "compare": [f"{GPT} --optimizers adamw,auto --seeds 5"],
+    "slim_adam": [f"rules {GPT}", f"sweep {GPT} --lrs 1e-3,3e-3", f"figures {GPT} --lrs 1e-3,3e-3"],
+}
+SMALL = {
+    "compare": [f"{TINY_GPT} --optimizers adamw,auto:8bit --lrs 1e-3,1e-2 --seeds 1 --trajectory 2"],
+    "slim_adam": [f"rules {TINY_GPT} --seeds 1", f"sweep {TINY_GPT} --lrs 1e-3,1e-2 --seeds 1", f"figures {TINY_GPT} --lrs 1e-3,1e-2"],
+    "callback": [TINY_GPT],
+    "snr": [TINY_GPT],
+    "gpu": ["--device cpu --minutes 8"],
+}
+"""As toys, where ``--small`` is not enough."""
+
+
+def commands(small: bool) -> list[list[str]]:
+    """Return what is run.
+
+    Args:
+        small: Whether as toys.
+    """
+    found = []
+    for name in EXPERIMENTS:
+        for arguments in (SMALL if small else ARGUMENTS).get(name, [""]):
+            words = arguments.split()
+            at = 1 if name == "slim_adam" else 0  # its own command comes first
+            found.append([name, *words[:at], *(["--small"] if small else []), *words[at:]])
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run every experiment, each in a process of its own.
+
+    Args:
+        argv: What follows ``all``.
+    """
+    parser = argparse.ArgumentParser(prog="python -m experiments all", description="Run every experiment, one after the other.")
+    parser.add_argument("--small", action="store_true", help="as toys, on a CPU: only to see that each runs; minutes in place of hours")
+    parser.add_argument("--only", default="", metavar="NAMES", help="some of them, with commas between (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("runs/all"), help="folder of the results, one a command (default: %(default)s)")
+    options = parser.parse_args(argv)
+    only = {name.strip() for name in options.only.split(",")} - {""}
+    if only - EXPERIMENTS.keys():
+        parser.error(
+            f"--only {options.only}: there is no experiment {sorted(only - EXPERIMENTS.keys())[0]!r} among {', '.join(EXPERIMENTS)}"
+        )
+    lines: list[list[str]] = []
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    for command in commands(options.small):
+        if only and command[0] not in only:
+            continue
+        title = " ".join(word for word in command[:2] if not word.startswith("-"))
+        out = options.out / title.replace(" ", "-")
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments", *command, "--out", str(out)],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        left = "ok" if done.returncode == 0 and list(out.glob("*.json")) else "failed"
+        lines.append([title, left, f"{time.perf_counter() - started:.0f} s"])
+        sys.stdout.write(f"{' '.join(lines[-1])}\n")
+        sys.stdout.flush()
+        if left == "failed":
+            sys.stderr.write(f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}\n")
+    sys.stdout.write(f"\n{markdown_table(['experiment', '', 'time'], lines)}\n")
+    return int(any(line[1] == "failed" for line in lines))

@@ -1,0 +1,78 @@
+"""Figures of SlimAdam's experiments."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from experiments.figures import add_legend, new_figure, styles
+from experiments.slim_adam.tables import by_setting
+from lightning_adam_mini.analysis import average_snr
+from lightning_adam_mini.callbacks.snr_figures import COLOURS
+
+if TYPE_CHECKING:  # a second to import
+    from matplotlib.figure import Figure
+
+MARKERS = ("-", "--", ":", "-.")
+Curves = Mapping[str, Mapping[float, Mapping[str, Mapping[str, Mapping[str, float]]]]]
+
+
+def draw_sweep(runs: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Draw the final test metric over learning rates, a line an optimizer.
+
+    Args:
+        runs: The results of a sweep.
+    """
+    figure, (axes,) = new_figure(width=5.6, height=3.6)
+    settings = by_setting(runs)
+    for name, style in styles(list(dict.fromkeys(name for name, _ in settings))).items():
+        points = sorted((lr, fmean(values.values())) for (other, lr), values in settings.items() if other == name and lr is not None)
+        axes.plot(*zip(*points, strict=True), marker="o", label=name, **style)
+        low = [min(settings[name, lr].values()) for lr, _ in points]
+        high = [max(settings[name, lr].values()) for lr, _ in points]
+        axes.fill_between([lr for lr, _ in points], low, high, color=style["color"], alpha=0.08)
+    axes.set_xscale("log")
+    axes.set_xlabel("peak learning rate")
+    axes.set_ylabel(f"test {runs[0]['headline']['title']}")
+    add_legend(axes)
+    return figure
+
+
+def draw_ratios(curves: Curves, argument: str) -> "Figure":
+    """Draw averaged signal-to-noise ratios over learning rates: a panel a layer type, a colour for what is averaged.
+
+    Args:
+        curves: By value of the varied argument, and by learning rate: ratios as `derive` gives them.
+        argument: The varied argument; empty if none is.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    groups = list(dict.fromkeys(group for rates in curves.values() for ratios in rates.values() for group in ratios))
+    lrs = sorted({lr for rates in curves.values() for lr in rates})
+    columns = min(4, max(1, len(groups)))
+    rows = max(1, -(-len(groups) // columns))
+    figure, axes = new_figure(columns, rows, 2.6, 2.1 + 0.3 / rows)
+    for i, panel in enumerate(axes):
+        panel.set_visible(i < len(groups))
+    for group, panel in zip(groups, axes, strict=False):
+        for (variant, rates), style in zip(curves.items(), MARKERS, strict=False):
+            for kind, colour in COLOURS.items():
+                means = [average_snr(rates[lr].get(group, {}).get(kind, {}).values()) for lr in sorted(rates)]
+                label = f"{kind}, {argument}={variant}" if variant else kind
+                finite = [mean if math.isfinite(mean) else math.nan for mean in means]
+                panel.plot(sorted(rates), finite, color=colour, linestyle=style, marker="o", markersize=3, linewidth=1.2, label=label)
+        panel.set_title(group, fontsize=9)
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+        panel.tick_params(labelsize=7)
+        panel.set_xlabel("peak learning rate", fontsize=8)
+    axes[0].set_ylabel("averaged SNR", fontsize=8)
+    handles = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, fontsize=8)
+    return figure

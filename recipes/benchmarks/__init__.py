@@ -1,1 +1,0 @@
-"""Measurements of speed: ``python -m recipes benchmark``."""

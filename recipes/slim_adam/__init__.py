@@ -1,1 +1,0 @@
-"""SlimAdam's experiments at small scale: ``python -m recipes slim_adam``."""
