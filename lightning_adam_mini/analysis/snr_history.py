@@ -36,13 +36,14 @@ class SNRHistory:
         self._rows: list[Tensor] = []
 
     def measure(
-        self, step: int, second_moments: Mapping[str, Tensor], *others: Mapping[str, BlockLayout]
+        self, step: int, second_moments: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], *others: Mapping[str, BlockLayout]
     ) -> dict[str, dict[Averaged, float]]:
         """Measure all parameters, and remember it.
 
         Args:
             step: Steps taken so far.
-            second_moments: Adam's second moments, one value an element, by parameter name. Those of one element have no ratio.
+            second_moments: Adam's second moments, one value per element, by parameter name; or pairs of name and second moment, of which
+                one is held at a time. Those of one element have no ratio.
             *others: Layouts by parameter name that are measured besides the dimensions: heads, factored ones.
 
         Returns:
@@ -50,7 +51,8 @@ class SNRHistory:
         """
         names: list[tuple[str, BlockLayout]] = []
         found: list[Tensor] = []
-        for name, v in second_moments.items():
+        pairs: Iterable[tuple[str, Tensor]] = second_moments.items() if isinstance(second_moments, Mapping) else second_moments
+        for name, v in pairs:
             layouts = subset_layouts(v.shape)
             layouts += [other[name] for other in others if name in other and other[name] not in layouts]
             if layouts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,22 +14,52 @@ from lightning_adam_mini.analysis.snr_history import SNRHistory
 from lightning_adam_mini.detection import ModelReport, parameter_names
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini
+from lightning_adam_mini.optim.shards.dtensor import is_dtensor
+from lightning_adam_mini.optim.shards.flat import FlatShard
+from lightning_adam_mini.optim.shards.whole import stepped_anywhere, whole_elements
 from lightning_adam_mini.optim.state import SECOND
 from lightning_adam_mini.partition.factored import FactoredPartition
 from lightning_adam_mini.partition.rules import By, SlimAdamRules
 
 
-def adam_second_moments(optimizers: Iterable[Optimizer], names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """The second moments that have one value an element, by parameter name: of torch's Adam and AdamW, and of ours.
+def adam_second_moments(
+    optimizers: Iterable[Optimizer], names: Mapping[Tensor, str], flat: Mapping[Tensor, FlatShard] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The second moments that have one value per element, with parameter names: of torch's Adam and AdamW, and of ours.
 
-    Nothing is copied. Parameters that have not been stepped, or whose second moments are averaged already, are left out.
+    Those that are sharded are gathered, one at a time: every rank has to call it, and to go through it. Others are not copied. Parameters
+    that have not been stepped, or whose second moments are averaged already, are left out.
+
+    Args:
+        optimizers: The optimizers.
+        names: The names of the parameters that are wanted.
+        flat: Which range of each this rank holds, of parameters that FSDP1 has flattened.
     """
-    return {
-        names[p]: state[SECOND.name]
-        for optimizer in optimizers
-        for p, state in optimizer.state.items()
-        if p in names and isinstance(v := state.get(SECOND.name), Tensor) and v.shape == p.shape
-    }
+    flat = flat or {}
+    for optimizer in optimizers:
+        averaged = _averaged(optimizer)
+        ours = [p for group in optimizer.param_groups for p in group["params"] if p in names and p not in averaged]
+        for p in stepped_anywhere(ours, optimizer.state, flat):
+            kept = optimizer.state[p].get(SECOND.name) if p in optimizer.state else None
+            if kept is None and p not in flat:
+                continue
+            whole = whole_elements(p, kept, flat.get(p))
+            if p in flat or whole.shape == p.shape:
+                yield names[p], whole
+
+
+def _averaged(optimizer: Optimizer) -> set[Tensor]:
+    """The parameters whose second moments are averaged."""
+    if not isinstance(optimizer, AdamMini):
+        return set()
+    layouts = optimizer.layouts
+    return {p for p, name in optimizer.parameter_names().items() if not layouts[name].is_per_parameter}
+
+
+def is_sharded(optimizers: Iterable[Optimizer], flat: Mapping[Tensor, FlatShard]) -> bool:
+    """Whether ranks hold parts of parameters, so that all of them have to measure together."""
+    parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    return any(p in flat or is_dtensor(p) for p in parameters)
 
 
 def averaged_matrix(optimizers: Iterable[Optimizer]) -> str | None:
@@ -49,9 +79,19 @@ def factored_layouts(report: ModelReport) -> dict[str, BlockLayout]:
     return {name: layout for name, layout in layouts.items() if layout.is_factored}
 
 
-def measure(history: SNRHistory, step: int, module: nn.Module, optimizers: Iterable[Optimizer], report: ModelReport) -> Any:
-    """Measure all second moments of a run once; returns what :meth:`SNRHistory.measure` returns."""
-    moments = adam_second_moments(optimizers, parameter_names(module))
+def measure(
+    history: SNRHistory,
+    step: int,
+    module: nn.Module,
+    optimizers: Iterable[Optimizer],
+    report: ModelReport,
+    flat: Mapping[Tensor, FlatShard] | None = None,
+) -> Any:
+    """Measure all second moments of a run once; returns what :meth:`SNRHistory.measure` returns.
+
+    Where parameters are sharded every rank has to call it.
+    """
+    moments = adam_second_moments(optimizers, parameter_names(module), flat)
     return history.measure(step, moments, head_layouts(report), factored_layouts(report))
 
 
@@ -71,7 +111,7 @@ def rules_of_run(
     provenance = {
         "model": type(module).__name__,
         "architecture": report.architecture.value,
-        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "parameters": sum(math.prod(p.shape) for p in report.parameters if p.trainable),
         "lr": lr_scale * max(map(float, peaks), default=0.0),
         "steps": history.steps[-1] if history.steps else 0,
         "measurements": len(history.steps),

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_adam_mini._warnings import AdamMiniWarning
@@ -17,11 +18,12 @@ from lightning_adam_mini.analysis.derive_rules import group_ratios
 from lightning_adam_mini.analysis.snr_history import Averaged, SNRHistory, average_snr
 from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
 from lightning_adam_mini.callbacks.loggers import log_numbers
-from lightning_adam_mini.callbacks.measure import averaged_matrix, measure, rules_of_run
+from lightning_adam_mini.callbacks.measure import averaged_matrix, is_sharded, measure, rules_of_run
 from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
-from lightning_adam_mini.callbacks.strategies import check_measurable
+from lightning_adam_mini.callbacks.strategies import as_unsharded, check_measurable, sharded_by_fsdp1
 from lightning_adam_mini.callbacks.summary import safe_tag
 from lightning_adam_mini.detection import ModelReport, inspect_model
+from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.partition.rules import By, SlimAdamRules
 
 
@@ -49,7 +51,7 @@ class SNRMonitor(Callback):
 
     Raises:
         MisconfigurationException: If ``every`` or ``cutoff`` is out of range, the optimizer averages second moments already, or the
-            strategy shards them (FSDP, tensor parallelism, DeepSpeed).
+            strategy is DeepSpeed's.
         ModuleNotFoundError: If figures are asked for and matplotlib is missing.
 
     Example:
@@ -85,6 +87,7 @@ class SNRMonitor(Callback):
         self.report: ModelReport | None = None
         self.rules: SlimAdamRules | None = None
         self._seen = 0
+        self._flat: dict[Tensor, FlatShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Measurements as plain data, and nothing of a fit: a pickle names no class but this one.
@@ -111,7 +114,9 @@ class SNRMonitor(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.report, self.rules = inspect_model(pl_module), None
+        self._flat = sharded_by_fsdp1(trainer, pl_module)
+        with as_unsharded(pl_module, self._flat):
+            self.report, self.rules = inspect_model(pl_module), None
         averaged = averaged_matrix(trainer.optimizers)
         if averaged is not None and not self.history.steps:  # a run of slim_adam_auto may be resumed after it averaged
             raise misconfiguration(
@@ -127,10 +132,14 @@ class SNRMonitor(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         seen, self._seen = self._seen, trainer.global_step
         # Gradients that accumulate make no step, several optimizers make several a batch.
-        if not trainer.is_global_zero or not any(map(self.is_due, range(seen + 1, self._seen + 1))):
+        if not any(map(self.is_due, range(seen + 1, self._seen + 1))):
+            return
+        if not (trainer.is_global_zero or is_sharded(trainer.optimizers, self._flat)):
             return
         assert self.report is not None
-        log_numbers(trainer, self._numbers(self.report, measure(self.history, self._seen, pl_module, trainer.optimizers, self.report)))
+        found = measure(self.history, self._seen, pl_module, trainer.optimizers, self.report, self._flat)
+        if trainer.is_global_zero:
+            log_numbers(trainer, self._numbers(self.report, found))
 
     def _numbers(self, report: ModelReport, found: dict[str, dict[Averaged, float]]) -> dict[str, float]:
         numbers: dict[str, float] = {}

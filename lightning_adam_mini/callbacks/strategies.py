@@ -53,19 +53,19 @@ def check_strategy(strategy: Any, probe: bool) -> None:
 
 
 def check_measurable(strategy: Any, what: str) -> None:
-    """Refuse to measure second moments of which each rank has a part only. Every rank raises the same.
+    """Refuse to measure second moments that cannot be gathered. Every rank raises the same.
 
     Args:
         strategy: The trainer's strategy.
         what: Who measures.
 
     Raises:
-        MisconfigurationException: If the strategy shards them.
+        MisconfigurationException: If it is DeepSpeed's, which keeps them in an optimizer of its own.
     """
-    if is_lightnings(strategy, "FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
+    if is_lightnings(strategy, "DeepSpeedStrategy"):
         raise misconfiguration(
-            f"{what} cannot measure signal-to-noise ratios under {type(strategy).__name__} because each rank has only a part of the second"
-            " moments. Measure a short run of a smaller model on one device or under DDP, and train with its rules:"
+            f"{what} cannot measure signal-to-noise ratios under {type(strategy).__name__} because DeepSpeed keeps second moments in flat"
+            " tensors. Measure a short run on one device, under DDP or under FSDP, and train with its rules:"
             ' AdamMiniCallback(partition="slim_adam", options={"rules": file}).'
         )
 

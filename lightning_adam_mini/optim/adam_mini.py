@@ -34,6 +34,7 @@ from lightning_adam_mini.optim.state import (
     Moments,
     StateFormat,
     in_blocks,
+    moments_in,
     put_in_blocks,
     slots_of,
     with_restarted_moment,
@@ -377,7 +378,7 @@ class AdamMini(Optimizer):
         """Change the blocks of parameters, and go on: second moments are averaged into coarser blocks and spread over finer ones.
 
         Of a parameter that goes over to orthogonalised updates only the first moment is kept; of one that comes back from them too, from
-        which the second begins anew.
+        which the second begins anew. Where parameters are sharded every rank has to call it.
 
         Args:
             layouts: Blocks by parameter name; other parameters keep theirs. Names may be of parameters that are added later.
@@ -392,16 +393,25 @@ class AdamMini(Optimizer):
         found = self._blocks.find_for(list(changed), names, [layouts[name] for name in names], self._shards.shape_of)
         new = dict(zip(changed, found, strict=True))
         groups = {p: group for group in self.param_groups for p in group["params"]}
+        shared = self._steps_of_flattened()
         regrouped: dict[Tensor, dict[str, Tensor]] = {}
+        portable: dict[Tensor, dict[str, Any]] = {}
+        sharded: list[tuple[str, Tensor]] = []
         for p, (name, old) in changed.items():
-            if not self.state.get(p):
+            state = self.state.get(p) or {}
+            if not state and p not in shared:
                 continue
-            self._check_unsharded(name, p)
             check_nested(name, old, new[p])
-            state = self.state[p]
+            if p in self._shards.parts:
+                self._check_no_matrices(name, old, new[p])
+                sharded.append((name, p))
+                portable.update({p: state} if state else {})
+                continue
             if how_to_regroup(old, new[p]) == "restarted":
                 state, old = with_restarted_moment(state, old, groups[p]), BlockLayout.per_parameter(old.shape)
             regrouped[p] = in_blocks(p, state, old, new[p])
+        if sharded:  # whose blocks lie on several ranks: as if saved with the old ones and loaded with the new
+            self._format.to_portable(portable, {p: layout for _, p, layout in self._present()})
         self._settle(
             [
                 [new.get(p, layout) for p, layout in zip(group["params"], present, strict=True)]
@@ -411,17 +421,21 @@ class AdamMini(Optimizer):
         self._blocks.known.update(layouts)
         for p, moments in regrouped.items():
             put_in_blocks(self.state[p], moments)
+        saved = [Moments(changed[p][1], moments_in(portable[p]) if p in portable else None) for _, p in sharded]
+        present = [(name, p, new[p]) for name, p in sharded]
+        self._format.adopt(self.state, present, saved, [groups[p]["capturable"] for _, p in sharded])
 
-    def _check_unsharded(self, name: str, p: Tensor) -> None:
-        """Refuse to change the blocks of a sharded parameter that has been stepped.
+    @staticmethod
+    def _check_no_matrices(name: str, old: BlockLayout, new: BlockLayout) -> None:
+        """Refuse to change between Adam's updates and orthogonalised ones of a sharded parameter that has been stepped.
 
         Raises:
-            ValueError: If it is one. Names it.
+            ValueError: If they are to change. Names the parameter.
         """
-        if p in self._shards.parts and self.state.get(p):
+        if old.is_orthogonal or new.is_orthogonal:
             raise ValueError(
-                f"Parameter {name!r} is sharded, so its blocks cannot change once it has a second moment. Keep the partition that it was"
-                " trained with, change it before the first step, or make a new optimizer."
+                f"Parameter {name!r} is sharded, so it cannot go over to other updates once it has been stepped: from {old} to {new}. Keep"
+                " the partition that it was trained with, change it before the first step, or make a new optimizer."
             )
 
     @torch.no_grad()
@@ -571,12 +585,18 @@ class AdamMini(Optimizer):
         layouts = {p: layout for _, p, layout in present}
         kept = {p: self._means_of(p, layouts[p]) for p in self._shards.parts if self.state.get(p)}
         gathered = self._shards.gather(kept) if self._shards.parts else {}
-        steps = self._shards.share_steps({p: self.state[p][STEP.name] for p in kept}) if self._shards.flat else {}
+        steps = self._steps_of_flattened()
         groups = (group for group in self.param_groups for _ in group["params"])
         for group, (name, p, layout) in zip(groups, present, strict=True):
             state = self.state.get(p) or ({STEP.name: steps[p]} if p in steps else {})
             if state:
                 yield name, group, state, layout, gathered[p] if p in gathered else self._means_of(p, layout)
+
+    def _steps_of_flattened(self) -> dict[Tensor, Tensor]:
+        """Steps taken of the parameters that FSDP1 has flattened, of which this rank may hold nothing. Every rank has to call it."""
+        if not self._shards.flat:
+            return {}
+        return self._shards.share_steps({p: self.state[p][STEP.name] for p in self._shards.parts if self.state.get(p)})
 
     def _means_of(self, p: Tensor, layout: BlockLayout) -> list[Tensor]:
         return [self.state[p][slot.name] for slot in slots_of(Kind.BLOCK, layout)]

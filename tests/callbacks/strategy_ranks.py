@@ -18,7 +18,8 @@ from torch import nn
 from experiments.strategies.model import BLOCKS, Network
 from experiments.strategies.rows import ROWS
 from experiments.strategies.run import whole_weights
-from lightning_adam_mini import AdamMiniCallback, partition_model
+from lightning_adam_mini import AdamMiniCallback, SNRMonitor, partition_model
+from lightning_adam_mini.partition import SlimAdamAutoPartition, SlimAdamRules
 from recipes.strategies import CPUFSDPStrategy
 from tests import launch
 
@@ -31,7 +32,7 @@ def fit(name, *callbacks, model=None, ckpt_path=None, sharded=False, blocks=None
         accelerator="cpu",
         devices=ranks,
         strategy=row.make(ranks, sharded) if row else "auto",
-        callbacks=[AdamMiniCallback(partition, overrides=BLOCKS if blocks is None else blocks), *callbacks],
+        callbacks=[*([AdamMiniCallback(partition, overrides=BLOCKS if blocks is None else blocks)] if partition else []), *callbacks],
         **{"max_epochs": 1, "logger": False, "enable_checkpointing": False, **options},
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -56,6 +57,8 @@ def single(folder):
     """One device's weights with each option, its logged rates, and its checkpoint."""
     warnings.simplefilter("ignore")
     weights = {name: whole_weights(fit("", **options)) for name, options in OPTIONS.items()}
+    fit("", SNRMonitor(every=4, dirpath=folder / "snr of one", figures=False), partition="adam", blocks={})
+    weights["in one run"] = whole_weights(fit("", partition=IN_ONE_RUN, blocks={}))
     trainer = fit("", logger=CSVLogger(folder, "single"), log_every_n_steps=5)
     trainer.save_checkpoint(folder / "single.ckpt")
     return weights, logged(folder / "single")
@@ -94,6 +97,35 @@ def check_monitoring(name, folder, weights, rates):
             assert all(ours[tag] == pytest.approx(theirs[tag], rel=1e-4) for tag in theirs)
 
 
+IN_ONE_RUN = SlimAdamAutoPartition(steps=6, every=3)
+
+
+def ratios(folder):
+    with (folder / "snr.csv").open() as lines:
+        return {(row["step"], row["key"], row["compress_dims"]): float(row["snr"]) for row in csv.DictReader(lines)}
+
+
+def check_signal_to_noise(name, folder, weights, rates):
+    """Of a second moment that is sharded the ratio is that of all of it, also where AdamW keeps it, and the rules follow from it."""
+    folders = {partition: folder / f"snr {name} {partition}" for partition in ("adam", None)}
+    trainers = [
+        fit(name, SNRMonitor(every=4, dirpath=here, figures=False), partition=partition, blocks={}) for partition, here in folders.items()
+    ]
+    if trainers[0].is_global_zero:  # only now: the other ranks do not wait for one that has failed
+        expected, rules = ratios(folder / "snr of one"), SlimAdamRules.load(folder / "snr of one" / "slim_adam_rules.yaml")
+        for here in folders.values():
+            found, ours = ratios(here), SlimAdamRules.load(here / "slim_adam_rules.yaml")
+            assert found == pytest.approx(expected, rel=1e-5)
+            assert {key: rule.dims for key, rule in ours.rules.items()} == {key: rule.dims for key, rule in rules.rules.items()}
+            assert ours.provenance["parameters"] == rules.provenance["parameters"]
+
+
+def check_slim_adam_in_one_run(name, folder, weights, rates):
+    trainer = fit(name, partition=IN_ONE_RUN, blocks={})
+    assert any(not layout.is_per_parameter for layout in trainer.optimizers[0].layouts.values())
+    assert differences(whole_weights(trainer), weights["in one run"]) < 1e-5
+
+
 class Encoder(Network):
     """With attention, whose heads detection has to find behind what the strategy has wrapped."""
 
@@ -128,7 +160,15 @@ def check_refusals(name, folder, weights, rates):
             flat.fit(Network())
 
 
-CHECKS = (check_options, check_mixed_precision_resumes, check_monitoring, check_detection, check_refusals)
+CHECKS = (
+    check_options,
+    check_mixed_precision_resumes,
+    check_monitoring,
+    check_signal_to_noise,
+    check_slim_adam_in_one_run,
+    check_detection,
+    check_refusals,
+)
 
 
 def run_checks(name, folder, weights, rates):

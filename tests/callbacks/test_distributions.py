@@ -265,15 +265,13 @@ def test_the_other_is_not_needed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy"])
-def test_sharded_layers_are_neither_probed_nor_measured(pl, name):
+def test_sharded_layers_are_not_probed(pl, name):
     error = part(pl, "utilities.exceptions").MisconfigurationException
     kind = getattr(part(pl, "strategies"), name)
     for strategy in (kind(), type("Mine", (kind,), {})()):
         check_strategy(strategy, probe=False)
         with pytest.raises(error, match="cannot run the module once more"):
             check_strategy(strategy, probe=True)
-        with pytest.raises(error, match=f"cannot measure .* {type(strategy).__name__} "):
-            check_measurable(strategy, "SNRMonitor")
 
 
 def test_what_flattens_is_refused(pl):

@@ -6,13 +6,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Adam, AdamW
 
 from lightning_adam_mini import AdamMiniCallback, AdamMiniWarning, SNRMonitor
 from lightning_adam_mini.analysis import measure_snr
-from lightning_adam_mini.callbacks.strategies import check_measurable
 from lightning_adam_mini.partition import SlimAdamRules
 
 from .models import ConvModel, TokenModel, fit, weights
@@ -158,10 +156,3 @@ def test_averaged_second_moments_are_refused(tmp_path):
 def test_bad_arguments(arguments, message):
     with pytest.raises(MisconfigurationException, match=re.escape(message)):
         SNRMonitor(**arguments)
-
-
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
-def test_second_moments_that_are_sharded_are_refused(strategy):
-    with pytest.raises(MisconfigurationException, match=f"SNRMonitor cannot measure .* {strategy.__name__} .*smaller model on one device"):
-        check_measurable(strategy(), "SNRMonitor")
-    check_measurable(DDPStrategy(), "SNRMonitor")

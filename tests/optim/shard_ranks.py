@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_adam_mini import AdamMini, BlockLayout, find_flat_shards
 from tests import launch
-from tests.optim import shard_codes
+from tests.optim import shard_blocks, shard_codes
 
 LR, BETAS, EPS, STEPS = 1e-2, (0.9, 0.99), 1e-8, 8
 # Each parameter with its blocks twice: as a layout, and as the number of each element's block, written out.
@@ -270,8 +270,8 @@ def check_errors(world):
         broken["state"][1] = {**broken["state"][1], "exp_avg_sq": torch.zeros(3)}
     with pytest.raises(ValueError, match="'heads'"):
         optimizer.load_state_dict(broken)
-    with pytest.raises(ValueError, match="'whole' is sharded"):
-        optimizer.set_layouts({"whole": BlockLayout.each_line((5, 9))})
+    with pytest.raises(ValueError, match="'columns' has blocks .* neither finer nor coarser"):
+        optimizer.set_layouts({"columns": BlockLayout.each_line((9, 7))})
     other = AdamMini(named(model), layouts={**LAYOUTS, "columns": BlockLayout.each_line((9, 7))})
     train(model, other, steps=1)
     with pytest.raises(ValueError, match="'columns' has blocks .* neither finer nor coarser"):
@@ -372,7 +372,16 @@ def _fsdp1(module):
     return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
 
 
-CHECKS = (check_numbers, check_communication, check_state, check_errors, check_loose_ends, check_fsdp1, *shard_codes.CHECKS)
+CHECKS = (
+    check_numbers,
+    check_communication,
+    check_state,
+    check_errors,
+    check_loose_ends,
+    check_fsdp1,
+    *shard_codes.CHECKS,
+    *shard_blocks.CHECKS,
+)
 
 
 def run_checks(world):
