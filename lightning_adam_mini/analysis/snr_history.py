@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class SNRHistory:
         """
         names: list[tuple[str, BlockLayout]] = []
         found: list[Tensor] = []
-        pairs: Iterable[tuple[str, Tensor]] = second_moments.items() if isinstance(second_moments, Mapping) else second_moments
+        pairs = cast("Iterable[tuple[str, Tensor]]", second_moments.items() if isinstance(second_moments, Mapping) else second_moments)
         for name, v in pairs:
             layouts = subset_layouts(v.shape)
             layouts += [other[name] for other in others if name in other and other[name] not in layouts]
