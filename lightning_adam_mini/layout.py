@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ class BlockLayout:
 
     @classmethod
     def per_parameter(cls, shape: Sequence[int]) -> BlockLayout:
-        """Each element a block: Adam's own second moment."""
+        """One block per element: Adam's own second moment."""
         return cls(tuple(shape))
 
     @classmethod
@@ -302,7 +303,7 @@ class BlockLayout:
             blocks: Tensor of ``block_shape``.
 
         Returns:
-            Tensor that broadcasts to ``shape``: ``blocks`` itself or, where lines are grouped, one value a line.
+            Tensor that broadcasts to ``shape``: ``blocks`` itself or, where lines are grouped, one value per line.
         """
         self._check_one_mean()
         if self.axis is None or self.lines is None:
@@ -310,7 +311,7 @@ class BlockLayout:
         return blocks.index_select(self.axis, group_index(self.lines, blocks.device).group_of_line)
 
     def gather(self, spread: Tensor) -> Tensor:
-        """Undo :meth:`spread`: one value a block, in ``block_shape``."""
+        """Undo :meth:`spread`: one value per block, in ``block_shape``."""
         self._check_one_mean()
         if self.axis is None or self.lines is None:
             return spread
@@ -353,13 +354,13 @@ class BlockLayout:
 
     # ---- plain data ---------------------------------------------------------------------------------------------------
 
-    def to_plain(self) -> tuple:
+    def to_plain(self) -> tuple[Any, ...]:
         """The layout as tuples, numbers and a string, as checkpoints hold it: shape, dims, axis, lines and, if there is one, crossed."""
         plain = (self.shape, self.dims, self.axis, self.lines)
         return plain if self.crossed is None else (*plain, self.crossed)
 
     @classmethod
-    def from_plain(cls, plain: Sequence) -> BlockLayout:
+    def from_plain(cls, plain: Sequence[Any]) -> BlockLayout:
         """The inverse of :meth:`to_plain`; takes lists for tuples, as YAML gives, and None for an empty one, as torch.distributed does.
 
         Example:

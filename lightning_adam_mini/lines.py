@@ -10,9 +10,9 @@ string, read from the first line to the last:
 The rest of the grammar: ``mlp_up:3072`` is 3072 lines without heads; ``q:4x16t`` has the head index fastest (line ``d * 4 + head``);
 ``4*[q,k,v]x16`` has the role index fastest (line ``(head * 16 + d) * 3 + role``).
 
-The same string, with heads read as *blocks*, says how second moments are shared: ``v:768x1`` is one block a line and ``v:768``
+The same string, with heads read as *blocks*, says how second moments are shared: ``v:768x1`` is one block per line and ``v:768``
 one block for all. :meth:`LineOrder.split` and :meth:`LineOrder.merge` rewrite a line order that way; inside ``[...]``, where the lines of
-several roles alternate, they mark the role instead: ``v*`` for one block a line and ``v+`` for one block in all.
+several roles alternate, they mark the role instead: ``v*`` for one block per line and ``v+`` for one block in all.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class MatrixLayout(BlockLayout):
         names = ("rows", "stacked", "cut", "momentum", "beta2", "iterations", "precision")
         return {name: getattr(self, name) for name in names}
 
-    def to_plain(self) -> tuple:
+    def to_plain(self) -> tuple[Any, ...]:
         """As for a BlockLayout, with a dictionary of numbers, texts and tuples at the end."""
         return (*BlockLayout(self.shape, self.dims).to_plain(), None, self._rule())
 

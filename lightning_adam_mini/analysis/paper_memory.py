@@ -1,6 +1,6 @@
 """The memory figures that the Adam-mini paper prints (its Tables 1 and 5), and the same counted from the architectures.
 
-The paper counts the optimizer's state in float32, 4 bytes a number, in GB of 1e9 bytes. Its Table 1 is of version 1, which keeps a
+The paper counts the optimizer's state in float32, 4 bytes per number, in GB of 1e9 bytes. Its Table 1 is of version 1, which keeps a
 second moment for each element of the token embedding and the output layer. Why a figure differs from ours is our reading of it.
 """
 

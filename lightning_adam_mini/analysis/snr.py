@@ -1,16 +1,15 @@
-r"""The signal-to-noise ratio of second moments: whether one value can stand for all that a block averages.
+"""The signal-to-noise ratio of second moments: whether one value can stand for all that a block averages.
 
 SlimAdam (Kalra et al., "When Can You Get Away with Low Memory Adam?", 2025) asks of a second moment V and the dimensions K that are to be
 averaged:
 
-.. math::
-    \mathrm{SNR}_K(V) = E_{K'}\left[ \frac{(E_K[V])^2}{\mathrm{Var}_K[V]} \right]
+    SNR_K(V) = E_K'[ (E_K[V])² / Var_K[V] ]
 
 K' being the other dimensions and the variance that of the population. Above about 1 the mean speaks for all. Here K is a
 :class:`~lightning_adam_mini.BlockLayout`, so that heads can be asked about as well: the ratio of each block, averaged over blocks.
 
 Of a *factored* layout the estimate of an element is no mean but the product of two, and the ratio is what that says of it,
-:math:`\sum \hat V^2 / \sum (V - \hat V)^2` over each block of the first mean. With the mean for an estimate that is the ratio above.
+``sum(estimate²) / sum((V - estimate)²)`` over each block of the first mean. With the mean for an estimate that is the ratio above.
 
 - A block that is constant has an infinite ratio. It loses nothing by being averaged, so the blocks that vary decide; where none varies, the
   ratio is infinite.
@@ -62,7 +61,7 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
     size (1e-30 is usual early on) gives what float64 would. Nothing waits for the device.
 
     Args:
-        second_moment: Adam's, one value a parameter: any floating dtype, device and strides.
+        second_moment: Adam's, one value per parameter: any floating dtype, device and strides.
         layouts: Blocks to measure. [default: :func:`subset_layouts`]
 
     Returns:
@@ -83,7 +82,7 @@ def measure_snr(second_moment: Tensor, layouts: Sequence[BlockLayout] | None = N
         if layout.shape != tuple(v.shape):
             raise ValueError(
                 f"A layout for shape {layout.shape} cannot be measured on a second moment of shape {tuple(v.shape)}, because second"
-                " moments that are measured have one value a parameter. Measure during a run with Adam or AdamW."
+                " moments that are measured have one value per parameter. Measure during a run with Adam or AdamW."
             )
         if layout.is_per_parameter:
             raise ValueError(f"The layout {layout!r} averages over nothing, so it has no signal-to-noise ratio. Leave it out.")

@@ -69,7 +69,7 @@ class SNRHistory:
         return _by_dims(names, values.tolist())
 
     def table(self) -> Tensor:
-        """All measurements: float64, a row a measurement and a column a ``(parameter, layout)``; nan where nothing was measured."""
+        """All measurements: float64, one row per measurement and one column per ``(parameter, layout)``; nan where nothing was measured."""
         table = torch.full((len(self._rows), len(self._columns)), math.nan, dtype=torch.float64)
         for i, row in enumerate(self._rows):
             table[i, : len(row)] = row

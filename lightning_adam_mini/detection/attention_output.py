@@ -32,7 +32,7 @@ def claim_attention_outputs(tree: Tree, claims: Claims) -> None:
         if parent is None:
             continue
         holder = parent[0]
-        if isinstance(holder, nn.ModuleList):  # a module a head: what they give is put together
+        if isinstance(holder, nn.ModuleList):  # a module per head: what they give is put together
             queries = next((p for p in find_projections(tree, claims, module) if p.parts == "q"), None)
             outer = None if queries is None else head_list(tree, module, queries.rows)
             if queries is not None and outer is not None:
@@ -61,7 +61,7 @@ def claim_attention_rest(tree: Tree, claims: Claims) -> None:
 
 
 def _widths(tree: Tree, claims: Claims, module: nn.Module) -> set[int]:
-    """How many channels the heads may give together: as many as values have, or one value a query head."""
+    """How many channels the heads may give together: as many as values have, or one value per query head."""
     query_heads, value_size, widths = 0, 0, set[int]()
     for slot in tree.under(module):
         claim = claims.best(slot)

@@ -59,15 +59,14 @@ class MatrixUpdates(NamedTuple):
 
 
 class AdamMini(Optimizer):
-    r"""Adam with one second moment a block of parameters: Adam-mini, AdaLayer, SlimAdam or, without layouts, AdamW itself.
+    """Adam with one second moment per block of parameters: Adam-mini, AdaLayer, SlimAdam or, without layouts, AdamW itself.
 
-    For a block :math:`b` with gradient :math:`g_b`:
+    One step, for a block b of a parameter p with gradient g (t counts the steps):
 
-    .. math::
-        p \leftarrow p - \gamma \lambda p, \quad
-        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
-        v_b \leftarrow \beta_2 v_b + (1 - \beta_2) \operatorname{mean}(g_b^2), \quad
-        p \leftarrow p - \gamma \, \frac{m / (1 - \beta_1^t)}{\sqrt{v_b / (1 - \beta_2^t)} + \epsilon}
+        p   = p - lr * weight_decay * p
+        m   = beta1 * m + (1 - beta1) * g
+        v_b = beta2 * v_b + (1 - beta2) * mean(g² over b)
+        p   = p - lr * m / (1 - beta1^t) / (sqrt(v_b / (1 - beta2^t)) + eps)
 
     Source: Zhang et al., "Adam-mini: Use Fewer Learning Rates To Gain More" (arXiv 2406.16793), Algorithm 1, with eps outside the root as
     in its released code and in torch. The optimizer knows nothing of models: :func:`lightning_adam_mini.partition_model` makes the layouts.
@@ -82,7 +81,7 @@ class AdamMini(Optimizer):
         decoupled_weight_decay: Whether weight decay shrinks the parameters (AdamW) or is added to the gradients (Adam).
         maximize: Whether to maximize the objective.
         foreach: Whether to batch the work over tensors; None does so on devices on which torch batches by default, as on GPUs.
-        fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once a machine, or on a GPU by a few
+        fused: Whether all parameters are stepped by one compiled loop, which a C++ compiler makes once per machine, or on a GPU by a few
             Triton kernels, which first have to agree with the readable arithmetic on a few small tensors there. None does so wherever that
             can be, unless ``foreach`` is given or no layout shares anything: then the optimizer equals torch's AdamW to the bit.
         capturable: Whether the steps taken are counted on the parameters' devices, so that a CUDA graph can hold :meth:`step`. Where the
@@ -93,7 +92,7 @@ class AdamMini(Optimizer):
         stochastic_rounding: Whether new bfloat16 weights are rounded at random, right on average, instead of to the nearest, which loses
             small updates. The random bits follow from the step, the parameter and the element's place in it, however it is sharded: runs
             repeat and resume exactly. Other dtypes are as ever.
-        layouts: Blocks by parameter name. A parameter without a layout keeps one second moment an element, with a warning if others
+        layouts: Blocks by parameter name. A parameter without a layout keeps one second moment per element, with a warning if others
             have one. Names may be of parameters that are not given yet: :meth:`add_param_group` finds them.
         named_parameters: ``(name, parameter)`` pairs that give names to parameters passed without, now or to :meth:`add_param_group`.
         convert_state: Whether :meth:`load_state_dict` may convert second moments written with other blocks, AdamW's included.
@@ -156,7 +155,7 @@ class AdamMini(Optimizer):
         given: Any = params if isinstance(params, Tensor) else [with_list(item) if isinstance(item, dict) else item for item in params]
         self._set_up(layouts, (*named_parameters, *named_in(given)), momentum_dtype, stochastic_rounding, convert_state, flat_shards)
         super().__init__(given, defaults)
-        self._blocks.check_some_are_for_ours(self._blocks.known)
+        self._blocks.check_some_match(self._blocks.known)
         if layouts is None and not self._shared:
             warnings.warn(
                 "AdamMini was made without layouts, so that each element keeps its own second moment: it is plain"
@@ -387,7 +386,7 @@ class AdamMini(Optimizer):
             ValueError: If none is for a parameter of this optimizer, one does not fit its parameter, or has blocks that are neither finer
                 nor coarser than those of a second moment that exists. Names the parameter; nothing has changed then.
         """
-        self._blocks.check_some_are_for_ours(layouts)
+        self._blocks.check_some_match(layouts)
         changed = {p: (name, layout) for name, p, layout in self._present() if name in layouts and layouts[name] != layout}
         names = [name for name, _ in changed.values()]
         found = self._blocks.find_for(list(changed), names, [layouts[name] for name in names], self._shards.shape_of)
@@ -606,7 +605,7 @@ class AdamMini(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state as torch's optimizers give it, of tensors and plain values, for any strategy and number of ranks.
 
-        Of a DTensor the moments are DTensors. Of a parameter that FSDP1 has flattened, second moments have one value an element, because
+        Of a DTensor the moments are DTensors. Of a parameter that FSDP1 has flattened, second moments have one value per element, because
         FSDP's ``optim_state_dict`` takes nothing else.
         """
         for hook in self._optimizer_state_dict_pre_hooks.values():

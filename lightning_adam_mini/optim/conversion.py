@@ -203,7 +203,7 @@ def _saved_layout(group: Mapping[str, Any], place: int, present: BlockLayout, se
 
 def moments_of(
     state: Mapping[Tensor, Mapping[str, Any]],
-    saved: Sequence[tuple[Sequence | None, int]],
+    saved: Sequence[tuple[Sequence[Any] | None, int]],
     present: Sequence[tuple[str, Tensor, BlockLayout]],
 ) -> list[Moments] | None:
     """The moments that a state holds, with the blocks that they have; None if it holds none.

@@ -115,7 +115,7 @@ def convert_optimizer_(
         optimizer._set_up(layouts, (*named_parameters, *names), momentum_dtype, stochastic_rounding, convert_state, flat_shards)
         for group in optimizer.param_groups:
             optimizer._check_options(group)
-        optimizer._blocks.check_some_are_for_ours(optimizer._blocks.known)
+        optimizer._blocks.check_some_match(optimizer._blocks.known)
         optimizer._settle(optimizer._blocks.find(optimizer.param_groups, {}, optimizer._shards.shape_of))
         _convert_state(optimizer, before)
     return optimizer

@@ -65,7 +65,7 @@ def adam_mini(
     foreach: bool | None = None,
     capturable: bool = False,
 ) -> None:
-    """One step of Adam with a second moment a block, in place (Adam-mini, arXiv 2406.16793, Algorithm 1).
+    """One step of Adam with a second moment per block, in place (Adam-mini, arXiv 2406.16793, Algorithm 1).
 
     The paper prints ``sqrt(v + eps)``; as in its released code and in torch's AdamW, eps is outside the root here.
 

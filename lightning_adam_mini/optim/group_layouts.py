@@ -16,7 +16,7 @@ from lightning_adam_mini.optim.naming import match_names
 from lightning_adam_mini.optim.state import SECOND, Kind, block_shapes, slots_of
 
 # Groups hold layouts as plain tuples, which copies, pickles and checkpoints of them survive; checking one again at each step would cost.
-from_plain = lru_cache(maxsize=65536)(BlockLayout.from_plain)
+_from_plain = lru_cache(maxsize=65536)(BlockLayout.from_plain)
 
 ShapeOf = Callable[[Tensor, str, "BlockLayout | None"], "tuple[int, ...]"]
 """Shape of a whole parameter, from the parameter, its name and its layout."""
@@ -34,7 +34,7 @@ class GroupLayouts:
     """
 
     def __init__(self, known: Mapping[str, BlockLayout], named: Iterable[tuple[str, Tensor]]) -> None:
-        self.known = dict(known)
+        self.known: dict[str, BlockLayout] = dict(known)
         self.layouts: list[list[BlockLayout]] = []
         """For each group, the blocks of its parameters."""
         self.remedy = "Add them to layouts= to share second moments."
@@ -84,7 +84,7 @@ class GroupLayouts:
         i, j = next(places, (-1, -1))
         return self._names.get(p) or f"param_groups.{i}.params.{j}"
 
-    def check_some_are_for_ours(self, layouts: Mapping[str, BlockLayout]) -> None:
+    def check_some_match(self, layouts: Mapping[str, BlockLayout]) -> None:
         """Refuse layouts of which none is for a parameter that has a name.
 
         Raises:
@@ -132,7 +132,7 @@ class GroupLayouts:
         groups: Sequence[Mapping[str, Any]],
         state: Mapping[Tensor, Mapping[str, Any]],
         shape_of: ShapeOf,
-        explicit: Iterable | None = None,
+        explicit: Iterable[Any] | None = None,
     ) -> list[list[BlockLayout]]:
         """The blocks of what the groups hold now: those that a parameter has, or that are known by its name or its state.
 
@@ -159,7 +159,9 @@ class GroupLayouts:
             found.update(zip(new, layouts, strict=True))
         return [[found[p] for p in group["params"]] for group in groups]
 
-    def find_for(self, params: Sequence[Tensor], names: Sequence[str], explicit: Iterable | None, shape_of: ShapeOf) -> list[BlockLayout]:
+    def find_for(
+        self, params: Sequence[Tensor], names: Sequence[str], explicit: Iterable[Any] | None, shape_of: ShapeOf
+    ) -> list[BlockLayout]:
         """The blocks of some parameters.
 
         Args:
@@ -179,7 +181,7 @@ class GroupLayouts:
                     " (torch.view_as_real), or give it to another optimizer."
                 )
         if explicit is not None:
-            layouts = [layout if isinstance(layout, BlockLayout) else from_plain(layout) for layout in explicit]
+            layouts = [layout if isinstance(layout, BlockLayout) else _from_plain(layout) for layout in explicit]
             if len(layouts) != len(params):
                 raise ValueError(f"A group of {len(params)} parameters has {len(layouts)} layouts: give one for each parameter.")
         else:

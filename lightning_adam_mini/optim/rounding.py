@@ -1,7 +1,7 @@
 """bfloat16 weights rounded at random: up or down, with the chances that make the mean right.
 
 A bfloat16 weight has 8 significant bits, so an update below 1/512 of it is lost in rounding to the nearest, step after step. Rounded at
-random it arrives on average. Kahan summation would keep what is lost instead, but that is 2 bytes a parameter: as much as the momentum.
+random it arrives on average. Kahan summation would keep what is lost instead, but that is 2 bytes per parameter: as much as the momentum.
 
 The random bits of an element follow from the number of the step, the parameter's number, and the element's place in the whole tensor, by a
 hash. So runs repeat and resume exactly, and neither the memory format nor the way a tensor is sharded or cut into slices changes any.

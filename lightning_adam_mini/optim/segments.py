@@ -191,7 +191,7 @@ def _find_crossed(layout: BlockLayout, order: tuple[int, ...], device: torch.dev
 
 def _find_columns(layout: BlockLayout, order: tuple[int, ...], cut: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
     """The first column of each run of the dimensions ``order[cut:]``, and the block of each column."""
-    # Block numbers are sums of one term a dimension, so a run's first block and the steps within a run tell all.
+    # Block numbers are sums of one term per dimension, so a run's first block and the steps within a run tell all.
     starts, run = block_numbers(layout, order[:cut]).unique(return_inverse=True)
     steps = block_numbers(layout, order[cut:])
     column = (starts[:, None] + steps).flatten()

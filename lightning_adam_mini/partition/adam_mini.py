@@ -1,7 +1,7 @@
 """Adam-mini's own partitions: version 2 (ICLR 2025, and the released code 1.1) and version 1 (arXiv 2406.16793v1).
 
 Both split the parameters of *transformers* along the dense blocks of their Hessian, as the tables below say, and give every other
-network one block a tensor (Algorithm 3) and no embedding blocks (Algorithm 4). Transformers are the architectures ``transformer``,
+network one block per tensor (Algorithm 3) and no embedding blocks (Algorithm 4). Transformers are the architectures ``transformer``,
 ``diffusion_transformer`` and ``hybrid`` of the report. In a model that is composed of several networks (a graph encoder before a
 transformer) each part is split as what it is.
 
@@ -43,7 +43,7 @@ _V2: dict[Role, Granularity] = {
     Role.LORA_A: "line",
     Role.ATTN_OTHER: "line",
 }
-"""The rest, apart from what options decide: one block a tensor."""
+"""The rest, apart from what options decide: one block per tensor."""
 
 _UNKNOWN = frozenset({Role.LINEAR, Role.TIME_EMBEDDING, Role.MODULATION})
 """Matrices that the paper does not name, or whose role was not found. Too fine costs little, too coarse costs quality: a block per line."""
@@ -87,7 +87,7 @@ class AdamMiniPartition(PartitionStrategy):
         position: Blocks of the position embeddings of transformers: each ``"tensor"``, as in version 1.1 of the released code for GPT-2's
             ``wpe``, or each ``"position"`` (average over the last dimension), which ends nearer to AdamW.
         embedding: Blocks of the token embedding and the output layer: each ``"token"``, each ``"parameter"`` or ``"none"``
-            (one block a tensor: the papers' ablation, which is unstable). [default: ``"token"`` in transformers, ``"none"`` elsewhere]
+            (one block per tensor: the papers' ablation, which is unstable). [default: ``"token"`` in transformers, ``"none"`` elsewhere]
         bias: Blocks of biases: each ``"parameter"`` or each ``"tensor"``. [default: ``"parameter"`` in transformers, ``"tensor"``
             elsewhere]
         weight: Blocks of the weights outside of transformers (convolutions, linear maps, attention): each ``"tensor"``, as in the papers,
@@ -137,7 +137,7 @@ class AdamMiniPartition(PartitionStrategy):
         return "line" if is_unknown else _V2.get(role, "tensor")
 
     def group_lines(self, order: LineOrder) -> LineOrder:
-        """Query and key by head; value as the option says; other lines each a block."""
+        """Query and key by head; value as the option says; each other line is a block."""
         whole = ("v",) if self.value == "whole" else ()
         return order.merge(*whole).split(*(role for role in order.roles if role not in ("q", "k", *whole)))
 
@@ -148,11 +148,11 @@ class AdamMiniV1Partition(PartitionStrategy):
     """Adam-mini version 1, Algorithms 1 to 4 of the first preprint.
 
     In transformers: query and key by head; each element of the token embedding and the output layer (language model head or classifier) by
-    itself; the rest, value and biases among it, one block a tensor (within a fused qkv: one block a role). Elsewhere one block a tensor.
+    itself; the rest, value and biases among it, one block per tensor (within a fused qkv: per role). Elsewhere one block per tensor.
 
     Args:
         embedding: Blocks of the token embedding and the output layer: each ``"token"``, each ``"parameter"`` or ``"none"``
-            (one block a tensor). [default: ``"parameter"`` in transformers, ``"none"`` elsewhere]
+            (one block per tensor). [default: ``"parameter"`` in transformers, ``"none"`` elsewhere]
         bias: Blocks of biases: each ``"parameter"`` or each ``"tensor"``. [default: ``"tensor"``]
 
     Example:

@@ -30,7 +30,7 @@ class AdamPartition(PartitionStrategy):
 @register_strategy("tensor", "adalayer")
 @dataclass(frozen=True, kw_only=True)
 class TensorPartition(PartitionStrategy):
-    """Each tensor a block: PyTorch's default partition, and AdaLayer. On large transformers it trains unstably, as the papers show.
+    """One block per tensor: PyTorch's default partition, and AdaLayer. On large transformers it trains unstably, as the papers show.
 
     Example:
         >>> TensorPartition().granularity(None, None)

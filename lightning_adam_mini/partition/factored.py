@@ -39,7 +39,7 @@ class FactoredPartition(PartitionStrategy):
         return "factored"
 
     def group_lines(self, order: LineOrder) -> LineOrder:
-        """Where a user gives heads: queries and keys by head, as in Adam-mini, and each other line a block."""
+        """Where a user gives heads: queries and keys by head, as in Adam-mini, and each other line is a block."""
         return order.split(*(role for role in order.roles if role not in ("q", "k")))
 
 

@@ -215,7 +215,7 @@ def layer_type(parameter: ParameterReport) -> str:
 
 
 def is_matrix(parameter: ParameterReport) -> bool:
-    """Whether SlimAdam may average the parameter at all: vectors keep one second moment an element."""
+    """Whether SlimAdam may average the parameter at all: vectors keep one second moment per element."""
     return sum(size > 1 for size in parameter.shape) > 1
 
 

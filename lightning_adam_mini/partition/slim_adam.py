@@ -18,7 +18,7 @@ from lightning_adam_mini.partition.strategy import Granularity, PartitionStrateg
 
 @dataclass(frozen=True, kw_only=True)
 class _ByRules(PartitionStrategy):
-    """Averages what a rule says; a parameter without one keeps a second moment an element, and matrices among these are told."""
+    """Averages what a rule says; a parameter without one keeps a second moment per element, and matrices among these are told."""
 
     def rule(self, parameter: ParameterReport) -> BlockLayout | None:
         """The layout that the parameter's rule makes, or None without a rule."""
@@ -116,7 +116,7 @@ class SlimAdamTable3Partition(_ByRules):
     Averaged over fan_in (one value an output neuron, a token, a class): query, key, token embedding, output layer, first convolution or
     patch embedding. Averaged over fan_out: value, attention projection, MLP. A position embedding is averaged over its width, as in the
     paper's code. Norms and other vectors are not averaged. A fused qkv is averaged over fan_in as a whole, because one tensor is averaged
-    one way. The table has no rule for other layers, such as further convolutions: they keep a second moment an element, with a warning.
+    one way. The table has no rule for other layers, such as further convolutions: they keep a second moment per element, with a warning.
 
     The paper marks MLP up, gate and classifier as varying between models; measured rules (``slim_adam``) are better.
 

@@ -200,7 +200,7 @@ def test_heads_of_a_tensor_that_is_read_in_parts():
 
 
 def test_what_cannot_be_measured():
-    with pytest.raises(ValueError, match="one value a parameter"):
+    with pytest.raises(ValueError, match="one value per parameter"):
         measure_snr(torch.rand(4, 1), [BlockLayout((4, 3), dims=(1,))])
     with pytest.raises(ValueError, match="averages over nothing"):
         measure_snr(torch.rand(4, 3), [BlockLayout((4, 3))])

@@ -135,7 +135,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", choices=sorted(SOURCES))
     parser.add_argument("--only", default="", help="inspect only the models whose name this regular expression finds")
-    parser.add_argument("--guesses", action="store_true", help="print each guess, one line a layer class and reason")
+    parser.add_argument("--guesses", action="store_true", help="print each guess, one line per layer class and reason")
     parser.add_argument("--json", help="write what was found to this file")
     args = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -79,7 +79,7 @@ class Actor(nn.Module):
 
 
 class Additive(nn.Module):
-    """Attention of a recurrent network: a number a place, by which states are averaged."""
+    """Attention of a recurrent network: a number per place, by which states are averaged."""
 
     def __init__(self):
         super().__init__()

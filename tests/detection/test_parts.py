@@ -64,7 +64,7 @@ class TestComposed:
             f"{layer}.linear2.weight": (ROW, None, None),
             "head.weight": (WHOLE_2D, None, None),
         }
-        # Of biases: one block a tensor in the graph network, each element in the transformer.
+        # Of biases: one block per tensor in the graph network, each element in the transformer.
         assert layouts["gnn_encoder.conv1.bias"] == BlockLayout((16,), (0,))
         assert layouts[f"{layer}.linear1.bias"] == BlockLayout((32,))
 

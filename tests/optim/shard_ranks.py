@@ -67,7 +67,7 @@ def numbers(name, seed):
 
 
 def expected(steps=STEPS, weight_decay=0.0, decoupled=True, maximize=False):
-    """Parameters and second moments (one value an element), in float64."""
+    """Parameters and second moments (one value per element), in float64."""
     weights, moments = {}, {}
     for name, shape in SHAPES.items():
         ids = [np.array([block(i) for i in np.ndindex(*shape)]) for block in (BLOCKS[name], *CROSSED.get(name, ()))]

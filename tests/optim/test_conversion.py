@@ -109,7 +109,7 @@ def test_state_for_adamw_is_small_on_disk():
     optimizer.step()
     file = io.BytesIO()
     torch.save(to_adamw_state_dict(optimizer.state_dict()), file)
-    assert file.tell() < 1.02 * 4 * p.numel() + 400 * 8 + 5000  # the first moment, a number a row, torch's own overhead
+    assert file.tell() < 1.02 * 4 * p.numel() + 400 * 8 + 5000  # the first moment, a number per row, torch's own overhead
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lightning_adam_mini import AdamMini, BlockLayout
 
 PATHS = {"default": {}, "loop": {"fused": False, "foreach": False}, "foreach": {"foreach": True}}
 MOMENTA = [None, "8bit"]
-SHAPE = (64, 300)  # two runs of 8-bit codes a row
+SHAPE = (64, 300)  # two runs of 8-bit codes per row
 
 
 def make(momentum_dtype=None, layout=None, **options):

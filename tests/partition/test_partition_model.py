@@ -48,7 +48,7 @@ def test_every_strategy(model, partition):
 
 
 def test_coarser_or_equal_in_this_order(model):
-    """Adam keeps a second moment an element and AdaLayer one a tensor; the others are between the two."""
+    """Adam keeps a second moment per element and AdaLayer one per tensor; the others are between the two."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AdamMiniWarning)
         chosen = {name: partition_model(model, name).values() for name in BY_BLOCKS}

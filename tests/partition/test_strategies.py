@@ -253,7 +253,7 @@ def test_vision_transformer():
 
 
 def test_lines_of_other_roles_within_a_fused_projection():
-    """An MLP in the same Linear and a gate go by neuron in version 2, and as one block a role in version 1."""
+    """An MLP in the same Linear and a gate go by neuron in version 2, and as one block per role in version 1."""
     fused = par("fused.weight", (20, 4), R.QKV, lines="mlp_up:8|q:2x2|k:2x2|v:2x2")
     gated = par("q.weight", (12, 4), R.QUERY, lines="3*(q:1x2|gate:1x2)")
     alternating = par("qkv.weight", (12, 4), R.QKV, lines="2*[q,k,v]x2")

@@ -104,7 +104,7 @@ UNET = dict(sample_size=8, block_out_channels=(32, 64), layers_per_block=1, norm
 CROSS = dict(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
 LINEARS = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)]
 
-# (model, {parameter: number of its blocks}). 4 heads where nothing else is said; in other networks than transformers one block a tensor.
+# (model, {parameter: number of its blocks}). 4 heads where nothing else is said; in other networks than transformers one block per tensor.
 MODELS: dict[str, tuple[Any, dict[str, int]]] = {
     "vit": (lambda: timm("vit_tiny_patch16_224", embed_dim=32, num_heads=4, **VIT), {"blocks.1.attn.qkv.weight": 4 + 4 + 32}),
     "cait": (lambda: timm("cait_xxs24_224", embed_dim=32, num_heads=4, **VIT), {"blocks_token_only.0.attn.q.weight": 4}),

@@ -30,7 +30,7 @@ def plain(params: Any, **options: Any) -> AdamMini:
 
 
 def in_blocks(params: Any, **options: Any) -> AdamMini:
-    """AdamMini with one block a parameter, so that what is shared is what is tried, in one compiled loop where that can be."""
+    """AdamMini with one block per parameter, so that what is shared is what is tried, in one compiled loop where that can be."""
     groups = AdamMini(params, layouts={}, **options).param_groups
     blocks = [{**group, "layouts": [BlockLayout.whole(tuple(p.shape)) for p in group["params"]]} for group in groups]
     return AdamMini(blocks, layouts={}, **options)

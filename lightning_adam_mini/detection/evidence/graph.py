@@ -54,7 +54,7 @@ class Graph:
         """Args: the tape."""
         self.tape = tape
         self._activations = set(tape.inputs)
-        self.weights = Weights(tape, self._activations)
+        self.weights: Weights = Weights(tape, self._activations)
         self._made_by = dict.fromkeys(tape.by_storage, _WEIGHT) | dict.fromkeys(tape.inputs, _INPUT)
         self._kinds: list[Kind] = []
         self._bits: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """Which lines of a layer's output feed which head of a query, key or value.
 
 A *slot* is one vector of the operand: the query of one token and one head. One vector-Jacobian product of a slot gives the lines that
-feed it: a head. Disturbing these lines gives all slots of that head, so that one product a head is enough, wherever the heads lie in the
+feed it: a head. Disturbing these lines gives all slots of that head, so that one product per head is enough, wherever the heads lie in the
 operand: in a batch dimension, among the tokens (multi-query attention by einsum), in windows.
 
 Where each slot has a single line, the operand's vectors run along tokens instead of channels (cross-covariance attention, XCA). Then a

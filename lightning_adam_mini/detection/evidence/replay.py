@@ -33,7 +33,7 @@ class Replay:
 
     def __init__(self, tape: Tape, sources: Sequence[Ref], target: Ref, walk: Walk) -> None:
         """Args: the tape, both ends and what lies between them."""
-        self.device = torch.device("cpu") if tape.device.type == "meta" else tape.device
+        self.device: torch.device = torch.device("cpu") if tape.device.type == "meta" else tape.device
         self._tape, self._target = tape, target
         self._sources = {ref.storage: ref for ref in sources}
         self._made_up: dict[object, Tensor] = {}
@@ -45,9 +45,9 @@ class Replay:
                 self._nodes.append(node)
                 depends |= {ref.storage for ref in (*node.outputs, *node.written)}
         made_up = ((ref, _random(ref.shape, ref.dtype, self.device)) for ref in sources)
-        self.starts = {ref.storage: _like(ref, values).requires_grad_() for ref, values in made_up}
+        self.starts: dict[int, Tensor] = {ref.storage: _like(ref, values).requires_grad_() for ref, values in made_up}
         with torch.enable_grad():
-            self.out = self(self.starts)
+            self.out: Tensor = self(self.starts)
         if not self.out.requires_grad:
             raise ReplayError("gradients stop on the way")
 

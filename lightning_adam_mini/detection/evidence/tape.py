@@ -127,7 +127,7 @@ class Tape(TorchDispatchMode):
         self.weights: list[tuple[str, Ref]] = []
         self.by_storage: dict[int, list[int]] = {}
         self.sizes: dict[int, int] = {}
-        self.device = torch.device("cpu")
+        self.device: torch.device = torch.device("cpu")
         self.unknown: dict[int, str] = {}
         self._writers: dict[int, list[Node]] = {}
         self._path = [""]
@@ -140,7 +140,7 @@ class Tape(TorchDispatchMode):
                 self.by_storage.setdefault(ref.storage, []).append(len(self.weights))
                 self.weights.append((name, ref))
                 self.device = weight.device
-        self.inputs = {ref.storage for ref in map(self._ref, inputs) if ref is not None}
+        self.inputs: set[int] = {ref.storage for ref in map(self._ref, inputs) if ref is not None}
         for tensor in _tensors([[vars(m), m._buffers] for m in module.modules()]):
             self._ref(tensor)
         self._protected = {number for number, _ in self._numbers.values()}

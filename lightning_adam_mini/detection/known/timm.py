@@ -97,7 +97,7 @@ MODULES = (
             "talking_head2": "attn_other",
         },
     ),
-    # One module a head.
+    # One module per head.
     KnownModule(
         (f"{_M}.efficientvit_msra.CascadedGroupAttention",),
         {"qkvs.*": "q:1x{key_dim}|k:1x{key_dim}|v:1x{val_dim}", "proj": "attn_out"},

@@ -50,7 +50,7 @@ class _Part(NamedTuple):
 class Orthogonal(Backend):
     """Matrices of one shape at a time."""
 
-    device = ANY
+    device: str | None = ANY
     orthogonal = True
 
     def __init__(self) -> None:

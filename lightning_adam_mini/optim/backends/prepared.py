@@ -78,7 +78,7 @@ class Watch:
             self._groups.append(_Group(None if all(has_grad) else has_grad, _modes(group)))
         have = [[i for i, p in enumerate(stepped) if name in state[p]] for name in slots]
         self._slots = slots
-        self.members = [None if len(some) == len(stepped) else some for some in have]
+        self.members: list[list[int] | None] = [None if len(some) == len(stepped) else some for some in have]
         self.addresses: list[array[int]] = []
         self._guards: Any = None
         columns = self._columns(groups, state)

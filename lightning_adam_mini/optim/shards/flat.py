@@ -1,6 +1,6 @@
 """Parameters that FSDP1 has flattened (``use_orig_params=True``): each is a flat range here, and nothing of it says of what.
 
-In state dicts their second moments have one value an element, as FSDP's ``optim_state_dict`` demands of every tensor.
+In state dicts their second moments have one value per element, as FSDP's ``optim_state_dict`` demands of every tensor.
 """
 
 from __future__ import annotations

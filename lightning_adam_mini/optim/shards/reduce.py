@@ -36,7 +36,7 @@ class CutSums:
     """Mean squares over all ranks of the blocks of parameters that a sharding cuts.
 
     Which blocks more than one rank holds is asked once, of all ranks. From then on a step costs one all-reduce a process group, of four
-    bytes a block that is cut, and none where none is.
+    bytes per block that is cut, and none where none is.
 
     Args:
         parts: What this rank holds of each parameter, in an order that all ranks share.

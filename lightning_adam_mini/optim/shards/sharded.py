@@ -40,7 +40,7 @@ class Shards:
     """
 
     def __init__(self, flat: Mapping[Tensor, FlatShard] | None = None) -> None:
-        self.flat = dict(flat or {})
+        self.flat: dict[Tensor, FlatShard] = dict(flat or {})
         self.parts: dict[Tensor, Part] = {}
         self.flattened_whole: dict[Tensor, BlockLayout] = {}
         self._layouts: dict[Tensor, BlockLayout] = {}
@@ -318,7 +318,7 @@ class Shards:
 
         Args:
             p: The parameter.
-            values: What was loaded, for each margin of ``saved``: its blocks, or one value an element, whole or sharded; None if this rank
+            values: What was loaded, for each margin of ``saved``: its blocks, or one value per element, whole or sharded; None if this rank
                 holds nothing.
             saved: The blocks that it was written with.
             present: The parameter's blocks, finer or coarser.
@@ -345,7 +345,7 @@ class Shards:
         return [one[part.block_slices()].contiguous() for one, part in zip(blocks, margins, strict=True)]
 
     def _is_dense(self, p: Tensor, values: Tensor, saved: BlockLayout) -> bool:
-        """Whether a loaded second moment has one value an element: of FSDP1's parameters in one dimension."""
+        """Whether a loaded second moment has one value per element: of FSDP1's parameters in one dimension."""
         if p in self.flat:
             return values.ndim == 1 or saved.is_per_parameter
         return values.shape == p.shape and values.shape != saved.block_shape
@@ -360,7 +360,7 @@ class Shards:
 
     @staticmethod
     def _adopt_dense(p: Tensor, part: Part, values: Tensor | None, saved: BlockLayout, present: BlockLayout) -> Tensor:
-        """The same of one margin, from one value an element."""
+        """The same of one margin, from one value per element."""
         if part.layout.is_per_parameter:
             return torch.empty(0) if values is None else local(momentum_like(p, values) if is_dtensor(p) else values).clone()
         if is_dtensor(p) and values is not None:

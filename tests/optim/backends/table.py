@@ -48,7 +48,7 @@ class Way:
         options: Options of an optimizer that lead to it.
         others: Backends that there are, if not those of the package.
         device: Where.
-        to_the_bit: Whether a second moment an element is torch's AdamW to the bit.
+        to_the_bit: Whether a second moment per element is torch's AdamW to the bit.
         roundings: How often a step rounds weights of half precision; if twice, it rounds gradients with decay too.
         large: Shape of a matrix that it cuts into pieces.
         quick: Whether it takes no more than microseconds for a small tensor.

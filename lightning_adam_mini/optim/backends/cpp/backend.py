@@ -29,7 +29,7 @@ _NEAREST = -1
 class Cpp(Backend):
     """One call of compiled code for all parameters."""
 
-    device = "cpu"
+    device: str | None = "cpu"
 
     def why_not(self, p: Tensor, codec: Codec, layout: Blocks, place: Place | None) -> str | None:
         """Why the kernel cannot step a parameter, or None if it can."""

@@ -1,4 +1,4 @@
-// One step of Adam with a second moment a block, for all parameters at once (Adam-mini, arXiv 2406.16793, Algorithm 1).
+// One step of Adam with a second moment per block, for all parameters at once (Adam-mini, arXiv 2406.16793, Algorithm 1).
 //
 // A tensor lies in memory as segments: runs of `length` elements. In kind ROWS a segment is a block, whose gradient is read once and
 // stays in cache; in kind SEGMENTS segment s belongs to block segment[s]; in kind EACH every element is a block. In kind COLUMNS element c

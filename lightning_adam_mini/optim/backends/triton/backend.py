@@ -29,7 +29,7 @@ class Triton(Backend):
     """
 
     def __init__(self, device: str = "cuda") -> None:
-        self.device = device
+        self.device: str | None = device
         self.tables: dict[Any, Any] = {}
         self._captured: list[Tensor] = []
 

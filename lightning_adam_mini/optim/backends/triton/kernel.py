@@ -1,4 +1,4 @@
-"""One step of Adam with a second moment a block, for all parameters at once (Adam-mini, arXiv 2406.16793, Algorithm 1), in Triton.
+"""One step of Adam with a second moment per block, for all parameters at once (Adam-mini, arXiv 2406.16793, Algorithm 1), in Triton.
 
 ``prepare`` counts the steps and computes each tensor's scalars. ``step_blocks`` steps the blocks that one program holds: it reads each
 gradient once. ``step_pieces`` works on larger blocks in pieces, and on blocks that are scattered in memory in tiles: once for the sums of
@@ -150,7 +150,7 @@ def _tensors(task, P: tl.constexpr, M: tl.constexpr, COMPUTE: tl.constexpr, ALIG
     g = tl.load(task + 1).to(tl.pointer_type(P))
     m = tl.load(task + 2).to(tl.pointer_type(M))
     v = tl.load(task + 3).to(tl.pointer_type(COMPUTE))
-    if ALIGNED:  # loads of 16 bytes a thread
+    if ALIGNED:  # loads of 16 bytes per thread
         p = tl.multiple_of(p, 16)
         g = tl.multiple_of(g, 16)
         m = tl.multiple_of(m, 16)

@@ -36,9 +36,9 @@ def test_the_tensors_of_the_table_have_all_kinds_of_programs():
         seen |= {("tile", width) for width in plan.items[:, 0].tolist()} | {("piece", run) for run in plan.pieces[:, 0].tolist()}
         if len(plan.pieces):
             several = len(plan.entries) > len(plan.blocks)
-            seen |= {("numbers", plan.numbers is not None), ("order", plan.order is not None), ("several sums a block", several)}
+            seen |= {("numbers", plan.numbers is not None), ("order", plan.order is not None), ("several sums per block", several)}
         seen.add(("divisible", plan.divisible))
-    both = ("piece", "numbers", "order", "several sums a block", "divisible")
+    both = ("piece", "numbers", "order", "several sums per block", "divisible")
     assert seen == {("tile", width) for width in range(sizes.widths + 2)} | {(what, value) for what in both for value in (False, True)}
 
 
@@ -164,7 +164,7 @@ for ptx in (
     compile(kernel.update_tiles, dict(tables, tiles="*i64"), 8, COLUMNS=2 * sizes.columns, FACTORED=True, **rest),
     *(update_coded(COLUMNS=256, ALIGNED=True, KIND=kind) for kind in (EACH, ONE, CROSSED, ROOTS)),
 ):
-    assert re.search(r"ld\\.global[\\w.:]*\\.v4\\.b32", ptx) and "st.global.v4.b32" in ptx, "16 bytes a thread"
+    assert re.search(r"ld\\.global[\\w.:]*\\.v4\\.b32", ptx) and "st.global.v4.b32" in ptx, "16 bytes per thread"
     assert not re.search(r"(ld|st)\\.global[\\w.:]*\\.b16", ptx), "nothing less of parameters"
 """
 
