@@ -3,72 +3,31 @@
 from __future__ import annotations
 
 import functools
-import io
-import logging
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext, redirect_stdout
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW
 from typing_extensions import override
 
 from lightning_adam_mini._warnings import AdamMiniWarning
-from lightning_adam_mini.callbacks.configured import (
-    Intercepted,
-    check_configured,
-    configured_optimizers,
-    cycle_beta1,
-    what_differs,
-    what_was_forced,
-)
+from lightning_adam_mini.callbacks.configured import Intercepted
 from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
-from lightning_adam_mini.callbacks.measure import head_layouts, parameter_names
-from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
-from lightning_adam_mini.callbacks.one_run import OneRun
-from lightning_adam_mini.callbacks.probe import SECONDS, check_training_step, is_uncertain, probe_training_step, shown, why_not_again
-from lightning_adam_mini.callbacks.strategies import (
-    as_unsharded,
-    check_measurable,
-    check_strategy,
-    is_whole,
-    load_whole_checkpoints,
-    number_as_in,
-    sharded_by_fsdp1,
-    share_work,
-)
-from lightning_adam_mini.detection import ModelReport, ParameterReport, inspect_model
-from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_call
-from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.callbacks.monitoring import Monitoring, what_to_monitor
+from lightning_adam_mini.callbacks.run import Run
+from lightning_adam_mini.callbacks.strategies import check_strategy, is_whole, number_as_in, share_work
+from lightning_adam_mini.detection import ModelReport
+from lightning_adam_mini.detection.evidence import Evidence
 from lightning_adam_mini.optim import AdamMini, adamw_bytes, state_bytes, to_adamw_state_dict
 from lightning_adam_mini.optim.codecs import NAMES, MomentumName
-from lightning_adam_mini.optim.convert import convert_optimizer_, unless_it_fails
-from lightning_adam_mini.partition import PartitionStrategy, SlimAdamAutoPartition, make_strategy, partition_model
+from lightning_adam_mini.partition import PartitionStrategy
 
-_log = logging.getLogger(__name__)
 _EVIDENCE = "adam_mini_evidence"
 _ONE_RUN = "slim_adam"
-_SETTINGS = frozenset(
-    {
-        "partition", "overrides", "options", "strict", "probe", "force", "convert_checkpoints", "momentum_dtype", "stochastic_rounding",
-        "_monitor",
-    }
-)  # fmt: skip
-_IN_TRAINING: WeakKeyDictionary[Optimizer, AdamMiniCallback] = WeakKeyDictionary()
-"""Which callback's fit an optimizer is in."""
-
-
-def _end_training(optimizer: Optimizer) -> None:
-    _IN_TRAINING.pop(optimizer, None)
-
-
-def _what(p: ParameterReport) -> tuple[object, ...]:
-    return p.role, p.owner, p.lines, p.axis
+_OF_A_FIT = ("_run", "log", "log_dict")  # Lightning lends callbacks its module's ``log``
 
 
 class AdamMiniCallback(Callback):
@@ -100,10 +59,9 @@ class AdamMiniCallback(Callback):
         momentum_dtype: What first moments are kept in: ``float32``, ``bfloat16`` or ``8bit``; None for the parameters' dtype. A checkpoint
             written with another is converted.
         stochastic_rounding: Whether bfloat16 weights (``precision="bf16-true"``) are rounded at random, so that small updates are not lost.
-        monitor: Whether to log effective learning rates, each ``log_every_n_steps`` of the trainer.
-        histograms: Whether to log their histograms too (TensorBoard only).
-        heatmap: Whether to log figures at the end of each validation (TensorBoard only; needs matplotlib): layers x heads where heads are
-            known, whatever the blocks are, and layers x quantiles of the rows and columns of other matrices and convolutions.
+        monitoring: Whether to log effective learning rates, each ``log_every_n_steps`` of the trainer; and what besides, as a
+            :class:`~lightning_adam_mini.Monitoring` or a mapping of its arguments (YAML: ``monitoring: {heatmap: true}``).
+        **older: ``monitor=False``, ``histograms=True`` and ``heatmap=True``, as older versions spelled ``monitoring``.
 
     Raises:
         MisconfigurationException: If the trainer has two of these callbacks; if an optimizer has no faithful translation, a ``step`` of
@@ -128,9 +86,8 @@ class AdamMiniCallback(Callback):
         convert_checkpoints: bool = True,
         momentum_dtype: MomentumName | None = None,
         stochastic_rounding: bool = False,
-        monitor: bool = True,
-        histograms: bool = False,
-        heatmap: bool = False,
+        monitoring: Monitoring | Mapping[str, Any] | bool = True,
+        **older: Any,
     ) -> None:
         super().__init__()
         if not isinstance(partition, (str, PartitionStrategy)):
@@ -153,39 +110,40 @@ class AdamMiniCallback(Callback):
             )
         self.momentum_dtype = momentum_dtype
         self.stochastic_rounding = stochastic_rounding
-        self._monitor: dict[str, Any] | None = {"histograms": histograms, "heatmap": heatmap} if monitor else None
-        self._reset()
-
-    def _reset(self) -> None:
-        # LightningCLI returns one and the same optimizer on every fit, which is converted once.
-        self._converted: WeakSet[AdamMini] = WeakSet()
-        self._undo: list[Callable[[], None]] = []
-        self._optimizers: list[AdamMini] = []
-        self._called = False
-        self._probe_first_batch = False
-        self._last_logged_step = -1
-        self._told_bytes = False
-        self._resumed: dict[str, Any] | None = None
-        self.report: ModelReport | None = None
-        self._evidence: Evidence | None = None
-        self._one_run: OneRun | None = None
-        self._logger = None if self._monitor is None else BlockLearningRateLogger(**self._monitor)
+        self.monitoring = what_to_monitor(monitoring, **older)
+        self._run = Run(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has the settings and nothing of a fit, so that a pickle is small and names no class but this one.
-        return {name: value for name, value in vars(self).items() if name in _SETTINGS}
+        state = {name: value for name, value in vars(self).items() if name not in _OF_A_FIT}
+        return {**state, "monitoring": None if self.monitoring is None else asdict(self.monitoring)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._reset()
+        self.monitoring = None if state["monitoring"] is None else Monitoring(**state["monitoring"])
+        self._run = Run(self)
 
-    # ---- convert --------------------------------------------------------------------------------------------------------
+    @property
+    def report(self) -> ModelReport | None:
+        """What the module of the last fit is; None before ``configure_optimizers`` was called."""
+        return self._run.report
+
+    @property
+    def optimizer_state_bytes(self) -> tuple[int, int]:
+        """Bytes that the converted optimizers' state really holds, and bytes that AdamW's would; (0, 0) before the first step.
+
+        Where the model is sharded, those of this rank.
+        """
+        optimizers = self._run.optimizers
+        return sum(map(state_bytes, optimizers)), sum(map(adamw_bytes, optimizers))
+
+    # ---- the fit --------------------------------------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if self._undo:
+        if self._run.undo:
             raise misconfiguration(
                 "This AdamMiniCallback is in a fit already, whose optimizers it would lose. Give the inner trainer a callback of its own."
             )
@@ -196,176 +154,14 @@ class AdamMiniCallback(Callback):
                 " overrides={...} if parts of the model need different blocks."
             )
         check_strategy(trainer.strategy, bool(self.probe))
-        self._optimizers, self._called, self._last_logged_step, self._told_bytes = [], False, -1, False
-        self._evidence, self._probe_first_batch, self._resumed = None, False, None
+        self._run = run = self._run.next()
         # Converting what the module returns, before Lightning or anything else sees it, works under every strategy.
-        self._undo.append(Intercepted(pl_module, lambda configured: self._convert(pl_module, configured)).undo)
-
-    def _convert(self, module: pl.LightningModule, configured: Any) -> None:
-        self._called = True
-        optimizers = configured_optimizers(configured)
-        if not optimizers:
-            rank_zero_warn("AdamMiniCallback has nothing to convert: configure_optimizers returned no optimizer.", category=AdamMiniWarning)
-            return
-        known = [o for o in optimizers if o in self._converted]
-        new = [o for o in optimizers if not (isinstance(o, AdamMini) and o._made_as is None)]  # else it is the user's own
-        names = parameter_names(module)
-        # All checks come before the first change: if one fails, the user's optimizers are as they were.
-        for optimizer in new:
-            check_configured(optimizer, names, self.force)
-        for optimizer in new:
-            if _IN_TRAINING.get(optimizer, self) is not self:
-                raise misconfiguration(
-                    f"The configured {type(optimizer).__name__} is in the fit of another AdamMiniCallback, and two cannot decide on its"
-                    " blocks. Make an optimizer for each fit, or end the first one."
-                )
-        if self.stochastic_rounding and new:
-            dtypes = {p.dtype for optimizer in new for group in optimizer.param_groups for p in group["params"]}
-            if torch.bfloat16 not in dtypes:
-                raise misconfiguration(
-                    "AdamMiniCallback(stochastic_rounding=True) rounds bfloat16 weights, but the optimizer's are"
-                    f" {', '.join(sorted(map(str, dtypes)))}."
-                    ' Train with Trainer(precision="bf16-true"), or leave it out.'
-                )
-        flat_shards = sharded_by_fsdp1(module.trainer, module)
-        with as_unsharded(module, flat_shards):
-            self.report = self._inspect(module)
-        if new:
-            self._begin_one_run(module.trainer.strategy, again=bool(known))
-            layouts = self._partition(self.report)
-            kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in new if not isinstance(o, AdamMini)))
-            different = what_differs(new, layouts)
-            forced = [what_was_forced(o) for o in new if type(o) not in (Adam, AdamW) and not isinstance(o, AdamMini)]
-            with ExitStack() as stack:  # all or none
-                for optimizer in new:
-                    stack.enter_context(unless_it_fails(optimizer))
-                for optimizer in new:
-                    named = [(name, p) for p, name in names.items()]
-                    convert_optimizer_(optimizer, layouts, named, force=True, flat_shards=flat_shards, **self._optimizer_options())
-                    optimizer._blocks.remedy = (
-                        "Make its layer before the fit begins if it is to get blocks; where it takes the place of another, call"
-                        " optimizer.replace_parameter(old, new, rows=...)."
-                    )
-            cycle_beta1(configured, new)
-            self._converted.update(new)
-            for optimizer in new:
-                _IN_TRAINING[optimizer] = self
-                self._undo.append(functools.partial(_end_training, optimizer))
-                if self._one_run is not None:
-                    self._undo.append(self._one_run.reduce_learning_rate(optimizer))
-            inform(module.trainer, self.report.table(layouts))
-            for message in (*forced, *different):
-                rank_zero_warn(message, category=AdamMiniWarning)
-            if kinds:
-                inform(module.trainer, f"AdamMiniCallback: {kinds} keeps one second moment per block from now on (AdamMini)")
-        else:
-            inform(module.trainer, "AdamMiniCallback: configure_optimizers returned AdamMini itself, which is left as it is")
-        load_whole_checkpoints(module.trainer.strategy)
-
-    def _optimizer_options(self) -> dict[str, Any]:
-        return {
-            "convert_state": self.convert_checkpoints,
-            "momentum_dtype": None if self.momentum_dtype is None else NAMES[self.momentum_dtype],
-            "stochastic_rounding": self.stochastic_rounding,
-        }
-
-    def _inspect(self, module: pl.LightningModule) -> ModelReport:
-        heads = self._needs_heads()
-        report = inspect_model(module, heads=heads, probe=self.probe is not False, evidence=self._evidence)
-        open_ = self.probe or (self.probe is None and heads and is_uncertain(report))
-        if self._evidence is None and open_ and self._run_whole(module):
-            report = inspect_model(module, heads=heads, evidence=self._evidence)
-        # How far it came in its time may differ between ranks, and blocks must not.
-        report = module.trainer.strategy.broadcast(report)
-        if self._logger is not None:
-            self._logger.groups = {p.name: p.role.value for p in report.parameters}
-            self._logger.heads = head_layouts(report)
-        return report
-
-    def _needs_heads(self) -> bool:
-        strategy = make_strategy(self.partition, **(self.options or {}))
-        return strategy.needs_heads or bool(self._monitor and self._monitor["heatmap"])
-
-    def _run_whole(self, module: pl.LightningModule) -> bool:
-        """Run the module on its example; if it has none, on the first batch, later. Where nobody asked for it, what fails is no error."""
-        if module.example_input_array is not None:
-            args, kwargs = example_call(module.example_input_array)
-            try:
-                self._evidence = probe_call(module, lambda: module(*args, **kwargs), (args, kwargs), seconds=SECONDS)
-                return True
-            except ValueError as error:
-                if self.probe:
-                    raise
-                _log.debug("The module was not probed: %s", error, exc_info=True)
-        elif self.probe:
-            check_training_step(module)
-            self._probe_first_batch = True
-        else:
-            self._probe_first_batch = why_not_again(module.trainer.strategy, module) is None
-        return False
-
-    def _partition(self, report: ModelReport) -> dict[str, BlockLayout]:
-        chosen, options = (self.partition, self.options or {}) if self._one_run is None else (self._one_run.strategy, {})
-
-        def partition(strict: bool) -> dict[str, BlockLayout]:
-            return partition_model(report, chosen, overrides=self.overrides, strict=strict, **options)
-
-        if not self._probe_first_batch:
-            return partition(self.strict)
-        with warnings.catch_warnings():  # the first batch will tell
-            warnings.simplefilter("ignore", AdamMiniWarning)
-            return partition(strict=False)
-
-    def _begin_one_run(self, trained_by: Any, again: bool) -> None:
-        strategy = make_strategy(self.partition, **(self.options or {}))
-        if not isinstance(strategy, SlimAdamAutoPartition):
-            self._one_run = None
-            return
-        check_measurable(trained_by, f"AdamMiniCallback(partition={self.partition!r})")
-        if not again:  # an optimizer that was converted in an earlier fit goes on as it is
-            self._one_run = OneRun(strategy)
-        if self._one_run is not None and self._resumed is not None:
-            self._one_run.load_state_dict(self._resumed)
-
-    @override
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]  # may be configured anew in the middle
-        if self._probe_first_batch:
-            self._probe(trainer, pl_module, batch, batch_idx)
-        if self._one_run is not None and self.report is not None:
-            optimizers = [o for o in self._optimizers if o in self._converted]
-            self._one_run.advance(trainer, pl_module, optimizers, self.report, self._partition)
-
-    def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        assert self.report is not None
-        try:
-            with nullcontext() if self.probe else redirect_stdout(io.StringIO()):
-                evidence = probe_training_step(trainer, pl_module, batch, batch_idx)
-        except ValueError as error:
-            if self.probe:
-                raise
-            _log.debug("The first batch was not probed: %s", error, exc_info=True)
-            evidence = Evidence()
-        self._evidence = trainer.strategy.broadcast(evidence)
-        self._probe_first_batch = False
-        before, self.report = self.report, self._inspect(pl_module)
-        layouts = self._partition(self.report)
-        for optimizer in self._optimizers:
-            if optimizer in self._converted:
-                optimizer.set_layouts(layouts)
-        known = before.by_name
-        changed = [p for p in self.report.parameters if _what(p) != _what(known[p.name])]
-        inform(
-            trainer,
-            f"AdamMiniCallback: the first batch ran through {len(self._evidence.attentions)} softmax attentions and corrected"
-            f" {len(changed)} parameters{': ' * bool(changed)}{', '.join(p.name for p in changed)}",
-        )
-        if changed:
-            inform(trainer, self.report.table(layouts))
+        run.undo.append(Intercepted(pl_module, lambda configured: run.convert(pl_module, configured)).undo)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._called:
+        run = self._run
+        if not run.called:
             raise misconfiguration(
                 "AdamMiniCallback could not convert the optimizer because configure_optimizers was replaced after the callback's setup"
                 " hook, as when LightningModule.setup assigns it. Define configure_optimizers as a method, or assign it in __init__."
@@ -376,73 +172,74 @@ class AdamMiniCallback(Callback):
                     f"AdamMiniCallback did not see the {type(optimizer).__name__} that Lightning trains with, so it is not converted: it"
                     " does not come from the module's configure_optimizers. Return it from there."
                 )
-        self._optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
-        self._undo += [functools.partial(o.share_work, None) for o in self._optimizers if share_work(trainer.strategy, o)]
+        run.optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
+        run.undo += [functools.partial(o.share_work, None) for o in run.optimizers if share_work(trainer.strategy, o)]
+        if run.logger is not None:
+            run.logger.begin(trainer)
+
+    @override
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._run
+        run.optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]  # may be configured anew in the middle
+        if run.probe_first_batch:
+            run.probe(trainer, pl_module, batch, batch_idx)
+        if run.one_run is not None and run.report is not None:
+            optimizers = [o for o in run.optimizers if o in run.converted]
+            run.one_run.advance(trainer, pl_module, optimizers, run.report, run.partition)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._one_run is not None and self._one_run.rules is None and self._optimizers:
+        run = self._run
+        if run.logger is not None:
+            run.logger.log_heatmap(trainer, run.optimizers)  # there may be no validation
+        if run.one_run is not None and run.one_run.rules is None and run.optimizers:
             rank_zero_warn(
                 f"AdamMiniCallback: the run ended after {trainer.global_step} steps, all of them Adam's, because slim_adam_auto averages"
-                f" second moments at the start of the batch after step {self._one_run.auto.steps}. Train longer, or give a smaller"
+                f" second moments at the start of the batch after step {run.one_run.auto.steps}. Train longer, or give a smaller"
                 ' options={"steps": ...}.',
                 category=AdamMiniWarning,
             )
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._restore()
+        self._run.end()
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._undo:
-            self._undo.pop()()
-
-    # ---- what it saves --------------------------------------------------------------------------------------------------
-
-    @property
-    def optimizer_state_bytes(self) -> tuple[int, int]:
-        """Bytes that the converted optimizers' state really holds, and bytes that AdamW's would; (0, 0) before the first step.
-
-        Where the model is sharded, those of this rank.
-        """
-        ours = sum(state_bytes(optimizer) for optimizer in self._optimizers)
-        adamw = sum(adamw_bytes(optimizer) for optimizer in self._optimizers)
-        return ours, adamw
+        self._run.end()
 
     # ---- monitoring and checkpoints -------------------------------------------------------------------------------------
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if not self._optimizers or step == 0 or step == self._last_logged_step:  # while gradients accumulate, nothing changes
+        run, step = self._run, trainer.global_step
+        if not run.optimizers or step == 0 or step == run.last_logged_step:  # while gradients accumulate, nothing changes
             return
-        if not self._told_bytes:
-            self._told_bytes = True
+        if not run.told_bytes:
+            run.told_bytes = True
             ours, adamw = self.optimizer_state_bytes
             if adamw:
                 inform(
                     trainer,
                     f"AdamMiniCallback: optimizer state {ours / 1e6:.2f} MB, {100 * ours / adamw:.2f} % of AdamW's {adamw / 1e6:.2f} MB",
                 )
-        if self._logger is not None and trainer._logger_connector.should_update_logs:
-            self._last_logged_step = step
-            self._logger.log(trainer, self._optimizers)
+        if run.logger is not None and trainer._logger_connector.should_update_logs:
+            run.last_logged_step = step
+            run.logger.log(trainer, run.optimizers)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._logger is not None and self._optimizers and not trainer.sanity_checking:
-            self._logger.log_heatmap(trainer, self._optimizers)
+        run = self._run
+        if run.logger is not None and run.optimizers and not trainer.sanity_checking:
+            run.logger.log_heatmap(trainer, run.optimizers)
 
     @override
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._evidence is not None:
-            checkpoint[_EVIDENCE] = self._evidence.to_plain()
-        if self._one_run is not None:
-            checkpoint[_ONE_RUN] = self._one_run.state_dict()
+        run = self._run
+        if run.evidence is not None:
+            checkpoint[_EVIDENCE] = run.evidence.to_plain()
+        if run.one_run is not None:
+            checkpoint[_ONE_RUN] = run.one_run.state_dict()
         # So that the run can be resumed without this callback, by the optimizer that the module configures.
         states = checkpoint.get("optimizer_states", [])
         for i, optimizer in enumerate(trainer.optimizers[: len(states)]):
@@ -451,22 +248,6 @@ class AdamMiniCallback(Callback):
 
     @override
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._resumed = checkpoint.get(_ONE_RUN)
-        if _EVIDENCE not in checkpoint:
-            return
-        evidence = Evidence.from_plain(checkpoint[_EVIDENCE])
-        # Lightning calls it before it asks for optimizers, whose saved states are of the blocks that running showed; but where it shards
-        # the model itself, afterwards.
-        if self._called and self.report is not None and self._converted:
-            layouts = self._partition(self.report.corrected(shown(self.report, evidence)))
-            present = {name: layout for optimizer in self._converted for name, layout in optimizer.layouts.items()}
-            other = {name: layouts[name] for name in present if name in layouts and layouts[name] != present[name]}
-            if other:
-                name, layout = next(iter(other.items()))
-                value = layout.lines if layout.lines is not None else {"dims": list(layout.dims)}
-                raise misconfiguration(
-                    f"The checkpoint was written with probe=True, which found other blocks for {len(other)} parameters, {name!r} among"
-                    f" them, than {type(trainer.strategy).__name__} can find without running the module. Give them as overrides={{{name!r}:"
-                    f" {value!r}, ...}}."
-                )
-        self._evidence = evidence
+        self._run.resumed = checkpoint.get(_ONE_RUN)
+        if _EVIDENCE in checkpoint:
+            self._run.resume(trainer, Evidence.from_plain(checkpoint[_EVIDENCE]))

@@ -115,6 +115,23 @@ def check_configured(optimizer: Any, names: Mapping[Tensor, str], force: bool) -
                 )
 
 
+def check_rounding(optimizers: Sequence[Optimizer]) -> None:
+    """Refuse to round weights at random where none is bfloat16.
+
+    Args:
+        optimizers: The optimizers that are to be converted.
+
+    Raises:
+        MisconfigurationException: If none of them has a bfloat16 parameter.
+    """
+    dtypes = {p.dtype for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if dtypes and torch.bfloat16 not in dtypes:
+        raise misconfiguration(
+            "AdamMiniCallback(stochastic_rounding=True) rounds bfloat16 weights, but the optimizer's are"
+            f' {", ".join(sorted(map(str, dtypes)))}. Train with Trainer(precision="bf16-true"), or leave it out.'
+        )
+
+
 def what_was_forced(optimizer: Optimizer) -> str:
     """What an AdamMini takes over from another optimizer, group by group."""
     kind = type(optimizer).__name__
