@@ -109,7 +109,8 @@ class OneRun:
             f"AdamMiniCallback: after {step} steps of Adam, second moments are averaged by what was measured: optimizer state"
             f" {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB from now on\n\n{self.rules.table()}\n\n{report.table(layouts)}",
         )
-        log_numbers(trainer, {"slim_adam/step": step, "slim_adam/state_bytes_before": before, "slim_adam/state_bytes_after": after})
+        numbers = {"averaged_at_step": step, "bytes_before": before, "bytes_after": after}
+        log_numbers(trainer, {f"weight_state/{name}": number for name, number in numbers.items()})
         folder = trainer.log_dir  # all ranks take part in this
         if folder is not None and trainer.is_global_zero and loggers_of(trainer):
             self.rules.save(Path(folder) / "slim_adam_rules.yaml")

@@ -35,8 +35,8 @@ class SNRMonitor(Callback):
     ``AdamMiniCallback(partition="slim_adam", options={"rules": file})``.
 
     At the end of the fit the folder holds ``slim_adam_rules.yaml``, ``snr.csv`` (every measurement) and, with matplotlib,
-    ``snr_trajectories.png`` and ``snr_depth.png``. Loggers get ``snr.<layer type>/<parameter>/<dimensions>`` and, averaged over a layer
-    type, ``snr/<layer type>/<dimensions>``. Checkpoints hold the measurements, and a resumed run goes on with them.
+    ``snr_trajectories.png`` and ``snr_depth.png``. Loggers get ``weight_snr.<layer type>/<parameter>/<dimensions>`` and, averaged over a
+    layer type, ``weight_snr/<layer type>/<dimensions>``. Checkpoints hold the measurements, and a resumed run goes on with them.
 
     Source: Kalra et al., "When Can You Get Away with Low Memory Adam?" (2025).
 
@@ -146,8 +146,8 @@ class SNRMonitor(Callback):
         for group, ratios in group_ratios(report, found).items():
             for dims, members in ratios.items():
                 label = dims if dims == "crossed" else "dims_" + "_".join(map(str, dims))
-                numbers[f"snr/{safe_tag(group)}/{label}"] = average_snr(members.values())
-                numbers.update({f"snr.{safe_tag(group)}/{safe_tag(name)}/{label}": snr for name, snr in members.items()})
+                numbers[f"weight_snr/{safe_tag(group)}/{label}"] = average_snr(members.values())
+                numbers.update({f"weight_snr.{safe_tag(group)}/{safe_tag(name)}/{label}": snr for name, snr in members.items()})
         return {tag: number for tag, number in numbers.items() if math.isfinite(number)}
 
     @override

@@ -14,9 +14,16 @@ from torch import Tensor
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.lines import parse_lines
 
-PREFIX = "effective_lr"
-"""First word of every tag."""
+PREFIX = "weight_lr"
+"""First word of every tag: loggers sort tags, and the user's own (``loss``, ``train/``, ``val/``) are to come first."""
 
+RATIO = "weight_lr_ratio"
+"""First word of the tags of rates over the learning rate of their group, which is what blocks do: a scheduler moves all rates alike."""
+
+VECTORS = "vectors"
+"""The layer type of biases, norms and other vectors, where they are shown by kind."""
+
+_WORDS = ("min", "median", "max")
 _SAMPLE = 2**16
 """Of more blocks than this, the median and the histogram are those of an even sample."""
 _GRID = 64
@@ -31,14 +38,14 @@ def safe_tag(name: str) -> str:
     return _UNSAFE.sub("_", name.replace("/", "."))
 
 
-def group_tag(group: str) -> str:
+def group_tag(group: str, prefix: str = PREFIX) -> str:
     """First part of the tags of a layer type; TensorBoard shows together what is the same up to the first slash.
 
     Example:
         >>> group_tag("mlp_up")
-        'effective_lr.mlp_up'
+        'weight_lr.mlp_up'
     """
-    return f"{PREFIX}.{safe_tag(group)}"
+    return f"{prefix}.{safe_tag(group)}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class ParameterRates:
         rates: For each margin of the layout, what ``spread`` gave of it: a tensor that broadcasts to the parameter.
         floor: ``eps / lr``, which no rate's inverse is below.
         heads: The lines that are heads, where the layout's own do not say so.
+        lr: The learning rate of its group.
     """
 
     name: str
@@ -60,15 +68,22 @@ class ParameterRates:
     rates: Sequence[Tensor]
     floor: float | Tensor = 0.0
     heads: BlockLayout | None = None
+    lr: float | Tensor = 1.0
 
     @property
     def tag(self) -> str:
-        """First part of the parameter's tags, in characters that every logger takes."""
-        return f"{group_tag(self.group)}/{safe_tag(self.name)}"
+        """The parameter's tags after their first word, in characters that every logger takes."""
+        return f"{safe_tag(self.group)}/{safe_tag(self.name)}"
 
-    def blocks(self) -> list[Tensor]:
-        """One float32 value a block, in one dimension, for each margin."""
-        return [margin.gather(rates).detach().float().flatten() for margin, rates in zip(self.layout.margins, self.rates, strict=True)]
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has one dimension at most, others than of size 1."""
+        return sum(size > 1 for size in self.layout.shape) < 2
+
+    def blocks(self, over_lr: bool = False) -> list[Tensor]:
+        """One float32 value per block, in one dimension, for each margin: its rate, or the rate over the group's learning rate."""
+        found = [margin.gather(rates).detach().float().flatten() for margin, rates in zip(self.layout.margins, self.rates, strict=True)]
+        return [values / (self.lr if isinstance(self.lr, Tensor) or self.lr else math.nan) for values in found] if over_lr else found
 
     def elements(self) -> Tensor:
         """Rates of what has one of its own: an even sample of the blocks, or quantiles of rows crossed with those of columns."""
@@ -107,18 +122,18 @@ class Part:
 
 
 @lru_cache(maxsize=4096)
-def parts_of(layout: BlockLayout, max_blocks: int) -> tuple[Part, ...]:
-    """How the blocks of a parameter are shown: a whole tensor and up to ``max_blocks`` heads a role each; rows and elements together.
+def parts_of(layout: BlockLayout, max_heads: int) -> tuple[Part, ...]:
+    """How the blocks of a parameter are shown: a whole tensor and up to ``max_heads`` heads a role each; rows and elements together.
 
     Example:
-        >>> for part in parts_of(BlockLayout.grouped((12, 4), "q:2x2|k:2x2|v:4x1"), max_blocks=64):
+        >>> for part in parts_of(BlockLayout.grouped((12, 4), "q:2x2|k:2x2|v:4x1"), max_heads=64):
         ...     print(part)
         Part(label='q', index=(0, 1), names=('q.0', 'q.1'), margin=0)
         Part(label='k', index=(2, 3), names=('k.0', 'k.1'), margin=0)
         Part(label='v', index=(4, 5, 6, 7), names=(), margin=0)
     """
     if layout.is_factored:
-        rows, columns = (parts_of(margin, max_blocks) for margin in layout.margins)
+        rows, columns = (parts_of(margin, max_heads) for margin in layout.margins)
         rows = tuple(replace(part, label=part.label or "row") for part in rows)
         return (*rows, *(replace(part, label="column", margin=1) for part in columns))
     if layout.num_blocks == 0 or layout.is_orthogonal:
@@ -136,7 +151,7 @@ def parts_of(layout: BlockLayout, max_blocks: int) -> tuple[Part, ...]:
     names = layout.block_names()
     parts = []
     for role, counts in lines.items():
-        each = len(counts) == 1 or (max(counts.values()) > 1 and len(counts) <= max_blocks)
+        each = len(counts) == 1 or (max(counts.values()) > 1 and len(counts) <= max_heads)
         parts.append(Part(role, tuple(counts), tuple(names[block] for block in counts) if each else ()))
     return tuple(parts)
 
@@ -147,53 +162,78 @@ def _index(index: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def summarize(
-    parameters: Iterable[ParameterRates], max_blocks: int, histograms: bool = False
+    parameters: Iterable[ParameterRates], max_heads: int, histograms: bool = False, vectors: bool = True
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Bring the numbers to show to the host, in one transfer.
 
     Args:
         parameters: The effective learning rates.
-        max_blocks: Heads of a role in one parameter that are shown each by itself.
+        max_heads: Heads of a role in one parameter that are shown each by itself.
         histograms: Whether to bring samples for histograms as well.
+        vectors: Whether each vector is shown by itself; else min, median and max of all elements of a kind.
 
     Returns:
-        The numbers by tag, and log10 of the rates by layer type (empty without ``histograms``).
+        The numbers by tag (first the rates, then the ratios of all but min and max to their group's learning rate, unless that is zero),
+        and log10 of the rates by layer type (empty without ``histograms``).
 
     Example:
         >>> rates = torch.tensor([[0.1], [0.1], [0.2], [0.2]])
-        >>> query = ParameterRates("q.weight", "query", BlockLayout.grouped((4, 4), "q:2x2"), [rates])
-        >>> sorted(summarize([query], max_blocks=64)[0])
-        ['effective_lr.query/q.weight/q.0', 'effective_lr.query/q.weight/q.1']
+        >>> query = ParameterRates("q.weight", "query", BlockLayout.grouped((4, 4), "q:2x2"), [rates], lr=0.1)
+        >>> sorted(summarize([query], max_heads=64)[0])
+        ['weight_lr.query/q.weight/q.0', ..., 'weight_lr_ratio.query/q.weight/q.0', 'weight_lr_ratio.query/q.weight/q.1']
     """
     tags: list[str] = []
     pieces: list[Tensor] = []
+    lrs: dict[str, float | Tensor] = {}
     many: dict[int, list[tuple[str, Tensor]]] = {}
+    kinds: dict[str, list[ParameterRates]] = {}
     samples: dict[str, list[Tensor]] = {}
     for parameter in parameters:
+        if histograms:
+            samples.setdefault(parameter.group, []).append(parameter.elements().log10())
+        if parameter.is_vector and not vectors:
+            if not parameter.layout.num_blocks:
+                continue
+            kinds.setdefault(f"{VECTORS}/{safe_tag(parameter.group)}", []).append(parameter)
+            continue
         margins, tag = parameter.blocks(), parameter.tag
-        for part in parts_of(parameter.layout, max_blocks):
+        for part in parts_of(parameter.layout, max_heads):
             blocks = margins[part.margin]
             values = blocks if part.index is None else blocks.index_select(0, _index(part.index, blocks.device))
             if part.names:
-                tags += [f"{tag}/{name}" if name else tag for name in part.names]
+                curves = [f"{tag}/{name}" if name else tag for name in part.names]
+                tags += [f"{PREFIX}.{curve}" for curve in curves]
                 pieces.append(values)
             else:
-                many.setdefault(len(values), []).append((f"{tag}/{part.label}" if part.label else tag, values))
-        if histograms:
-            samples.setdefault(parameter.group, []).append(parameter.elements().log10())
+                whole = f"{tag}/{part.label}" if part.label else tag
+                curves = [f"{whole}/median"]
+                many.setdefault(len(values), []).append((whole, values))
+            lrs.update(dict.fromkeys(curves, parameter.lr))
     for length, group in many.items():
         # Parameters with as many blocks share their launches, unless they are so large that stacking costs more than a launch.
         for some in [group] if length <= _SAMPLE else [[one] for one in group]:
-            least, median, greatest = _statistics([values for _, values in some])
-            tags += [f"{tag}/{word}" for word in ("min", "median", "max") for tag, _ in some]
-            pieces += [least, median, greatest]
-    numbers = len(tags)
+            statistics = _statistics([values for _, values in some])
+            tags += [f"{PREFIX}.{tag}/{word}" for word in _WORDS for tag, _ in some]
+            pieces += statistics
+    for tag, members in kinds.items():
+        values, ratios = (_joined([v for member in members for v in member.blocks(over_lr)]) for over_lr in (False, True))
+        tags += [*(f"{PREFIX}.{tag}/{word}" for word in _WORDS), f"{RATIO}.{tag}/median"]
+        pieces += [*_statistics([values]), sample(ratios).median().view(1)]
+    shown = len(tags)
+    known = {id(lr): lr for lr in lrs.values() if isinstance(lr, Tensor)}
+    pieces += [lr.detach().float().view(1) for lr in known.values()]
     pieces += [values for group in samples.values() for values in group]
     if not pieces:
         return {}, {}
     host = torch.cat([piece.to(pieces[0].device, non_blocking=True) for piece in pieces]).cpu()
+    first, rest = host[: shown + len(known)].tolist(), host[shown + len(known) :]
+    numbers = dict(zip(tags, first, strict=False))
+    lr_of = dict(zip(known, first[shown:], strict=True))
+    for curve, lr in lrs.items():
+        if lr := lr_of[id(lr)] if isinstance(lr, Tensor) else lr:
+            numbers[f"{RATIO}.{curve}"] = numbers[f"{PREFIX}.{curve}"] / lr
     lengths = [sum(len(values) for values in group) for group in samples.values()]
-    return dict(zip(tags, host[:numbers].tolist(), strict=True)), dict(zip(samples, host[numbers:].split(lengths), strict=True))
+    return {tag: x for tag, x in numbers.items() if not math.isnan(x)}, dict(zip(samples, rest.split(lengths), strict=True))
 
 
 def sample(values: Tensor, most: int = _SAMPLE) -> Tensor:
@@ -210,6 +250,10 @@ def quantiles(values: Tensor, count: int) -> Tensor:
     """
     at = torch.arange(1, 2 * count, 2, device=values.device) * values.shape[-1] // (2 * count)
     return values.sort(-1).values.index_select(-1, at)
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return torch.cat([v.to(values[0].device) for v in values])
 
 
 def _statistics(values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

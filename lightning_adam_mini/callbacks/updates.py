@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_adam_mini.callbacks.summary import safe_tag
 from lightning_adam_mini.optim.adam_mini import MatrixUpdates
 
-PREFIX = "update"
+PREFIX = "weight_update"
 """First word of every tag."""
 
 
@@ -29,7 +29,7 @@ def summarize_updates(updates: Mapping[str, MatrixUpdates], shown: Mapping[str, 
     Example:
         >>> one = MatrixUpdates(torch.tensor([2e-4]), torch.tensor([1e-2]), None)
         >>> sorted(summarize_updates({"fc.weight": one}, {"fc.weight": "fc.weight"}, {"fc.weight": "linear"}))
-        ['update.linear/fc.weight/ratio', 'update.linear/fc.weight/rms']
+        ['weight_update.linear/fc.weight/ratio', 'weight_update.linear/fc.weight/rms']
     """
     tags: list[str] = []
     pieces: list[Tensor] = []

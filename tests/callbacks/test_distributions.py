@@ -151,7 +151,7 @@ def test_slim_adam_in_one_run(tmp_path):
 def test_probes_the_first_batch(pl):
     callback = AdamMiniCallback("adam_mini", probe=True)
     fit(pl, callback, max_steps=2)
-    assert callback._evidence is not None
+    assert callback._run.evidence is not None
 
 
 # ---- what is logged ------------------------------------------------------------------------------------------------------------
@@ -169,12 +169,12 @@ def test_tensorboard(tmp_path):
     assert {kind: sorted(names) for kind, names in tags.items() if isinstance(names, list)} == {
         kind: sorted(names) for kind, names in ours.Tags().items() if isinstance(names, list)
     }
-    assert "effective_lr.qkv/log10" in tags["histograms"]
-    assert tags["images"] == ["effective_lr/heads", "effective_lr/lines"]
+    assert "weight_lr.qkv/log10" in tags["histograms"]
+    assert tags["images"] == ["weight_lr/heads", "weight_lr/lines"]
     (config,) = theirs.Tensors("custom_scalars__config__")
-    (category,) = Layout.FromString(config.tensor_proto.string_val[0]).category
-    assert category.title == "effective learning rate"
-    scalars = [tag for tag in tags["scalars"] if tag.startswith("effective_lr")]
+    categories = Layout.FromString(config.tensor_proto.string_val[0]).category
+    assert [category.title for category in categories] == ["effective learning rate / learning rate", "effective learning rate"]
+    scalars = [tag for tag in tags["scalars"] if tag.startswith("weight_lr")]
     assert scalars
     for tag in scalars:
         assert [(e.step, e.value) for e in theirs.Scalars(tag)] == [(e.step, e.value) for e in ours.Scalars(tag)]
@@ -187,7 +187,7 @@ def test_csv(tmp_path):
 
     ours, theirs = in_each(logged)
     assert theirs == ours
-    assert any(name.startswith("effective_lr") for name in ours[0])
+    assert any(name.startswith("weight_lr") for name in ours[0])
 
 
 def test_mlflow_takes_a_thousand_at_a_time(pl):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_adam_mini import AdamMini, AdamMiniCallback, AdamMiniWarning, BlockLayout
+from lightning_adam_mini import AdamMini, AdamMiniCallback, AdamMiniWarning, BlockLayout, Monitoring
 from lightning_adam_mini.callbacks import heatmap as heatmap_file
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.summary import ParameterRates, parts_of, summarize
@@ -35,13 +36,17 @@ LAYOUTS = {
 }
 GROUPS = {"qkv.weight": "qkv", "qkv.bias": "bias", "out.weight": "classifier", "out.bias": "bias", "mlp.weight": "mlp_up"}
 HEADS = ["q.0", "q.1", "k.0", "k.1"]
-TAGS = {
-    *(f"effective_lr.qkv/qkv.weight/{name}" for name in [*HEADS, "v/min", "v/median", "v/max"]),
-    *(f"effective_lr.bias/qkv.bias/{name}" for name in ("min", "median", "max")),
-    "effective_lr.classifier/out.weight",
-    "effective_lr.bias/out.bias",
-    *(f"effective_lr.mlp_up/mlp.weight/{line}/{name}" for line in ("row", "column") for name in ("min", "median", "max")),
+CURVES = {  # beside min and max
+    *(f"qkv/qkv.weight/{name}" for name in [*HEADS, "v/median"]),
+    "vectors/bias/median",
+    "classifier/out.weight",
+    *(f"mlp_up/mlp.weight/{line}/median" for line in ("row", "column")),
 }
+TAGS = {
+    *(f"weight_lr{ratio}.{curve}" for curve in CURVES for ratio in ("", "_ratio")),
+    *(f"weight_lr.{curve.removesuffix('median')}{word}" for curve in CURVES if curve.endswith("median") for word in ("min", "max")),
+}
+LATE = {"weight_lr.parameters/late.weight", "weight_lr_ratio.parameters/late.weight"}
 
 
 class Model(pl.LightningModule):
@@ -88,7 +93,7 @@ class Monitor(pl.Callback):
 
 
 def fit(tmp_path, logger, max_steps=12, **options):
-    monitor = Monitor(BlockLearningRateLogger(groups=GROUPS, **options))
+    monitor = Monitor(BlockLearningRateLogger(Monitoring(**options), groups=GROUPS))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=max_steps,
@@ -125,49 +130,49 @@ def test_numbers():
         ParameterRates("empty", "other", BlockLayout((0, 2), (1,)), [torch.ones(0, 1)]),
         ParameterRates("mlp.weight", "mlp_up", LAYOUTS["mlp.weight"], [torch.tensor([[4.0], [1], [5], [2], [3]]), torch.arange(4.0)[None]]),
     ]
-    numbers, samples = summarize(parameters, max_blocks=64, histograms=True)
-    assert numbers == {
-        "effective_lr.qkv/qkv.weight/q.0": 1,
-        "effective_lr.qkv/qkv.weight/k.0": 3,
-        "effective_lr.qkv/qkv.weight/q.1": 7,
-        "effective_lr.qkv/qkv.weight/k.1": 9,
-        "effective_lr.qkv/qkv.weight/v/min": 5,
-        "effective_lr.qkv/qkv.weight/v/median": 6,
-        "effective_lr.qkv/qkv.weight/v/max": 12,
-        "effective_lr.bias/qkv.bias/min": 0,
-        "effective_lr.bias/qkv.bias/median": 5,
-        "effective_lr.bias/qkv.bias/max": 11,
-        "effective_lr.classifier/out.weight": 0.5,
-        "effective_lr.bias/out.bias": 0.25,
-        "effective_lr.mlp_up/mlp.weight/row/min": 1,
-        "effective_lr.mlp_up/mlp.weight/row/median": 3,
-        "effective_lr.mlp_up/mlp.weight/row/max": 5,
-        "effective_lr.mlp_up/mlp.weight/column/min": 0,
-        "effective_lr.mlp_up/mlp.weight/column/median": 1,
-        "effective_lr.mlp_up/mlp.weight/column/max": 3,
+    numbers, samples = summarize(parameters, max_heads=64, histograms=True)
+    assert {tag: x for tag, x in numbers.items() if tag.startswith("weight_lr.")} == {
+        "weight_lr.qkv/qkv.weight/q.0": 1,
+        "weight_lr.qkv/qkv.weight/k.0": 3,
+        "weight_lr.qkv/qkv.weight/q.1": 7,
+        "weight_lr.qkv/qkv.weight/k.1": 9,
+        "weight_lr.qkv/qkv.weight/v/min": 5,
+        "weight_lr.qkv/qkv.weight/v/median": 6,
+        "weight_lr.qkv/qkv.weight/v/max": 12,
+        "weight_lr.bias/qkv.bias/min": 0,
+        "weight_lr.bias/qkv.bias/median": 5,
+        "weight_lr.bias/qkv.bias/max": 11,
+        "weight_lr.classifier/out.weight": 0.5,
+        "weight_lr.bias/out.bias": 0.25,
+        "weight_lr.mlp_up/mlp.weight/row/min": 1,
+        "weight_lr.mlp_up/mlp.weight/row/median": 3,
+        "weight_lr.mlp_up/mlp.weight/row/max": 5,
+        "weight_lr.mlp_up/mlp.weight/column/min": 0,
+        "weight_lr.mlp_up/mlp.weight/column/median": 1,
+        "weight_lr.mlp_up/mlp.weight/column/max": 3,
     }
     assert {group: len(values) for group, values in samples.items()} == {"qkv": 8, "bias": 13, "classifier": 1, "other": 0, "mlp_up": 20}
     torch.testing.assert_close(samples["qkv"], torch.tensor([1.0, 3, 5, 6, 7, 9, 11, 12]).log10())
-    assert summarize([], max_blocks=64) == ({}, {})
+    assert summarize([], max_heads=64) == ({}, {})
 
 
 def test_many_parameters_of_the_same_length_and_long_ones():
     generator = torch.Generator().manual_seed(0)
     tensors = {f"p{i}": torch.rand(n, generator=generator) for i, n in enumerate([5, 5, 7, 5, 200_000])}
     parameters = [ParameterRates(name, "other", BlockLayout(tuple(t.shape)), [t]) for name, t in tensors.items()]
-    numbers, _ = summarize(parameters, max_blocks=64)
+    numbers, _ = summarize(parameters, max_heads=64)
     for name, t in tensors.items():
-        shown = [numbers[f"effective_lr.other/{name}/{word}"] for word in ("min", "median", "max")]
+        shown = [numbers[f"weight_lr.other/{name}/{word}"] for word in ("min", "median", "max")]
         assert shown[::2] == [t.min(), t.max()]
         assert shown[1] == pytest.approx(t.median().item(), abs=0 if len(t) < 10 else 0.01)
 
 
 def test_parts():
-    def names(layout, max_blocks=64):
-        return [(part.label, len(part.names)) for part in parts_of(layout, max_blocks)]
+    def names(layout, max_heads=64):
+        return [(part.label, len(part.names)) for part in parts_of(layout, max_heads)]
 
     assert names(BlockLayout.grouped((12, 4), "q:4x2|k:1x2|v:2")) == [("q", 4), ("k", 1), ("v", 1)]
-    assert names(BlockLayout.grouped((12, 4), "q:4x2|k:1x2|v:2"), max_blocks=3) == [("q", 0), ("k", 1), ("v", 1)]
+    assert names(BlockLayout.grouped((12, 4), "q:4x2|k:1x2|v:2"), max_heads=3) == [("q", 0), ("k", 1), ("v", 1)]
     assert names(BlockLayout.grouped((12, 4), "q:4x2|v:4x1")) == [("q", 4), ("v", 0)]
     assert names(BlockLayout((4, 6), (), 0, "q:2x2")) == [("", 0)]
     assert names(BlockLayout((12, 4), (1,), 0, "q:4x2|v:4x1", crossed=(0,))) == [("q", 4), ("v", 0), ("column", 0)]
@@ -181,8 +186,9 @@ def test_parts():
 
 def test_tags_are_safe():
     odd = ParameterRates("blocks[0]=a:b/é.weight", "a/b c:d", BlockLayout.whole((2,)), [torch.ones(1)])
-    (tag,) = summarize([odd], max_blocks=64)[0]
-    assert tag == "effective_lr.a.b c_d/blocks_0__a_b._.weight"
+    tag, ratio = summarize([odd], max_heads=64)[0]
+    assert tag == "weight_lr.a.b c_d/blocks_0__a_b._.weight"
+    assert ratio == tag.replace("weight_lr", "weight_lr_ratio")
     assert re.fullmatch(r"[A-Za-z0-9_./ -]+", tag)
 
 
@@ -199,7 +205,7 @@ def test_one_transfer(monkeypatch):
         monkeypatch.setattr(torch.Tensor, method, counted)
     rates = [ParameterRates(f"p{i}", "other", BlockLayout((i,)), [torch.ones(i)]) for i in range(1, 30)]
     rates.append(ParameterRates("w", "other", BlockLayout.factored((8, 5)), [torch.ones(8, 1), torch.ones(1, 5)], torch.tensor(0.1)))
-    summarize(rates, max_blocks=64, histograms=True)
+    summarize(rates, max_heads=64, histograms=True, vectors=False)
     assert waits == ["cpu", "tolist"]  # the second is of what is on the host by then
 
 
@@ -264,9 +270,37 @@ def test_a_warm_up_from_zero(tmp_path):
     """A rate of 0, whose logarithm is infinite, is in no histogram."""
     logger = TensorBoardLogger(tmp_path)
     optimizers = [trained(BlockLayout.factored((8, 6)), lr=lr) for lr in (0.0, torch.tensor([0.0]))]
-    BlockLearningRateLogger(histograms=True).log(stand_in([logger]), optimizers)
+    BlockLearningRateLogger(Monitoring(histograms=True)).log(stand_in([logger]), optimizers)
     logger.finalize("success")
     assert not read(tmp_path).Tags()["histograms"]
+
+
+def test_vectors_by_kind_and_ratios():
+    """Of a kind there are min, median and max of all elements; ratios are rates over the learning rate of the parameter's own group."""
+    parameters = [
+        ParameterRates("a.bias", "bias", BlockLayout((3,)), [torch.tensor([1.0, 2.0, 3.0])], lr=0.5),
+        ParameterRates("b.bias", "bias", BlockLayout((2,)), [torch.tensor([10.0, 20.0])], lr=torch.tensor([0.1])),
+        ParameterRates("n.weight", "norm", BlockLayout.whole((3,)), [torch.tensor([4.0])], lr=0.0),
+        ParameterRates("empty", "bias", BlockLayout((0,)), [torch.ones(0)], lr=0.5),
+        ParameterRates("w", "linear", BlockLayout.each_line((2, 5)), [torch.tensor([[0.3], [0.5]])], lr=torch.tensor(0.1)),
+    ]
+    numbers, _ = summarize(parameters, max_heads=64, vectors=False)
+    assert numbers == pytest.approx({
+        "weight_lr.vectors/bias/min": 1, "weight_lr.vectors/bias/median": 3, "weight_lr.vectors/bias/max": 20,
+        "weight_lr_ratio.vectors/bias/median": 6,  # of 2, 4, 6, 100, 200
+        "weight_lr.vectors/norm/min": 4, "weight_lr.vectors/norm/median": 4, "weight_lr.vectors/norm/max": 4,
+        "weight_lr.linear/w/min": 0.3, "weight_lr.linear/w/median": 0.3, "weight_lr.linear/w/max": 0.5,
+        "weight_lr_ratio.linear/w/median": 3,
+    })  # fmt: skip
+
+
+def test_tags_sort_below_the_users_own(tmp_path):
+    fit(tmp_path, CSVLogger(tmp_path), max_steps=4)
+    (path,) = tmp_path.rglob("metrics.csv")
+    with path.open() as file:
+        ours = [key for key in next(csv.reader(file)) if key not in ("epoch", "step")]
+    assert len(ours) == len(TAGS)
+    assert min(ours) > max("train/loss", "train_loss", "val/accuracy", "val_loss", "valid/loss", "validation_loss", "test_loss")
 
 
 # ---- loggers -----------------------------------------------------------------------------------------------------------------
@@ -275,20 +309,20 @@ def test_a_warm_up_from_zero(tmp_path):
 def test_tensorboard(tmp_path):
     monitor = fit(tmp_path, TensorBoardLogger(tmp_path), histograms=True, heatmap=True)
     events = read(tmp_path)
-    tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("effective_lr")}
-    assert tags == TAGS | {"effective_lr.parameters/late.weight"}
+    tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("weight_lr")}
+    assert tags == TAGS | LATE
     for step, name in ((3, "q.0"), (7, "k.1"), (11, "q.1")):
-        logged = {e.step: e.value for e in events.Scalars(f"effective_lr.qkv/qkv.weight/{name}")}
+        logged = {e.step: e.value for e in events.Scalars(f"weight_lr.qkv/qkv.weight/{name}")}
         line = {"q.0": 0, "k.1": 8, "q.1": 6}[name]
         assert list(logged) == [3, 7, 11]
         assert logged[step] == pytest.approx(monitor.said[step]["qkv.weight"][0][line].item(), rel=1e-6)
-    least = {e.step: e.value for e in events.Scalars("effective_lr.mlp_up/mlp.weight/column/min")}
+    least = {e.step: e.value for e in events.Scalars("weight_lr.mlp_up/mlp.weight/column/min")}
     assert least[7] == pytest.approx(monitor.said[7]["mlp.weight"][1].min().item(), rel=1e-6)
-    assert [e.step for e in events.Scalars("effective_lr.parameters/late.weight")] == [7, 11]
-    assert [e.step for e in events.Histograms("effective_lr.qkv/log10")] == [3, 7, 11]
-    assert [e.step for e in events.Histograms("effective_lr.mlp_up/log10")] == [3, 7, 11]
+    assert [e.step for e in events.Scalars("weight_lr.parameters/late.weight")] == [7, 11]
+    assert [e.step for e in events.Histograms("weight_lr.qkv/log10")] == [3, 7, 11]
+    assert [e.step for e in events.Histograms("weight_lr.mlp_up/log10")] == [3, 7, 11]
     for figure in ("heads", "lines"):
-        assert events.Images(f"effective_lr/{figure}")[0].width > 100
+        assert events.Images(f"weight_lr/{figure}")[0].width > 100
 
 
 def test_one_event_a_logging_step(tmp_path, monkeypatch):
@@ -299,7 +333,7 @@ def test_one_event_a_logging_step(tmp_path, monkeypatch):
     original = FileWriter.add_summary
     monkeypatch.setattr(FileWriter, "add_summary", lambda self, summary, *a, **k: (calls.append(summary), original(self, summary, *a, **k)))
     fit(tmp_path, TensorBoardLogger(tmp_path, log_graph=False))
-    ours = [summary for summary in calls if any(v.tag.startswith("effective_lr") for v in summary.value)]
+    ours = [summary for summary in calls if any(v.tag.startswith("weight_lr") and "how to" not in v.tag for v in summary.value)]
     assert len(ours) == 3
     assert len([summary for summary in calls if summary.value[0].tag == "custom_scalars__config__"]) == 1
 
@@ -311,23 +345,32 @@ def test_custom_scalars(tmp_path, prefix):
     events = read(tmp_path)
     (config,) = events.Tensors("custom_scalars__config__")
     layout = Layout.FromString(config.tensor_proto.string_val[0])
-    (category,) = layout.category
-    assert category.title == "effective learning rate"
     start = f"{prefix}-" if prefix else ""
-    shown = {
-        chart.title: {tag for tag in events.Tags()["scalars"] for pattern in chart.multiline.tag if re.match(pattern, tag)}
-        for chart in category.chart
-    }
-    assert shown == {
-        "qkv q": {f"{start}effective_lr.qkv/qkv.weight/{name}" for name in ("q.0", "q.1")},
-        "qkv k": {f"{start}effective_lr.qkv/qkv.weight/{name}" for name in ("k.0", "k.1")},
-        "qkv v": {f"{start}effective_lr.qkv/qkv.weight/v/median"},
-        "bias": {f"{start}effective_lr.bias/{name}" for name in ("qkv.bias/median", "out.bias")},
-        "classifier": {f"{start}effective_lr.classifier/out.weight"},
-        "mlp_up row": {f"{start}effective_lr.mlp_up/mlp.weight/row/median"},
-        "mlp_up column": {f"{start}effective_lr.mlp_up/mlp.weight/column/median"},
-        "parameters": {f"{start}effective_lr.parameters/late.weight"},
-    }
+    titles = ["effective learning rate / learning rate", "effective learning rate"]
+    assert [category.title for category in layout.category] == titles
+    for category, first in zip(layout.category, ("weight_lr_ratio", "weight_lr"), strict=True):
+        shown = {
+            chart.title: {tag for tag in events.Tags()["scalars"] for pattern in chart.multiline.tag if re.match(pattern, tag)}
+            for chart in category.chart
+        }
+        assert shown == {
+            title: {f"{start}{first}.{curve}" for curve in curves}
+            for title, curves in {
+                "qkv: queries": ["qkv/qkv.weight/q.0", "qkv/qkv.weight/q.1"],
+                "qkv: keys": ["qkv/qkv.weight/k.0", "qkv/qkv.weight/k.1"],
+                "qkv: values": ["qkv/qkv.weight/v/median"],
+                "vectors": ["vectors/bias/median"],
+                "classifier": ["classifier/out.weight"],
+                "mlp_up: rows": ["mlp_up/mlp.weight/row/median"],
+                "mlp_up: columns": ["mlp_up/mlp.weight/column/median"],
+                "parameters": ["parameters/late.weight"],
+            }.items()
+        }
+    assert "how to read" in next(tag for tag in events.Tags()["tensors"] if tag.startswith(f"{start}weight_lr/"))
+    if not prefix:  # the first event of a tag describes it
+        said = {tag: events.summary_metadata[tag].summary_description for tag in TAGS}
+        assert all("`1 / (sqrt(v) + eps)`" in text for tag, text in said.items() if tag.startswith("weight_lr_ratio"))
+        assert "each row" in said["weight_lr.mlp_up/mlp.weight/row/max"]
 
 
 def test_csv(tmp_path):
@@ -336,13 +379,13 @@ def test_csv(tmp_path):
     (path,) = tmp_path.rglob("metrics.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows if row["effective_lr.bias/out.bias"]] == ["3"]
-    assert {key for key in rows[0] if key.startswith("effective_lr")} == TAGS
+    assert [row["step"] for row in rows if row["weight_lr.vectors/bias/max"]] == ["3"]
+    assert {key for key in rows[0] if key.startswith("weight_lr")} == TAGS
 
 
 def test_every_logger(tmp_path):
     fit(tmp_path, [TensorBoardLogger(tmp_path), CSVLogger(tmp_path)])
-    assert read(tmp_path).Scalars("effective_lr.bias/out.bias")
+    assert read(tmp_path).Scalars("weight_lr.vectors/bias/max")
     assert list(tmp_path.rglob("metrics.csv"))
 
 
@@ -372,8 +415,8 @@ class Recorder(MLFlowLogger):
 
 def test_mlflow_takes_a_thousand_at_a_time():
     recorder = Recorder()
-    BlockLearningRateLogger().log(stand_in([recorder]), [stepped([f"p{i}" for i in range(2500)])])
-    assert [(len(metrics), step) for metrics, step in recorder.calls] == [(1000, 5), (1000, 5), (500, 5)]
+    BlockLearningRateLogger(Monitoring(vectors=True)).log(stand_in([recorder]), [stepped([f"p{i}" for i in range(2500)])])
+    assert [(len(metrics), step) for metrics, step in recorder.calls] == [(1000, 5)] * 5  # a rate and a ratio each
 
 
 @pytest.mark.parametrize("options", [{"logger": False}, {"logger": True, "fast_dev_run": True}, {"barebones": True}])
@@ -381,7 +424,7 @@ def test_nothing_without_a_logger(tmp_path, options, monkeypatch):
     trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, enable_model_summary=False, enable_progress_bar=False,
                          **({"enable_checkpointing": False} | options))  # fmt: skip
     monkeypatch.setattr(AdamMini, "margin_learning_rates", lambda self: pytest.fail("asked for nothing"))
-    logger = BlockLearningRateLogger(histograms=True, heatmap=True)
+    logger = BlockLearningRateLogger(Monitoring(histograms=True, heatmap=True))
     logger.log(trainer, [stepped()])
     logger.log_heatmap(trainer, [stepped()])
     assert not list(tmp_path.iterdir())
@@ -403,17 +446,18 @@ def test_nothing_before_the_first_step():
 
 def test_optimizers_with_the_same_names():
     recorder = Recorder()
-    BlockLearningRateLogger().log(stand_in([recorder]), [stepped("ab"), stepped("bc")])
+    BlockLearningRateLogger(Monitoring(vectors=True)).log(stand_in([recorder]), [stepped("ab"), stepped("bc")])
     ((metrics, _),) = recorder.calls
-    assert sorted(metrics) == [f"effective_lr.parameters/{name}" for name in ("a", "c", "optimizer_0.b", "optimizer_1.b")]
+    shown = ("a", "c", "optimizer_0.b", "optimizer_1.b")
+    assert sorted(metrics) == [f"weight_lr{ratio}.parameters/{name}" for ratio in ("", "_ratio") for name in shown]
     assert all(math.isfinite(value) for value in metrics.values())
 
 
 def test_copies(tmp_path):
     """What weight averaging and ddp_spawn do to callbacks."""
-    logger = BlockLearningRateLogger(histograms=True, groups=GROUPS)
+    logger = BlockLearningRateLogger(Monitoring(histograms=True), groups=GROUPS)
     for twin in (copy.deepcopy(logger), pickle.loads(pickle.dumps(logger))):
-        assert (twin.histograms, twin.groups) == (True, GROUPS)
+        assert (twin.monitoring, twin.groups) == (Monitoring(histograms=True), GROUPS)
 
 
 # ---- the heat map ------------------------------------------------------------------------------------------------------------
@@ -453,7 +497,7 @@ def test_heat_map_of_heads_that_are_known_where_blocks_are_lines(layout):
 def test_the_default_partition_has_both_figures(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     models.fit(models.TokenModel(), AdamMiniCallback(heatmap=True), logger=logger, max_epochs=1, limit_val_batches=1)
-    assert sorted(read(tmp_path).Tags()["images"]) == ["effective_lr/heads", "effective_lr/lines"]
+    assert sorted(read(tmp_path).Tags()["images"]) == ["weight_lr/heads", "weight_lr/lines"]
 
 
 def test_heat_map_of_lines():
@@ -473,26 +517,59 @@ def test_heat_map_of_lines():
 
 
 def test_a_heat_map_of_nothing_says_why_once(tmp_path, recwarn):
-    logger = BlockLearningRateLogger(heatmap=True)
-    trainer = stand_in([Recorder()])
-    with pytest.warns(AdamMiniWarning, match="figures go to TensorBoard, and the trainer logs to Recorder"):
-        logger.log_heatmap(trainer, [stepped()])
-    logger.log_heatmap(trainer, [stepped()])
-    whole = BlockLearningRateLogger(heatmap=True)
-    trainer = stand_in([TensorBoardLogger(tmp_path)])
-    whole.log_heatmap(trainer, [AdamMini([("w", nn.Parameter(torch.ones(2, 2)))], layouts={})])  # not stepped yet
+    logger = BlockLearningRateLogger(Monitoring(heatmap=True))
+    trainer = stand_in([TensorBoardLogger(tmp_path)], global_step=3)
+    logger.log_heatmap(trainer, [AdamMini([("w", nn.Parameter(torch.ones(2, 2)))], layouts={})])  # not stepped yet
     with pytest.warns(AdamMiniWarning, match="no matrix that has been stepped has more than one learning rate"):
-        whole.log_heatmap(trainer, [stepped("a", a=BlockLayout.whole((3, 3)))])
+        logger.log_heatmap(trainer, [stepped("a", a=BlockLayout.whole((3, 3)))])
+    trainer.global_step = 4
+    logger.log_heatmap(trainer, [stepped("a", a=BlockLayout.whole((3, 3)))])
     assert not [w for w in recwarn if issubclass(w.category, AdamMiniWarning)]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"logger": False}, "the trainer has no logger. Give it a TensorBoardLogger"),
+        ({"logger": CSVLogger}, "the trainer logs to CSVLogger. Give it a TensorBoardLogger"),
+        ({"logger": TensorBoardLogger, "fast_dev_run": True}, "a fast development run logs nothing"),
+    ],
+    ids=["no logger", "CSV", "fast_dev_run"],
+)
+def test_figures_that_nobody_takes_are_told_before_training(tmp_path, options, why):
+    if options["logger"]:
+        options = options | {"logger": options["logger"](tmp_path)}
+    with pytest.warns(AdamMiniWarning, match=f"histograms=True and heatmap=True draw nothing, because .*{why}") as record:
+        models.fit(models.TokenModel(), AdamMiniCallback(histograms=True, heatmap=True), max_epochs=1, **options)
+    assert len([w for w in record if "heatmap" in str(w.message)]) == 1
+
+
+def test_without_validation_the_figures_come_at_the_end(tmp_path):
+    models.fit(models.TokenModel(), AdamMiniCallback(heatmap=True), logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    assert [image.step for image in read(tmp_path).Images("weight_lr/heads")] == [8]
+
+
+@pytest.mark.parametrize(
+    ("logger", "where"),
+    [
+        (TensorBoardLogger, r"go to TensorBoard, pages .* tensorboard --logdir \S*version_0"),
+        (CSVLogger, r"go to the columns of \S*version_0/metrics.csv \(charts are for TensorBoard"),
+        (None, "not logged, because the trainer has no logger"),
+    ],
+)
+def test_where_the_curves_go_is_told(tmp_path, caplog, logger, where):
+    with caplog.at_level("INFO"):
+        models.fit(models.TokenModel(), AdamMiniCallback(), logger=logger(tmp_path) if logger else False, max_steps=1)
+    assert re.search(f"AdamMiniCallback: effective learning rates .*{where}", caplog.text)
 
 
 def test_heat_map_needs_matplotlib(monkeypatch):
     monkeypatch.setattr(heatmap_file, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"heatmap=True needs matplotlib.*pip install matplotlib"):
-        BlockLearningRateLogger(heatmap=True)
+        BlockLearningRateLogger(Monitoring(heatmap=True))
     BlockLearningRateLogger()
 
 
-def test_max_blocks_is_checked():
-    with pytest.raises(ValueError, match="max_blocks=0"):
-        BlockLearningRateLogger(max_blocks=0)
+def test_max_heads_is_checked():
+    with pytest.raises(MisconfigurationException, match="max_heads=0"):
+        Monitoring(max_heads=0)

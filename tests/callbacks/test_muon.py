@@ -69,7 +69,7 @@ def test_sizes_of_updates_are_logged(tmp_path):
     trainer, _ = fit(tmp_path / "c", callbacks=[AdamMiniCallback("normuon")], logger=logger)
     events = EventAccumulator(logger.log_dir)
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("update.")]
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("weight_update.")]
     update = trainer.optimizers[0].matrix_updates()
     assert len(update) == 4
     up = next(tag for tag in tags if tag.endswith("linear1.weight/rms"))
@@ -77,4 +77,4 @@ def test_sizes_of_updates_are_logged(tmp_path):
     assert events.Scalars(up)[0].value == pytest.approx(0.2 * 1e-2, rel=1e-3)
     assert sum(tag.endswith(("/ratio", "/ratio/median")) for tag in tags) == 4
     assert any(tag.endswith("linear1.weight/row/median") for tag in tags)
-    assert not any("linear1.weight" in tag for tag in events.Tags()["scalars"] if tag.startswith("effective_lr"))
+    assert not any("linear1.weight" in tag for tag in events.Tags()["scalars"] if tag.startswith("weight_lr"))

@@ -98,9 +98,9 @@ def test_compresses_once_and_frees_the_memory(tmp_path):
     fewer = sum(4 * (p.numel() - layouts[name].num_blocks) for name, p in model.named_parameters())
     assert recorder.bytes[5] - recorder.bytes[6] == fewer > 0
     with open(f"{logger.log_dir}/metrics.csv") as file:
-        row = next(row for row in csv.DictReader(file) if row.get("slim_adam/step"))
-    logged = {key: float(row[f"slim_adam/{key}"]) for key in ("step", "state_bytes_before", "state_bytes_after")}
-    assert logged == {"step": 6, "state_bytes_before": recorder.bytes[5], "state_bytes_after": recorder.bytes[6]}
+        row = next(row for row in csv.DictReader(file) if row.get("weight_state/averaged_at_step"))
+    logged = {key: float(row[f"weight_state/{key}"]) for key in ("averaged_at_step", "bytes_before", "bytes_after")}
+    assert logged == {"averaged_at_step": 6, "bytes_before": recorder.bytes[5], "bytes_after": recorder.bytes[6]}
     assert SlimAdamRules.load(f"{logger.log_dir}/slim_adam_rules.yaml") == rules
 
 

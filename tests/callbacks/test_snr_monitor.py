@@ -61,7 +61,7 @@ def test_writes_rules_measurements_and_figures(tmp_path):
     assert rules.provenance["depth_averaged"] is True
     assert {"token_embedding", "qkv", "attn_out", "mlp_up", "mlp_down", "norm", "bias"} <= rules.rules.keys()
     assert rules.rules["norm"].dims == ()
-    with (tmp_path / "snr.csv").open() as file:
+    with (tmp_path / "weight_snr.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["step"] for row in rows} == {"4", "8", "12", "16"}
     for name in ("snr_trajectories.png", "snr_depth.png"):
@@ -69,7 +69,7 @@ def test_writes_rules_measurements_and_figures(tmp_path):
 
     model = TokenModel(configured(AdamW))
     fit(model, callback := AdamMiniCallback("slim_adam", options={"rules": str(tmp_path / "slim_adam_rules.yaml")}))
-    kept = sum(v.numel() for state in callback._optimizers[0].state.values() for v in [state["exp_avg_sq"]])
+    kept = sum(v.numel() for state in callback._run.optimizers[0].state.values() for v in [state["exp_avg_sq"]])
     total = sum(p.numel() for p in model.parameters())
     assert rules.provenance["second_moments_kept"] == pytest.approx(kept / total, abs=1e-6)
 
@@ -87,9 +87,11 @@ def test_rules_that_cross_rows_and_columns(tmp_path):
     rule = SlimAdamRules.load(tmp_path / "slim_adam_rules.yaml").rules["encoder.linear1.weight"]
     assert (rule.dims, rule.crossed, rule.snr) == ((1,), (0,), pytest.approx(ratios["crossed"]))
     fit(model := TokenModel(), callback := AdamMiniCallback("slim_adam", options={"rules": monitor.rules}))
-    state = callback._optimizers[0].state[model.encoder.linear1.weight]
+    state = callback._run.optimizers[0].state[model.encoder.linear1.weight]
     assert [tuple(state[name].shape) for name in ("exp_avg_sq", "exp_avg_sq_col")] == [(32, 1), (1, 16)]
-    kept = sum(v.numel() for state in callback._optimizers[0].state.values() for name, v in state.items() if name.startswith("exp_avg_sq"))
+    kept = sum(
+        v.numel() for state in callback._run.optimizers[0].state.values() for name, v in state.items() if name.startswith("exp_avg_sq")
+    )
     total = sum(p.numel() for p in model.parameters())
     assert monitor.rules.provenance["second_moments_kept"] == pytest.approx(kept / total, abs=1e-6)
 
@@ -124,12 +126,12 @@ def test_logs_by_parameter_and_by_layer_type(tmp_path):
     monitor = SNRMonitor(every=8, figures=False)
     fit(TokenModel(), monitor, logger=loggers)
     with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
-        row = next(row for row in csv.DictReader(file) if row.get("snr/attn_out/dims_0"))
-    one = float(row["snr.attn_out/encoder.self_attn.out_proj.weight/dims_0"])
-    assert one == pytest.approx(float(row["snr/attn_out/dims_0"]))
-    assert float(row["snr.attn_out/encoder.self_attn.out_proj.weight/crossed"]) == float(row["snr/attn_out/crossed"]) > one
-    norms = [float(row[f"snr.norm/encoder.norm{i}.weight/dims_0"]) for i in (1, 2)]
-    assert float(row["snr/norm/dims_0"]) == pytest.approx(sum(norms) / 2)
+        row = next(row for row in csv.DictReader(file) if row.get("weight_snr/attn_out/dims_0"))
+    one = float(row["weight_snr.attn_out/encoder.self_attn.out_proj.weight/dims_0"])
+    assert one == pytest.approx(float(row["weight_snr/attn_out/dims_0"]))
+    assert float(row["weight_snr.attn_out/encoder.self_attn.out_proj.weight/crossed"]) == float(row["weight_snr/attn_out/crossed"]) > one
+    norms = [float(row[f"weight_snr.norm/encoder.norm{i}.weight/dims_0"]) for i in (1, 2)]
+    assert float(row["weight_snr/norm/dims_0"]) == pytest.approx(sum(norms) / 2)
     assert (tmp_path / "csv" / "version_0" / "slim_adam_rules.yaml").is_file()  # beside the first logger's files
 
 
