@@ -3,6 +3,7 @@
 from lightning_adam_mini._warnings import AdamMiniWarning as AdamMiniWarning
 from lightning_adam_mini.callbacks import AdamMiniCallback as AdamMiniCallback
 from lightning_adam_mini.callbacks import Monitoring as Monitoring
+from lightning_adam_mini.callbacks import PartitionAudit as PartitionAudit
 from lightning_adam_mini.callbacks import SNRMonitor as SNRMonitor
 from lightning_adam_mini.detection import ModelReport as ModelReport
 from lightning_adam_mini.detection import inspect_model as inspect_model

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     class AdamMiniCallback(callbacks.AdamMiniCallback, pytorch_lightning.Callback):  # type: ignore[misc, override]
         """See :class:`lightning_adam_mini.AdamMiniCallback`."""
 
+    class PartitionAudit(callbacks.PartitionAudit, pytorch_lightning.Callback):  # type: ignore[misc, override]
+        """See :class:`lightning_adam_mini.PartitionAudit`."""
+
     class SNRMonitor(callbacks.SNRMonitor, pytorch_lightning.Callback):  # type: ignore[misc, override]
         """See :class:`lightning_adam_mini.SNRMonitor`."""
 
 else:
-    AdamMiniCallback, SNRMonitor = callbacks.AdamMiniCallback, callbacks.SNRMonitor
-    for _kind in (AdamMiniCallback, SNRMonitor):
+    AdamMiniCallback, PartitionAudit, SNRMonitor = callbacks.AdamMiniCallback, callbacks.PartitionAudit, callbacks.SNRMonitor
+    for _kind in (AdamMiniCallback, PartitionAudit, SNRMonitor):
         if not issubclass(_kind, pytorch_lightning.Callback):
             _kind.__bases__ = (*_kind.__bases__, pytorch_lightning.Callback)

@@ -1,5 +1,7 @@
-"""What a model and its optimizer are like: how much memory they take, and what of it second moments need."""
+"""What a model and its optimizer are like: how much memory they take, what of it second moments need, and what its Hessian says."""
 
+from lightning_adam_mini.analysis.audit import AuditReport as AuditReport
+from lightning_adam_mini.analysis.audit import audit_partition as audit_partition
 from lightning_adam_mini.analysis.derive_rules import derive_rules as derive_rules
 from lightning_adam_mini.analysis.memory import ModelMemory as ModelMemory
 from lightning_adam_mini.analysis.memory import StateMemory as StateMemory

@@ -5,6 +5,7 @@ from lightning_utilities.core import rank_zero
 _log = getattr(rank_zero, "log", None)
 
 from lightning_adam_mini.callbacks.adam_mini import AdamMiniCallback as AdamMiniCallback  # noqa: E402
+from lightning_adam_mini.callbacks.audit import PartitionAudit as PartitionAudit  # noqa: E402
 from lightning_adam_mini.callbacks.monitoring import Monitoring as Monitoring  # noqa: E402
 from lightning_adam_mini.callbacks.snr_monitor import SNRMonitor as SNRMonitor  # noqa: E402
 

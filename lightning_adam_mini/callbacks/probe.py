@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from lightning_adam_mini.analysis.audit.batch import nothing_logged
 from lightning_adam_mini.callbacks.distribution import is_lightnings, misconfiguration
 from lightning_adam_mini.detection.evidence import Evidence, probe_call
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
@@ -74,14 +74,5 @@ def probe_training_step(trainer: pl.Trainer, module: pl.LightningModule, batch: 
         ValueError: If it fails on the batch.
     """
     args = (batch, batch_idx) if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2) else (batch,)
-    with trainer.precision_plugin.train_step_context(), _nothing_logged(module):
+    with trainer.precision_plugin.train_step_context(), nothing_logged(module):
         return probe_call(module, lambda: module.training_step(*args), batch, seconds=SECONDS)
-
-
-@contextmanager
-def _nothing_logged(module: pl.LightningModule) -> Iterator[None]:
-    vars(module)["log"] = lambda *args, **kwargs: None  # log_dict goes through it
-    try:
-        yield
-    finally:
-        vars(module).pop("log", None)

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from lightning_adam_mini.cli.audit import add_audit_command
 from lightning_adam_mini.cli.memory import add_memory_command
 from lightning_adam_mini.cli.models import HELP, build_model, find_factory
+from lightning_adam_mini.cli.partitions import add_partition_arguments, read_partition
 from lightning_adam_mini.cli.rules import add_rules_command
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.partition import make_strategy, partition_model
+from lightning_adam_mini.partition import partition_model
 
 _SIZES = re.compile(r"(\d+(?:x\d+)*)(?::(\w+))?")
 
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_inspect_command(commands)
     add_memory_command(commands)
     add_rules_command(commands)
+    add_audit_command(commands)
     arguments = parser.parse_args(argv)
     try:
         output = arguments.run(arguments)
@@ -54,18 +57,7 @@ def _add_inspect_command(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     parser.add_argument("model", metavar="MODEL", help=HELP)
     parser.add_argument("--format", choices=("table", "json"), default="table", help="a table of roles, or JSON with every parameter")
-    parser.add_argument("--partition", default="auto", metavar="NAME", help="partition that the blocks are of (default: %(default)s)")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the partition, such as value=whole; may be repeated"
-    )
-    parser.add_argument(
-        "--override",
-        action="append",
-        default=[],
-        metavar="GLOB=SPEC",
-        help="blocks of the parameters that GLOB matches, such as 'head.*=tensor', '*.qkv.weight=q:12x64|k:12x64|v:12x64' or a mapping in"
-        """ JSON, '*.wq={"role": "query", "heads": 12}'; may be repeated""",
-    )
+    add_partition_arguments(parser)
     parser.add_argument(
         "--example",
         action="append",
@@ -82,37 +74,11 @@ def _add_inspect_command(commands: argparse._SubParsersAction[argparse.ArgumentP
 
 
 def _inspect(arguments: argparse.Namespace) -> str:
-    options = {key: _value(text) for key, text in map(_pair, arguments.option)}
-    strategy = make_strategy(arguments.partition, **options)  # a mistake is told before the model is built
-    overrides = {glob: _spec(glob, text) for glob, text in map(_pair, arguments.override)}
+    strategy, overrides = read_partition(arguments)  # a mistake is told before the model is built
     example = _example(arguments.example)
     report = inspect_model(build_model(arguments.model), example, heads=strategy.needs_heads, probe=not arguments.no_probe)
     layouts = partition_model(report, strategy, overrides, strict=arguments.strict)
     return report.table(layouts) if arguments.format == "table" else to_json(report, layouts)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ValueError(f"{text!r} has no name or no value. Write NAME=VALUE.")
-    return key, value
-
-
-def _value(text: str) -> Any:
-    """A number, true, false, null, or else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _spec(glob: str, text: str) -> Any:
-    if not text.startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f'The override of {glob!r} is not JSON: {error}. Write it as {{"role": "query", "heads": 12}}.') from error
 
 
 def _example(inputs: Sequence[str]) -> Any:
