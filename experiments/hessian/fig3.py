@@ -1,0 +1,93 @@
+"""Figure 3: random quadratics with three dense blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.hessian.output import new_figure, write
+from experiments.hessian.quadratic import adam_scale, best_rate, condition, descend
+from lightning_adam_mini.table import align
+
+EIGENVALUES = ((1, 2, 3), (99, 100, 101), (4998, 4999, 5000))
+SIZE = 30
+COLOURS = {"one rate": "#6e7f8d", "Adam": "#1f2328", "a rate a block": "#d55e00"}
+
+
+def dense_block(values: tuple[int, ...], size: int, generator: torch.Generator) -> Tensor:
+    """Return a random dense matrix with eigenvalues drawn from some values.
+
+    Args:
+        values: What is drawn from, with replacement.
+        size: Rows of the matrix.
+        generator: Of the draws.
+    """
+    basis, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    drawn = torch.tensor(values, dtype=torch.float64)[torch.randint(len(values), (size,), generator=generator)]
+    return basis @ torch.diag(drawn) @ basis.T
+
+
+def run(seed: int, steps: int) -> dict[str, dict[str, Any]]:
+    """Return losses and condition numbers of one draw, by where: the whole, and each block by itself.
+
+    Args:
+        seed: Of the draw.
+        steps: Steps of each descent.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    blocks = [dense_block(values, SIZE, generator) for values in EIGENVALUES]
+    start = torch.randn(SIZE * len(blocks), generator=generator, dtype=torch.float64)
+    whole = torch.block_diag(*blocks)
+    rates = torch.tensor([best_rate(block) for block in blocks], dtype=torch.float64).repeat_interleave(SIZE)
+    found: dict[str, dict[str, Any]] = {}
+    for where, hessian, w in [("whole", whole, start), *zip(("block 1", "block 2", "block 3"), blocks, start.split(SIZE), strict=True)]:
+        scale = adam_scale(hessian, w)
+        root = scale.sqrt()
+        ways = {"one rate": torch.tensor(best_rate(hessian)), "Adam": scale}
+        if where == "whole":
+            ways["a rate a block"] = rates
+        found[where] = {
+            "losses": {way: descend(hessian, w, factors.double(), steps) for way, factors in ways.items()},
+            "condition": {"one rate": condition(hessian), "Adam": condition(root[:, None] * hessian * root)},
+        }
+    return found
+
+
+def make(out: Path, seed: int = 0, quick: bool = False) -> str:
+    """Draw the figure, and return a table.
+
+    Args:
+        out: Folder of the files.
+        seed: The first seed.
+        quick: Whether to take few draws.
+    """
+    draws = [run(seed + i, steps=200) for i in range(2 if quick else 20)]
+    figure, charts = new_figure(1, 4, 3.4, 3.0)
+    rows, numbers = [["where", "way", "condition number", "loss after 10 steps", "after 100", "draws in which it is the best"]], {}
+    for chart, where in zip(charts.flat, draws[0], strict=True):
+        ways = list(draws[0][where]["losses"])
+        wins = [min(ways, key=lambda way: draw[where]["losses"][way][100]) for draw in draws]
+        for way in ways:
+            curves = torch.tensor([draw[where]["losses"][way] for draw in draws]).clamp_min(1e-12)
+            chart.plot(curves.median(0).values, color=COLOURS[way], label=way)
+            chart.fill_between(range(curves.shape[1]), curves.amin(0), curves.amax(0), color=COLOURS[way], alpha=0.15, linewidth=0)
+            after = [median(curves[:, step].tolist()) for step in (10, 100)]
+            conditions = [draw[where]["condition"].get(way) for draw in draws]
+            known = [value for value in conditions if value is not None]
+            middle = median(known) if known else None
+            numbers[f"{where}, {way}"] = {"condition": middle, "after_10": after[0], "after_100": after[1], "wins": wins.count(way)}
+            rows.append(
+                [where, way, f"{middle:.3g}" if middle else "", *(f"{value:.2g}" for value in after), f"{wins.count(way)} of {len(draws)}"]
+            )
+        chart.set_yscale("log")
+        chart.set_ylim(1e-12, 10)
+        chart.set_title("the whole" if where == "whole" else f"{where}: {', '.join(map(str, EIGENVALUES[int(where[-1]) - 1]))}", fontsize=9)
+        chart.set_xlabel("step")
+    charts[0, 0].set_ylabel("loss over that at first")
+    charts[0, 0].legend(fontsize=8, frameon=False)
+    write(out, "fig3", {"draws": len(draws), "median": numbers}, figure)
+    return "\n".join(align(rows, "<<>>>>"))
