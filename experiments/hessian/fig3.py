@@ -65,7 +65,7 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
         seed: The first seed.
         quick: Whether to take few draws.
     """
-    draws = [run(seed + i, steps=200) for i in range(2 if quick else 20)]
+    draws = [run(seed + i, steps=200) for i in range(2 if quick else 20)]  # the band: from the 10th to the 90th percentile
     figure, charts = new_figure(1, 4, 3.4, 3.0)
     rows, numbers = [["where", "way", "condition number", "loss after 10 steps", "after 100", "draws in which it is the best"]], {}
     for chart, where in zip(charts.flat, draws[0], strict=True):
@@ -74,7 +74,8 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
         for way in ways:
             curves = torch.tensor([draw[where]["losses"][way] for draw in draws]).clamp_min(1e-12)
             chart.plot(curves.median(0).values, color=COLOURS[way], label=way)
-            chart.fill_between(range(curves.shape[1]), curves.amin(0), curves.amax(0), color=COLOURS[way], alpha=0.15, linewidth=0)
+            low, high = curves.quantile(0.1, 0), curves.quantile(0.9, 0)
+            chart.fill_between(range(curves.shape[1]), low, high, color=COLOURS[way], alpha=0.15, linewidth=0)
             after = [median(curves[:, step].tolist()) for step in (10, 100)]
             conditions = [draw[where]["condition"].get(way) for draw in draws]
             known = [value for value in conditions if value is not None]

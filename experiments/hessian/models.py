@@ -78,4 +78,4 @@ def train(model: nn.Module, loss: Loss, steps: int, lr: float = 1e-3) -> float:
         optimizer.zero_grad()
         loss(model).backward()
         optimizer.step()
-    return float(loss(model))
+    return loss(model).item()

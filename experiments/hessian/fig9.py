@@ -1,0 +1,84 @@
+"""Figure 9: densities of eigenvalues of each block's Hessian, of a transformer and of a CNN."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.hessian.blocks import hessians
+from experiments.hessian.models import HEADS, LAYERS, WIDTH, cnn, transformer
+from experiments.hessian.output import new_figure, write
+from lightning_adam_mini.table import align
+
+BINS, FLOOR = 40, 1e-8
+"""Bins of the logarithm of an eigenvalue's size over the largest in its block, from here on."""
+
+
+def density(values: Tensor, largest: float) -> Tensor:
+    """Return the share of eigenvalues in each bin of log10 |value| / largest.
+
+    Args:
+        values: Eigenvalues.
+        largest: What they are divided by.
+    """
+    logs = (values.abs() / largest).clamp(FLOOR, 1).log10()
+    counts = torch.histc(logs, BINS, min=math.log10(FLOOR), max=0)
+    return counts / counts.sum()
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the Jensen-Shannon distance of two densities, from 0 (the same) to 1 (apart).
+
+    Args:
+        a: Shares that sum to 1.
+        b: The same.
+    """
+    middle = (a + b) / 2
+    terms = [torch.xlogy(x, x / middle).nan_to_num().sum() / 2 for x in (a, b)]
+    return math.sqrt(max(0.0, float(sum(terms)) / math.log(2)))
+
+
+def make(out: Path, seed: int = 0, quick: bool = False) -> str:
+    """Draw the figure, and return a table.
+
+    Args:
+        out: Folder of the files.
+        seed: Of the weights and the sequence.
+        quick: Whether to look at a few blocks only.
+    """
+    layers = [0] if quick else [0, LAYERS - 1]
+    parts = {"q_proj": WIDTH // HEADS, "k_proj": WIDTH // HEADS, "v_proj": None, "out_proj": None}
+    net, loss = transformer(seed)
+    rows: dict[str, int | None] = {f"blocks.{layer}.attn.{part}.weight": count for layer in layers for part, count in parts.items()}
+    rows |= {f"blocks.{layer}.mlp.{part}.weight": count for layer in layers for part, count in (("up_proj", 16), ("down_proj", 4))}
+    conv, conv_loss = cnn(seed)
+    networks = {
+        "transformer": (net, loss, rows),
+        "CNN": (conv, conv_loss, {name: None for name, _ in conv.named_parameters()}),
+    }
+    figure, charts = new_figure(1, 2, 5.2, 3.6)
+    lines, numbers = [["network", "block", "size", "largest eigenvalue", "below 0.1 % of it"]], {}
+    for chart, (kind, (model, its_loss, wanted)) in zip(charts.flat, networks.items(), strict=True):
+        spectra = {name: torch.linalg.eigvalsh(hessian) for name, hessian, _ in hessians(model, its_loss, wanted)}
+        largest = {name: float(values.abs().max()) for name, values in spectra.items()}
+        shapes = {name: density(values, largest[name]) for name, values in spectra.items()}
+        over_all = {name: density(values, max(largest.values())) for name, values in spectra.items()}
+        for name, values in spectra.items():
+            short = name.replace("blocks.", "").removesuffix(".weight").replace("_proj", "")
+            chart.plot(torch.linspace(math.log10(FLOOR), 0, BINS), over_all[name], linewidth=1, label=short)
+            small = float((values.abs() < 1e-3 * largest[name]).double().mean())
+            lines.append([kind, name, str(len(values)), f"{largest[name]:.2e}", f"{100 * small:.0f} %"])
+        pairs = list(itertools.combinations(spectra, 2))
+        means = [sum(distance(d[a], d[b]) for a, b in pairs) / len(pairs) for d in (over_all, shapes)]
+        spread = max(largest.values()) / min(largest.values())
+        numbers[kind] = {"distance": means[0], "distance_of_shapes": means[1], "largest_over_smallest": spread, "largest": largest}
+        chart.set_title(f"{kind}: mean distance of two blocks {means[0]:.2f} (each scaled to its largest: {means[1]:.2f})", fontsize=9)
+        chart.set_xlabel("log10 of |eigenvalue| / largest of the network")
+        chart.legend(fontsize=6, frameon=False, ncols=2)
+    charts[0, 0].set_ylabel("share of the block's eigenvalues")
+    write(out, "fig9", numbers, figure)
+    return "\n".join(align(lines, "<<>>>"))
