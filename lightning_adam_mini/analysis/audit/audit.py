@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import isroutine
 from typing import Any, cast
 
 import torch
@@ -129,7 +131,7 @@ def _losses(
     batch_or_loss: Any, examples: int, context: Callable[[], AbstractContextManager[Any]], notes: list[str]
 ) -> tuple[Loss, list[Loss]]:
     """The loss to look at, and those of parts of the batch, whose gradients make second moments."""
-    if callable(batch_or_loss) and not isinstance(batch_or_loss, (Tensor, Mapping)):
+    if isroutine(batch_or_loss) or isinstance(batch_or_loss, partial):  # a graph is callable, too
         return cast(Loss, batch_or_loss), []
 
     def loss_of(batch: Any) -> Loss:
