@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{USAGE}\nerror: there is no command {command!r}\n")
         return 2
 
+    if not args:
+        sys.stderr.write(f"error: {command} needs a configuration, such as --config configs/resnet18_digits.yaml. `--help` tells more.\n")
+        return 2
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from recipes.cli import RecipeCLI
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def is_users_mistake(error: Exception) -> bool:
-    """Return whether an error explains itself to the user: Lightning's of a configuration, or a ValueError that our package raised.
+    """Return whether an error explains itself: Lightning's of a configuration, or a ValueError of our package or of torch's optimizers.
 
     Args:
         error: The error as it was caught.
@@ -60,7 +63,7 @@ def is_users_mistake(error: Exception) -> bool:
     if not isinstance(error, ValueError):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("lightning_adam_mini.")
+    return str(frame.f_globals.get("__name__")).startswith(("lightning_adam_mini.", "torch.optim."))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Apply the edit; let ``fit --ckpt_path last`` go on in the log folder of the run that it resumes."""
         config: Namespace = self.config if self.subcommand is None else self.config[self.subcommand]
-        if self.subcommand == "fit" and config.get("ckpt_path") == "last":
+        path = config.get("ckpt_path")
+        if path is not None and "://" not in str(path) and path not in ("best", "last", "hpc", "registry") and not Path(path).exists():
+            raise MisconfigurationException(f"There is no checkpoint {path}. Give --ckpt_path a file that is there, or 'last'.")
+        if self.subcommand == "fit" and path == "last":
             continue_latest_version(config)
         if self.edit is not None:
             self.edit(config)

@@ -9,21 +9,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Adam, AdamW
 from typing_extensions import override
 
-from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.callbacks.configured import Intercepted
-from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
+from lightning_adam_mini.callbacks.distribution import inform, misconfiguration, warn_on_rank_zero
 from lightning_adam_mini.callbacks.monitoring import Monitoring, what_to_monitor
 from lightning_adam_mini.callbacks.run import Run
 from lightning_adam_mini.callbacks.strategies import check_strategy, is_whole, number_as_in, share_work
 from lightning_adam_mini.detection import ModelReport
 from lightning_adam_mini.detection.evidence import Evidence
 from lightning_adam_mini.optim import AdamMini, adamw_bytes, state_bytes, to_adamw_state_dict
-from lightning_adam_mini.optim.codecs import NAMES, MomentumName
-from lightning_adam_mini.partition import PartitionStrategy
+from lightning_adam_mini.optim.codecs import MomentumDtype, MomentumName, read_momentum_dtype
+from lightning_adam_mini.partition import PartitionStrategy, make_strategy
+from lightning_adam_mini.partition.overrides import check_overrides
 
 _EVIDENCE = "adam_mini_evidence"
 _ONE_RUN = "slim_adam"
@@ -56,8 +55,8 @@ class AdamMiniCallback(Callback):
             weight decay, which may not suit AdamMini: a message says what was taken over.
         convert_checkpoints: Whether a checkpoint written with other blocks (by AdamW: per parameter) may be resumed; its second moments are
             averaged or spread then. If False, that is an error.
-        momentum_dtype: What first moments are kept in: ``float32``, ``bfloat16`` or ``8bit``; None for the parameters' dtype. A checkpoint
-            written with another is converted.
+        momentum_dtype: What first moments are kept in: ``float32``, ``bfloat16`` (or torch's dtype) or ``8bit``; None for the
+            parameters' dtype. A checkpoint written with another is converted.
         stochastic_rounding: Whether bfloat16 weights (``precision="bf16-true"``) are rounded at random, so that small updates are not lost.
         monitoring: Whether to log effective learning rates, each ``log_every_n_steps`` of the trainer; and what besides, as a
             :class:`~lightning_adam_mini.Monitoring` or a mapping of its arguments (YAML: ``monitoring: {heatmap: true}``).
@@ -66,6 +65,7 @@ class AdamMiniCallback(Callback):
     Raises:
         MisconfigurationException: If the trainer has two of these callbacks; if an optimizer has no faithful translation, a ``step`` of
             its own that would hide AdamMini's, parameters that are not the module's, or is in another callback's fit.
+            Also if an argument is not valid whatever the model is.
         ValueError: If the partition, an option or an override is not valid for this model.
 
     Example:
@@ -84,7 +84,7 @@ class AdamMiniCallback(Callback):
         probe: bool | None = None,
         force: bool = False,
         convert_checkpoints: bool = True,
-        momentum_dtype: MomentumName | None = None,
+        momentum_dtype: MomentumName | MomentumDtype | None = None,
         stochastic_rounding: bool = False,
         monitoring: Monitoring | Mapping[str, Any] | bool = True,
         **older: Any,
@@ -92,10 +92,25 @@ class AdamMiniCallback(Callback):
         super().__init__()
         if not isinstance(partition, (str, PartitionStrategy)):
             raise misconfiguration(f"AdamMiniCallback has no partition={partition!r}. Give a name, such as 'auto', or a PartitionStrategy.")
-        if overrides is not None and not isinstance(overrides, Mapping):
+        if not isinstance(overrides, Mapping | None):
             raise misconfiguration(
                 f"AdamMiniCallback takes overrides as a dict of blocks by glob, such as {{'*': 'tensor'}}, not {overrides!r}."
             )
+        if not isinstance(options, Mapping | None) or not all(isinstance(name, str) for name in options or ()):
+            raise misconfiguration(
+                f"AdamMiniCallback takes options as a dict by name, such as {{'embedding': 'parameter'}}, not {options!r}."
+            )
+        switches = {"strict": strict, "probe": probe, "force": force}
+        switches |= {"convert_checkpoints": convert_checkpoints, "stochastic_rounding": stochastic_rounding}
+        for name, value in switches.items():
+            if not isinstance(value, bool) and not (name == "probe" and value is None):
+                raise misconfiguration(f"AdamMiniCallback has no {name}={value!r}. Give True or False.")
+        try:  # what is wrong whatever the model is, before anything runs
+            make_strategy(partition, **(options or {}))
+            check_overrides(overrides or {})
+            read_momentum_dtype(momentum_dtype)
+        except ValueError as error:
+            raise misconfiguration(f"AdamMiniCallback: {error}") from None
         self.partition = partition
         self.overrides = overrides
         self.options = options
@@ -103,11 +118,6 @@ class AdamMiniCallback(Callback):
         self.probe = probe
         self.force = force
         self.convert_checkpoints = convert_checkpoints
-        if momentum_dtype is not None and momentum_dtype not in NAMES:
-            raise misconfiguration(
-                f"AdamMiniCallback has no momentum_dtype={momentum_dtype!r}. Give one of {', '.join(map(repr, NAMES))}, or None"
-                " for the parameters' dtype."
-            )
         self.momentum_dtype = momentum_dtype
         self.stochastic_rounding = stochastic_rounding
         self.monitoring = what_to_monitor(monitoring, **older)
@@ -193,11 +203,10 @@ class AdamMiniCallback(Callback):
         if run.logger is not None:
             run.logger.log_heatmap(trainer, run.optimizers)  # there may be no validation
         if run.one_run is not None and run.one_run.rules is None and run.optimizers:
-            rank_zero_warn(
+            warn_on_rank_zero(
                 f"AdamMiniCallback: the run ended after {trainer.global_step} steps, all of them Adam's, because slim_adam_auto averages"
                 f" second moments at the start of the batch after step {run.one_run.auto.steps}. Train longer, or give a smaller"
-                ' options={"steps": ...}.',
-                category=AdamMiniWarning,
+                ' options={"steps": ...}.'
             )
 
     @override

@@ -14,6 +14,8 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_adam_mini._warnings import warn
+
 _DISTRIBUTIONS = ("lightning.pytorch", "pytorch_lightning")
 
 
@@ -39,6 +41,12 @@ def inform(trainer: Any, message: str) -> None:
     """
     distribution = next(filter(None, map(_distribution, type(trainer).__mro__)), _DISTRIBUTIONS[0])
     _info(logging.getLogger(f"{distribution}.utilities.rank_zero"), message)
+
+
+@rank_zero_only
+def warn_on_rank_zero(message: str) -> None:
+    """Warn at the user's line, on rank zero."""
+    warn(message)
 
 
 def misconfiguration(message: str) -> MisconfigurationException:

@@ -68,13 +68,9 @@ def add_scalars(
     """
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore[reportAttributeAccessIssue]
 
-    said = descriptions or {}
-    values = [
-        Summary.Value(
-            tag=prefix + tag, simple_value=number, metadata=SummaryMetadata(summary_description=said[tag]) if tag in said else None
-        )
-        for tag, number in numbers.items()
-    ]
+    kind = SummaryMetadata.PluginData(plugin_name="scalars")
+    said = {tag: SummaryMetadata(summary_description=text, plugin_data=kind) for tag, text in (descriptions or {}).items()}
+    values = [Summary.Value(tag=prefix + tag, simple_value=number, metadata=said.get(tag)) for tag, number in numbers.items()]
     writer._get_file_writer().add_summary(Summary(value=values), step)
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_adam_mini.analysis.derive_rules import derive_rules
 from lightning_adam_mini.analysis.snr_history import SNRHistory
+from lightning_adam_mini.callbacks.distribution import misconfiguration
 from lightning_adam_mini.detection import ModelReport, parameter_names
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini
@@ -60,6 +61,18 @@ def is_sharded(optimizers: Iterable[Optimizer], flat: Mapping[Tensor, FlatShard]
     """Whether ranks hold parts of parameters, so that all of them have to measure together."""
     parameters = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
     return any(p in flat or is_dtensor(p) for p in parameters)
+
+
+def check_has_second_moments(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse to measure where no optimizer is one of Adam's kind.
+
+    Raises:
+        MisconfigurationException: If none has a decay of second moments (``betas``).
+    """
+    kinds = {type(optimizer).__name__: optimizer for optimizer in optimizers}
+    if not any("betas" in group or "beta2" in group for optimizer in kinds.values() for group in optimizer.param_groups):
+        what = f"{' and '.join(kinds)} keeps none" if kinds else "configure_optimizers returned no optimizer"
+        raise misconfiguration(f"SNRMonitor measures Adam's second moments, but {what}. Train with torch.optim.AdamW to measure.")
 
 
 def averaged_matrix(optimizers: Iterable[Optimizer]) -> str | None:

@@ -7,11 +7,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_adam_mini._warnings import AdamMiniWarning
-from lightning_adam_mini.callbacks.distribution import inform
+from lightning_adam_mini.callbacks.distribution import inform, warn_on_rank_zero
 from lightning_adam_mini.callbacks.heatmap import draw_heads, draw_lines
 from lightning_adam_mini.callbacks.legend import LEGEND, describe, where_it_goes, why_no_figures
 from lightning_adam_mini.callbacks.loggers import add_scalars, log_metrics, loggers_of, logging_step, summary_writer, tag_prefix
@@ -101,7 +99,7 @@ class BlockLearningRateLogger:
         if asked and trainer.is_global_zero and (why := why_no_figures(trainer)) is not None:
             self._told = True
             what = " and ".join(f"{name}=True" for name in asked)
-            rank_zero_warn(f"{what} draw{'s' * (len(asked) == 1)} nothing, because {why}, or leave it out.", category=AdamMiniWarning)
+            warn_on_rank_zero(f"{what} draw{'s' * (len(asked) == 1)} nothing, because {why}, or leave it out.")
 
     def log(self, trainer: pl.Trainer, optimizers: Sequence[HasLearningRates]) -> None:
         """Log all blocks once; call it on a logging step, on every rank. Waits for the device once, and not at all without a logger.
@@ -168,10 +166,9 @@ class BlockLearningRateLogger:
                     drawn = True
         if not drawn and not self._told and trainer.is_global_zero:
             self._told = True
-            rank_zero_warn(
+            warn_on_rank_zero(
                 "heatmap=True draws nothing, because no matrix that has been stepped has more than one learning rate. Choose a partition"
-                " that gives them more, or leave heatmap out.",
-                category=AdamMiniWarning,
+                " that gives them more, or leave heatmap out."
             )
 
     def _parameters(self, optimizers: Sequence[HasLearningRates]) -> Iterator[ParameterRates]:

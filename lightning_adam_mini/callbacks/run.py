@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam_mini._warnings import AdamMiniWarning
@@ -24,7 +23,7 @@ from lightning_adam_mini.callbacks.configured import (
     what_differs,
     what_was_forced,
 )
-from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
+from lightning_adam_mini.callbacks.distribution import inform, misconfiguration, warn_on_rank_zero
 from lightning_adam_mini.callbacks.measure import head_layouts, parameter_names
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.one_run import OneRun
@@ -34,7 +33,6 @@ from lightning_adam_mini.detection import ModelReport, ParameterReport, inspect_
 from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_call
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini
-from lightning_adam_mini.optim.codecs import NAMES
 from lightning_adam_mini.optim.convert import convert_optimizer_, unless_it_fails
 from lightning_adam_mini.partition import SlimAdamAutoPartition, make_strategy, partition_model
 
@@ -100,7 +98,7 @@ class Run:
         self.called = True
         optimizers = configured_optimizers(configured)
         if not optimizers:
-            rank_zero_warn("AdamMiniCallback has nothing to convert: configure_optimizers returned no optimizer.", category=AdamMiniWarning)
+            warn_on_rank_zero("AdamMiniCallback has nothing to convert: configure_optimizers returned no optimizer.")
             return
         known = [o for o in optimizers if o in self.converted]
         new = [o for o in optimizers if not (isinstance(o, AdamMini) and o._made_as is None)]  # else it is the user's own
@@ -144,7 +142,7 @@ class Run:
                     self.undo.append(self.one_run.reduce_learning_rate(optimizer))
             inform(module.trainer, self.report.table(layouts))
             for message in (*forced, *different):
-                rank_zero_warn(message, category=AdamMiniWarning)
+                warn_on_rank_zero(message)
             if kinds:
                 inform(module.trainer, f"AdamMiniCallback: {kinds} keeps one second moment per block from now on (AdamMini)")
         else:
@@ -166,10 +164,9 @@ class Run:
             return partition(strict=False)
 
     def _optimizer_options(self) -> dict[str, Any]:
-        name = self.asked.momentum_dtype
         return {
             "convert_state": self.asked.convert_checkpoints,
-            "momentum_dtype": None if name is None else NAMES[name],
+            "momentum_dtype": self.asked.momentum_dtype,
             "stochastic_rounding": self.asked.stochastic_rounding,
         }
 

@@ -9,16 +9,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_adam_mini._warnings import AdamMiniWarning
 from lightning_adam_mini.analysis.derive_rules import group_ratios
 from lightning_adam_mini.analysis.snr_history import Averaged, SNRHistory, average_snr
-from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
+from lightning_adam_mini.callbacks.distribution import inform, misconfiguration, warn_on_rank_zero
 from lightning_adam_mini.callbacks.loggers import log_numbers
-from lightning_adam_mini.callbacks.measure import averaged_matrix, is_sharded, measure, rules_of_run
+from lightning_adam_mini.callbacks.measure import averaged_matrix, check_has_second_moments, is_sharded, measure, rules_of_run
 from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
 from lightning_adam_mini.callbacks.strategies import as_unsharded, check_measurable, sharded_by_fsdp1
 from lightning_adam_mini.callbacks.summary import safe_tag
@@ -69,6 +67,10 @@ class SNRMonitor(Callback):
         factored: bool = False,
     ) -> None:
         super().__init__()
+        if every is not None and (not isinstance(every, int) or isinstance(every, bool)):
+            raise misconfiguration(f"SNRMonitor has no every={every!r}. Give a whole number of steps.")
+        if not isinstance(cutoff, (int, float)):
+            raise misconfiguration(f"SNRMonitor has no cutoff={cutoff!r}. Give a number, such as the paper's 1.")
         if every is not None and every < 1:
             raise misconfiguration(f"SNRMonitor(every={every}) never measures, because every has to be at least 1.")
         if not cutoff >= 0:
@@ -117,6 +119,7 @@ class SNRMonitor(Callback):
         self._flat = sharded_by_fsdp1(trainer, pl_module)
         with as_unsharded(pl_module, self._flat):
             self.report, self.rules = inspect_model(pl_module), None
+        check_has_second_moments(trainer.optimizers)
         averaged = averaged_matrix(trainer.optimizers)
         if averaged is not None and not self.history.steps:  # a run of slim_adam_auto may be resumed after it averaged
             raise misconfiguration(
@@ -156,10 +159,9 @@ class SNRMonitor(Callback):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         if not self.history.steps or self.report is None:
-            rank_zero_warn(
+            warn_on_rank_zero(
                 f"SNRMonitor measured nothing in {trainer.global_step} steps, so there are no rules. Give SNRMonitor(every=...) or train"
-                " longer.",
-                category=AdamMiniWarning,
+                " longer."
             )
             return
         self.rules = rules_of_run(self.history, pl_module, trainer.optimizers, self.report, self.cutoff, self.by, factored=self.factored)

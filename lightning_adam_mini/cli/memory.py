@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from lightning_adam_mini.analysis.memory import PARTITIONS, ModelMemory, StateMemory, count_memory
 from lightning_adam_mini.analysis.paper_memory import PAPER_MODELS, PaperComparison, compare_with_paper
 from lightning_adam_mini.cli.models import HELP, build_model
-from lightning_adam_mini.optim.codecs import NAMES
+from lightning_adam_mini.optim.codecs import MomentumName, read_momentum_dtype
 from lightning_adam_mini.partition import make_strategy
 from lightning_adam_mini.table import align
 
@@ -38,7 +38,9 @@ def add_memory_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "--partition", action="append", metavar="NAME", help=f"partition of AdamMini; may be repeated (default: {', '.join(PARTITIONS)})"
     )
     parser.add_argument("--dtype", choices=_DTYPES, help="dtype of the parameters (default: each as the model has it)")
-    parser.add_argument("--momentum-dtype", choices=NAMES, help="dtype of AdamMini's momentum (default: that of the parameter)")
+    parser.add_argument(
+        "--momentum-dtype", choices=get_args(MomentumName), help="dtype of AdamMini's momentum (default: that of the parameter)"
+    )
     parser.add_argument(
         "--strict", action="store_true", help="fail where the partition needs the heads of an attention and they cannot be found"
     )
@@ -67,7 +69,7 @@ def run(arguments: argparse.Namespace) -> str:
         model,
         partitions,
         dtype=_DTYPES.get(arguments.dtype),
-        momentum_dtype=NAMES.get(arguments.momentum_dtype),
+        momentum_dtype=read_momentum_dtype(arguments.momentum_dtype),
         strict=arguments.strict,
     )
     name = type(model).__name__

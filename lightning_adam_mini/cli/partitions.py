@@ -7,11 +7,12 @@ import json
 from typing import Any
 
 from lightning_adam_mini.partition import PartitionStrategy, make_strategy
+from lightning_adam_mini.partition.overrides import check_overrides
 
 
 def add_partition_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments to a command."""
-    parser.add_argument("--partition", default="auto", metavar="NAME", help="partition that the blocks are of (default: %(default)s)")
+    parser.add_argument("--partition", default="auto", metavar="NAME[:KEY=VALUE]", help="partition, such as adam_mini:value=whole (default: %(default)s)")
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the partition, such as value=whole; may be repeated"
     )
@@ -29,10 +30,13 @@ def read_partition(arguments: argparse.Namespace) -> tuple[PartitionStrategy, di
     """The strategy, and overrides by glob.
 
     Raises:
-        ValueError: If the partition or an option is unknown, or an argument cannot be read.
+        ValueError: If the partition or an option is unknown, or an override or an argument cannot be read.
     """
-    options = {key: _value(text) for key, text in map(_pair, arguments.option)}
-    return make_strategy(arguments.partition, **options), {glob: _spec(glob, text) for glob, text in map(_pair, arguments.override)}
+    name, *more = arguments.partition.split(":")  # options as compare writes them: adam_mini:value=whole:bias=tensor
+    options = {key: _value(text) for key, text in map(_pair, [*more, *arguments.option])}
+    overrides = {glob: _spec(glob, text) for glob, text in map(_pair, arguments.override)}
+    check_overrides(overrides)
+    return make_strategy(name, **options), overrides
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -58,6 +58,9 @@ def inspect_model(
         >>> report.by_name["self_attn.in_proj_weight"].lines
         'q:2x4|k:2x4|v:2x4'
     """
+    if not isinstance(module, nn.Module):
+        remedy = "Make an instance of it first" if isinstance(module, type) else "Pass the model itself"
+        raise TypeError(f"inspect_model and partition_model take a torch.nn.Module, not {str(module)[:80]!r}. {remedy}.")
     tree = Tree.of(module)
     claims = Claims()
     claim_layers(tree, claims)

@@ -192,6 +192,12 @@ def _lines(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -> It
         matrices = [p for p in report.guesses if sum(size > 1 for size in p.shape) > 1]
         if layouts and all(layouts[p.name].is_factored for p in matrices if p.name in layouts):
             yield "No block here depends on heads: a wrong role changes what a parameter is called and, of an embedding, its blocks."
+        else:
+            yield from (
+                "What follows: where a guess is wrong, a parameter gets finer or coarser blocks than meant; training goes on.",
+                f"To settle it, write what they are, overrides={{{report.guesses[0].name!r}: {{'role': ...}}}} ('lines' if heads), or",
+                "let running show it: AdamMiniCallback(probe=True), inspect_model(model, example_input).",
+            )
 
 
 def _parts(report: ModelReport) -> Iterator[str]:

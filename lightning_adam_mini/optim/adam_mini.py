@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,14 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._warnings import warn
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.layout_spec import LayoutSpec
 from lightning_adam_mini.matrix_layout import MatrixLayout
-from lightning_adam_mini.optim.codecs import MomentumDtype, check_momentum_dtype
-from lightning_adam_mini.optim.conversion import MEANS, as_numbers, convert_state_dict, moments_of
+from lightning_adam_mini.optim.codecs import MomentumDtype, MomentumName, read_momentum_dtype
+from lightning_adam_mini.optim.conversion import MEANS, as_numbers, check_state_dict, convert_state_dict, moments_of
 from lightning_adam_mini.optim.group_layouts import GroupLayouts, named_in, some, with_list
-from lightning_adam_mini.optim.options import check_options
+from lightning_adam_mini.optim.options import check_options, check_parameters
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
 from lightning_adam_mini.optim.rows import check_rows, move_rows
 from lightning_adam_mini.optim.shards.dtensor import local
@@ -86,14 +86,15 @@ class AdamMini(Optimizer):
             can be, unless ``foreach`` is given or no layout shares anything: then the optimizer equals torch's AdamW to the bit.
         capturable: Whether the steps taken are counted on the parameters' devices, so that a CUDA graph can hold :meth:`step`. Where the
             Triton kernels step, they are in any case.
-        momentum_dtype: Dtype of the first moments; None for the parameters'. ``torch.bfloat16`` halves the state of float32 parameters.
-            ``"8bit"`` quarters it: a byte per element and a float32 scale for each 256 elements of a row; tensors of fewer than 4,096
-            elements keep theirs.
+        momentum_dtype: Dtype of the first moments, or its name; None for the parameters'. ``torch.bfloat16`` halves the state of float32
+            parameters. ``"8bit"`` quarters it: a byte per element and a float32 scale for each 256 elements of a row; tensors of fewer than
+            4,096 elements keep theirs.
         stochastic_rounding: Whether new bfloat16 weights are rounded at random, right on average, instead of to the nearest, which loses
             small updates. The random bits follow from the step, the parameter and the element's place in it, however it is sharded: runs
             repeat and resume exactly. Other dtypes are as ever.
-        layouts: Blocks by parameter name. A parameter without a layout keeps one second moment per element, with a warning if others
-            have one. Names may be of parameters that are not given yet: :meth:`add_param_group` finds them.
+        layouts: Blocks by parameter name, or how they are written: ``"tensor"``, ``{"dims": [1]}`` (see
+            :func:`~lightning_adam_mini.layout_spec.read_layout`). A parameter without a layout keeps one second moment per element, with a
+            warning if others have one. Names may be of parameters that are not given yet: :meth:`add_param_group` finds them.
         named_parameters: ``(name, parameter)`` pairs that give names to parameters passed without, now or to :meth:`add_param_group`.
         convert_state: Whether :meth:`load_state_dict` may convert second moments written with other blocks, AdamW's included.
         flat_shards: What :func:`~lightning_adam_mini.find_flat_shards` returned, for a model that FSDP1 has flattened. Of DTensors (FSDP2,
@@ -133,9 +134,9 @@ class AdamMini(Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
-        momentum_dtype: MomentumDtype | None = None,
+        momentum_dtype: MomentumDtype | MomentumName | None = None,
         stochastic_rounding: bool = False,
-        layouts: Mapping[str, BlockLayout] | None = None,
+        layouts: Mapping[str, LayoutSpec] | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] = (),
         convert_state: bool = True,
         flat_shards: Mapping[Tensor, FlatShard] | None = None,
@@ -152,36 +153,34 @@ class AdamMini(Optimizer):
             "capturable": capturable,
         }
         check_options(defaults)
+        check_parameters(params)
         given: Any = params if isinstance(params, Tensor) else [with_list(item) if isinstance(item, dict) else item for item in params]
         self._set_up(layouts, (*named_parameters, *named_in(given)), momentum_dtype, stochastic_rounding, convert_state, flat_shards)
         super().__init__(given, defaults)
         self._blocks.check_some_match(self._blocks.known)
         if layouts is None and not self._shared:
-            warnings.warn(
+            warn(
                 "AdamMini was made without layouts, so that each element keeps its own second moment: it is plain"
                 f" {'AdamW' if decoupled_weight_decay else 'Adam'}, at its memory. Pass layouts=partition_model(model) with"
-                " model.named_parameters() to share them, or layouts={} if that is what you want.",
-                AdamMiniWarning,
-                stacklevel=2,
+                " model.named_parameters() to share them, or layouts={} if that is what you want."
             )
 
     def _set_up(
         self,
-        layouts: Mapping[str, BlockLayout] | None,
+        layouts: Mapping[str, LayoutSpec] | None,
         named_parameters: Iterable[tuple[str, Tensor]],
-        momentum_dtype: MomentumDtype | None,
+        momentum_dtype: MomentumDtype | MomentumName | None,
         stochastic_rounding: bool,
         convert_state: bool,
         flat_shards: Mapping[Tensor, FlatShard] | None,
     ) -> None:
         """Set all that is not in the groups; an optimizer that was made as another's class is set up by this alone."""
-        check_momentum_dtype(momentum_dtype)
-        self._blocks = GroupLayouts(layouts or {}, named_parameters)
+        self._momentum_dtype: MomentumDtype | None = read_momentum_dtype(momentum_dtype)
+        self._shards = Shards(flat_shards)
+        self._blocks = GroupLayouts({} if layouts is None else layouts, named_parameters, self._shards.shape_of)
         self._convert_state = convert_state
-        self._momentum_dtype: MomentumDtype | None = momentum_dtype
         self._stochastic_rounding = stochastic_rounding
         self._made_as: str | None = getattr(self, "_made_as", None)
-        self._shards = Shards(flat_shards)
         self._begin()
 
     def _begin(self) -> None:
@@ -373,7 +372,7 @@ class AdamMini(Optimizer):
         ]
 
     @torch.no_grad()
-    def set_layouts(self, layouts: Mapping[str, BlockLayout]) -> None:
+    def set_layouts(self, layouts: Mapping[str, LayoutSpec]) -> None:
         """Change the blocks of parameters, and go on: second moments are averaged into coarser blocks and spread over finer ones.
 
         Of a parameter that goes over to orthogonalised updates only the first moment is kept; of one that comes back from them too, from
@@ -386,6 +385,7 @@ class AdamMini(Optimizer):
             ValueError: If none is for a parameter of this optimizer, one does not fit its parameter, or has blocks that are neither finer
                 nor coarser than those of a second moment that exists. Names the parameter; nothing has changed then.
         """
+        layouts = self._blocks.read(layouts, self._shards.shape_of)
         self._blocks.check_some_match(layouts)
         changed = {p: (name, layout) for name, p, layout in self._present() if name in layouts and layouts[name] != layout}
         names = [name for name, _ in changed.values()]
@@ -663,6 +663,7 @@ class AdamMini(Optimizer):
             ValueError: If the state is not for these parameters, was written with blocks that are neither finer nor coarser, uses amsgrad,
                 or needs a conversion that ``convert_state=False`` forbids. Names the parameter; nothing has changed then.
         """
+        check_state_dict(state_dict)
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
@@ -682,11 +683,9 @@ class AdamMini(Optimizer):
             hook(self)
         converted = loaded.converted
         if converted:
-            warnings.warn(
+            warn(
                 f"The loaded state was written with other blocks for {some(list(converted))}; their second moments were"
-                f" {' and '.join(dict.fromkeys(_CONVERTED[how] for how in sorted(converted.values())))}.",
-                AdamMiniWarning,
-                stacklevel=2,
+                f" {' and '.join(dict.fromkeys(_CONVERTED[how] for how in sorted(converted.values())))}."
             )
 
     def _adopt(self, present: list[tuple[str, Tensor, BlockLayout]], loaded: list[Moments]) -> None:

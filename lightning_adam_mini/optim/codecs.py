@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -280,19 +280,28 @@ SUFFIXES = ("", SCALE)
 _CODECS: dict[str, type[EightBit]] = {EightBit.name: EightBit}
 """Every codec by its name: what ``momentum_dtype`` may be besides a dtype."""
 
-NAMES: dict[str, MomentumDtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
-"""What each :data:`MomentumName` stands for."""
 
-
-def check_momentum_dtype(wanted: MomentumDtype | None) -> None:
-    """Refuse what first moments cannot be kept in.
+def read_momentum_dtype(wanted: MomentumDtype | str | None) -> MomentumDtype | None:
+    """What first moments are to be kept in, from a dtype or its name (``"bfloat16"``, ``"torch.bfloat16"``) or that of a codec.
 
     Raises:
-        ValueError: If it is neither a floating-point dtype nor the name of a codec.
+        ValueError: If it is none of these, or no floating-point dtype.
+
+    Example:
+        >>> read_momentum_dtype("bfloat16"), read_momentum_dtype("8bit")
+        (torch.bfloat16, '8bit')
     """
-    if not (wanted is None or wanted in _CODECS or (isinstance(wanted, torch.dtype) and wanted.is_floating_point)):
-        names = " or ".join(map(repr, _CODECS))
-        raise ValueError(f"Invalid momentum_dtype value: {wanted!r}, because it must be a floating-point torch.dtype or {names}")
+    found: Any = wanted
+    if isinstance(wanted, str) and wanted not in _CODECS:
+        found = getattr(torch, wanted.removeprefix("torch."), None)
+    elif isinstance(wanted, str):
+        return "8bit"
+    if wanted is None or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    names = " or ".join(map(repr, _CODECS))
+    raise ValueError(
+        f"Invalid momentum_dtype value: {wanted!r}, because it must be a floating-point torch.dtype or its name ('bfloat16'), or {names}"
+    )
 
 
 def codec_for(

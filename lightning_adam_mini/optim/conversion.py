@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.lines import shorten
 from lightning_adam_mini.optim.broadcast import BroadcastTensor
 from lightning_adam_mini.optim.codecs import codec_of
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
@@ -52,6 +54,29 @@ class Loaded(NamedTuple):
     converted: dict[str, str]
 
 
+def check_state_dict(state_dict: Any) -> None:
+    """Refuse what no optimizer's ``state_dict()`` has returned.
+
+    Raises:
+        ValueError: If it is no mapping, or has no ``state`` or no ``param_groups``.
+    """
+    if not isinstance(state_dict, Mapping):
+        hint = " Read it by torch.load first." if isinstance(state_dict, (str, PathLike)) else ""
+        raise ValueError(
+            f"The loaded state is {shorten(state_dict)}, and not a dict.{hint} Give what an optimizer's state_dict() returned."
+        )
+    missing = {"state", "param_groups"} - state_dict.keys()
+    if missing:
+        what = ""
+        if "optimizer_states" in state_dict:
+            what = " It is a checkpoint of Lightning's: give its ['optimizer_states'][0]."
+        elif state_dict and all(isinstance(value, Tensor) for value in state_dict.values()):
+            what = " It is the state of a module."
+        raise ValueError(
+            f"The loaded state has no {' and no '.join(sorted(missing))}.{what} Give what an optimizer's state_dict() returned."
+        )
+
+
 def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[str, Tensor, BlockLayout]], convert: bool = True) -> Loaded:
     """Prepare a state dict of AdamMini, Adam or AdamW for an AdamMini with other blocks.
 
@@ -63,9 +88,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     Raises:
         ValueError: If the state does not fit the parameters or must not or cannot be converted.
     """
-    missing = {"state", "param_groups"} - state_dict.keys()
-    if missing:
-        raise ValueError(f"The loaded state has no {' and no '.join(sorted(missing))}. Give what an optimizer's state_dict() returned.")
+    check_state_dict(state_dict)
     saved_groups = state_dict["param_groups"]
     for group in saved_groups:
         if "layouts" in group and len(group["layouts"] or ()) != len(group["params"]):
@@ -82,6 +105,11 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     if any(group.get("amsgrad") for group in saved_groups):
         raise ValueError(
             "The loaded state was written with amsgrad=True, which no block-wise second moment defines. Start a new run without it."
+        )
+    strange = next((group for group in saved_groups if "lr" in group and "betas" not in group), None)
+    if strange is not None:
+        raise ValueError(
+            "The loaded state has no betas, because another kind of optimizer wrote it. Load a state of AdamMini, AdamW or Adam."
         )
     state: dict[Any, Any] = dict(state_dict["state"])
     moments: list[Moments] = []
@@ -244,7 +272,10 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         state_dict: What ``AdamMini.state_dict()`` returned, left as it is.
 
     Returns:
-        The state dict for AdamW. Other state dicts come back unchanged.
+        The state dict for AdamW. Other optimizers' come back unchanged.
+
+    Raises:
+        ValueError: If it is no optimizer's.
 
     Example:
         >>> from lightning_adam_mini import AdamMini, BlockLayout
@@ -255,6 +286,7 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         >>> to_adamw_state_dict(optimizer.state_dict())["state"][0]["exp_avg_sq"].shape
         torch.Size([4, 6])
     """
+    check_state_dict(state_dict)
     state, groups = dict(state_dict["state"]), []
     for group in state_dict["param_groups"]:
         means: list[Any] = [None] * len(group["params"])

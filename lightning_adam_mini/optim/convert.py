@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.layout_spec import LayoutSpec
 from lightning_adam_mini.optim.adam_mini import AdamMini
-from lightning_adam_mini.optim.codecs import MomentumDtype, Plain
+from lightning_adam_mini.optim.codecs import MomentumDtype, MomentumName, Plain
 from lightning_adam_mini.optim.own_step import check_step, is_of_a_scheduler
 from lightning_adam_mini.optim.regroup import check_nested, how_to_regroup
 from lightning_adam_mini.optim.shards.flat import FlatShard
@@ -57,12 +58,12 @@ _COUPLED = frozenset({"Adadelta", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", 
 @torch.no_grad()
 def convert_optimizer_(
     optimizer: Optimizer,
-    layouts: Mapping[str, BlockLayout],
+    layouts: Mapping[str, LayoutSpec],
     named_parameters: Iterable[tuple[str, Tensor]] = (),
     *,
     force: bool = False,
     convert_state: bool = True,
-    momentum_dtype: MomentumDtype | None = None,
+    momentum_dtype: MomentumDtype | MomentumName | None = None,
     stochastic_rounding: bool = False,
     flat_shards: Mapping[Tensor, FlatShard] | None = None,
 ) -> AdamMini:

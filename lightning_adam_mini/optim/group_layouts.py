@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import is_
@@ -10,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._warnings import warn
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.layout_spec import LayoutSpec, read_layout
+from lightning_adam_mini.lines import shorten
 from lightning_adam_mini.optim.naming import match_names
 from lightning_adam_mini.optim.state import SECOND, Kind, block_shapes, slots_of
 
@@ -31,10 +32,12 @@ class GroupLayouts:
     Args:
         known: Blocks by name.
         named: Names of parameters.
+        shape_of: Shape of a whole parameter.
     """
 
-    def __init__(self, known: Mapping[str, BlockLayout], named: Iterable[tuple[str, Tensor]]) -> None:
-        self.known: dict[str, BlockLayout] = dict(known)
+    def __init__(self, known: Mapping[str, LayoutSpec], named: Iterable[tuple[str, Tensor]], shape_of: ShapeOf) -> None:
+        check_layouts(known)
+        self.known: dict[str, BlockLayout] = dict(known)  # type: ignore[arg-type]  # specs are read below, once names are known
         self.layouts: list[list[BlockLayout]] = []
         """For each group, the blocks of its parameters."""
         self.remedy = "Add them to layouts= to share second moments."
@@ -45,6 +48,33 @@ class GroupLayouts:
         self._plains: list[list[tuple]] = []
         self._matched: dict[str, str] = {}
         self.learn_names(named)
+        self.known = self.read(known, shape_of)
+
+    def read(self, layouts: Mapping[str, LayoutSpec], shape_of: ShapeOf) -> dict[str, BlockLayout]:
+        """Layouts by name, of which some may be as users write them.
+
+        Args:
+            layouts: The layouts.
+            shape_of: Shape of a whole parameter.
+
+        Raises:
+            ValueError: If one cannot be read, or has to be and no parameter of its name is known.
+        """
+        check_layouts(layouts)
+        owners = {name: p for p, name in self._names.items()}
+        found = {}
+        for name, spec in layouts.items():
+            if not isinstance(spec, BlockLayout) and name not in owners:
+                raise ValueError(
+                    f"The layout of {name!r} is written as {shorten(spec)}, which takes a parameter's shape, but no parameter of that name"
+                    " is given. Pass model.named_parameters(), or give a BlockLayout."
+                )
+            try:
+                found[name] = spec if isinstance(spec, BlockLayout) else read_layout(spec, shape_of(owners[name], name, None))
+            except (TypeError, ValueError) as error:
+                shape = tuple(owners[name].shape)
+                raise ValueError(f"The layout of parameter {name!r} of shape {shape} cannot be read: {error}") from None
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # Only of what the groups hold: a pickle of the optimizer would carry all other parameters that have names.
@@ -190,11 +220,7 @@ class GroupLayouts:
             ]
             missing = [name for name in names if name not in self.known]
             if missing and any(not layout.is_per_parameter for layout in self.known.values()):
-                warnings.warn(
-                    f"No layout for {some(missing)}: each of their elements keeps its own second moment, as in Adam. {self.remedy}",
-                    AdamMiniWarning,
-                    stacklevel=5,
-                )
+                warn(f"No layout for {some(missing)}: each of their elements keeps its own second moment, as in Adam. {self.remedy}")
         for layout, p, name in zip(layouts, params, names, strict=True):
             shape = shape_of(p, name, layout)
             if layout.shape != shape:
@@ -225,6 +251,19 @@ class GroupLayouts:
             f"Parameter {name!r} of shape {tuple(p.shape)} was put into a group with a second moment of shape {held}, which is neither"
             " one value per element nor that of blocks that are known. Replace a parameter by optimizer.replace_parameter(old, new,"
             f" rows=...), which takes its state along; or let it keep a second moment per element (overrides={{{name!r}: 'parameter'}})."
+        )
+
+
+def check_layouts(layouts: Any) -> None:
+    """Refuse layouts that are not by name.
+
+    Raises:
+        ValueError: If they are no mapping from names.
+    """
+    if not isinstance(layouts, Mapping) or not all(isinstance(name, str) for name in layouts):
+        raise ValueError(
+            f"layouts={shorten(layouts)} are no layouts by parameter name. Pass partition_model(model), or a partition's name to that:"
+            " partition_model(model, 'adam_mini')."
         )
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._warnings import warn
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import backends
 from lightning_adam_mini.optim.backends import Backend, Task
+from lightning_adam_mini.optim.backends.cpp.backend import NO_LOOP
 from lightning_adam_mini.optim.backends.orthogonal import Orthogonal
 from lightning_adam_mini.optim.backends.protocol import ANY
 from lightning_adam_mini.optim.checks import StepChecks, check_gradient
@@ -203,15 +203,19 @@ class Stepper:
     def _tell(self, reason: str, params: Sequence[Tensor]) -> None:
         params = [p for p in params if (reason, id(p)) not in self._told]
         self._told.update((reason, id(p)) for p in params)
-        if not params:
+        if not params or reason in _TOLD_OF_THE_MACHINE:
             return
+        if reason.startswith(NO_LOOP):
+            _TOLD_OF_THE_MACHINE.add(reason)
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
             return  # the first rank tells
         more = f" and {len(params) - 1} more" if len(params) > 1 else ""
         times = ", about five times as long" if params[0].is_cpu else ""
-        warnings.warn(
-            f"AdamMini steps parameter {self._name_of(params[0])!r}{more} slowly{times}, because {reason}", AdamMiniWarning, stacklevel=2
-        )
+        warn(f"AdamMini steps parameter {self._name_of(params[0])!r}{more} slowly{times}, because {reason}")
+
+
+_TOLD_OF_THE_MACHINE: set[str] = set()
+"""What holds of all optimizers of this process, and was told."""
 
 
 class _Row(NamedTuple):

@@ -7,12 +7,11 @@ itself and is a matrix of one row, which orthogonalisation would only normalise.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._warnings import warn
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import ATTENTION, CONVOLUTIONS, FEED_FORWARD, MATRICES, RECURRENT, Role
 from lightning_adam_mini.layout import BlockLayout
@@ -114,7 +113,7 @@ class MuonPartition(AutoPartition):
         likely = [p for p in hidden if p.lines is not None and p.guess] if self.cut == "head" else []
         messages += [likely_heads(likely, report)] if likely else []
         if messages:
-            warnings.warn(" ".join(messages), AdamMiniWarning, stacklevel=3)
+            warn(" ".join(messages))
         return super().__call__(report, names, strict)
 
     def _rule(self) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def resolve_overrides(report: ModelReport, overrides: Mapping[str, Override]) ->
         >>> resolve_overrides(ModelReport(Architecture.MLP, "", (fc,)), {"fc.*": "line"})["fc.weight"].granularity
         'line'
     """
+    check_overrides(overrides)
     last: dict[str, tuple[ParameterReport, str, Override]] = {}
     for glob, spec in overrides.items():
         matched = [p for p in report.parameters if any(fnmatchcase(name, glob) for name in (p.name, *p.aliases))]
@@ -89,6 +90,48 @@ def resolve_overrides(report: ModelReport, overrides: Mapping[str, Override]) ->
                 f"The override {glob!r}: {shorten(spec)} does not suit parameter {name!r} of shape {parameter.shape}: {error}"
             ) from error
     return resolved
+
+
+def check_overrides(overrides: Any) -> None:
+    """Refuse what is wrong with overrides whatever the model is.
+
+    Raises:
+        ValueError: If they are no mapping of specs by glob, or a spec cannot be read.
+    """
+    if not isinstance(overrides, Mapping):
+        raise ValueError(f"Overrides are blocks by glob, such as {{'*': 'tensor'}}, not {shorten(overrides)}.")
+    for glob, spec in overrides.items():
+        if not isinstance(glob, str):
+            raise ValueError(f"The override {glob!r}: {shorten(spec)} has no glob over names of parameters, such as '*.weight'.")
+        try:
+            _check_spec(spec)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The override {glob!r}: {shorten(spec)} is not valid: {error}") from None
+
+
+def _check_spec(spec: Any) -> None:
+    if isinstance(spec, str):
+        if spec not in _GRANULARITIES:
+            _check_lines(spec)
+    elif isinstance(spec, Mapping):
+        _check_keys(spec)
+        for key in ("axis", "heads", "rows"):
+            if key in spec and spec[key] is not None:
+                _whole_number(spec, key)
+        for key in ("dims", "stacked", "crossed"):
+            if spec.get(key) is not None:
+                _dimensions(spec, key)
+        if "role" in spec:
+            _role(spec["role"])
+        if spec.get("heads", 1) < 1:
+            raise ValueError(f"{spec['heads']} heads are no heads; give a whole number from 1.")
+        for key in ("lines", "cut"):
+            if spec.get(key) is not None:
+                if not isinstance(spec[key], str):
+                    raise ValueError(f"{key} is {spec[key]!r}, but it has to be a line order, such as 'q:12x64|k:12x64|v:12x64'.")
+                parse_lines(spec[key])
+    elif not isinstance(spec, BlockLayout):
+        raise ValueError(f"a spec is a string, a mapping or a BlockLayout, not {type(spec).__name__}; write one of {_EXAMPLES}.")
 
 
 def _no_match(glob: str, names: list[str]) -> str:
@@ -107,22 +150,24 @@ def _resolve(parameter: ParameterReport, spec: Override) -> Resolved:
         return Resolved(parameter, layout=spec)
     if isinstance(spec, str):
         return _from_string(parameter, spec)
-    if isinstance(spec, Mapping):
-        return _from_mapping(parameter, spec)
-    raise ValueError(f"a spec is a string, a mapping or a BlockLayout, not {type(spec).__name__}; write one of {_EXAMPLES}.")
+    return _from_mapping(parameter, spec)
 
 
 def _from_string(parameter: ParameterReport, spec: str) -> Resolved:
     if spec in _GRANULARITIES:
         return Resolved(parameter, granularity=cast("Granularity", spec))
+    return Resolved(_with_lines(parameter, spec), granularity="head")
+
+
+def _check_lines(spec: str) -> None:
     if ":" not in spec and "[" not in spec:
         raise ValueError(
             f"{shorten(spec)}{did_you_mean(spec, _GRANULARITIES)} is neither one of {', '.join(_GRANULARITIES)} nor a line order."
         )
-    return Resolved(_with_lines(parameter, spec), granularity="head")
+    parse_lines(spec)
 
 
-def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolved:
+def _check_keys(spec: Mapping[str, Any]) -> None:
     is_matrix = "rows" in spec
     keys = _MATRIX_KEYS if is_matrix else _KEYS
     for key in spec:
@@ -131,22 +176,25 @@ def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolv
             if key in _MATRIX_KEYS:
                 raise ValueError(f"the key {key!r} goes with 'rows', the dimension of the rows of an orthogonalised matrix; give both.")
             raise ValueError(f"the key {key!r}{did_you_mean(key, keys)} is unknown; the keys{beside} are {', '.join(keys)}.")
-    if is_matrix:
-        stacked = _dimensions(spec, "stacked") if "stacked" in spec else ()
-        matrices = {**spec, "rows": _whole_number(spec, "rows"), "stacked": stacked}
-        return Resolved(parameter, layout=MatrixLayout(parameter.shape, **matrices))
     if not spec:
         raise ValueError(f"it says nothing; write one of {_EXAMPLES}.")
-    if "dims" in spec:
-        if spec.keys() & {"role", "heads"}:
-            raise ValueError("'dims' is the layout itself and cannot go with 'role' or 'heads'; leave those out.")
-        crossed = None if spec.get("crossed") is None else _dimensions(spec, "crossed")
-        dims = _dimensions(spec, "dims")
-        return Resolved(parameter, layout=BlockLayout(parameter.shape, dims, spec.get("axis"), spec.get("lines"), crossed))
-    if "crossed" in spec:
+    if "dims" in spec and spec.keys() & {"role", "heads"}:
+        raise ValueError("'dims' is the layout itself and cannot go with 'role' or 'heads'; leave those out.")
+    if "crossed" in spec and "dims" not in spec:
         raise ValueError("'crossed' is a second mean beside that of 'dims'; give both, or write 'factored'.")
     if "lines" in spec and "heads" in spec:
         raise ValueError("'lines' and 'heads' both say what the heads are; give one of them.")
+
+
+def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolved:
+    if "rows" in spec:
+        stacked = _dimensions(spec, "stacked") if "stacked" in spec else ()
+        matrices = {**spec, "rows": _whole_number(spec, "rows"), "stacked": stacked}
+        return Resolved(parameter, layout=MatrixLayout(parameter.shape, **matrices))
+    if "dims" in spec:
+        crossed = None if spec.get("crossed") is None else _dimensions(spec, "crossed")
+        dims = _dimensions(spec, "dims")
+        return Resolved(parameter, layout=BlockLayout(parameter.shape, dims, spec.get("axis"), spec.get("lines"), crossed))
     if "axis" in spec:
         axis = _whole_number(spec, "axis")
         if not -len(parameter.shape) <= axis < len(parameter.shape):
@@ -164,7 +212,7 @@ def _from_mapping(parameter: ParameterReport, spec: Mapping[str, Any]) -> Resolv
 
 
 def _dimensions(spec: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    if not isinstance(spec[key], (list, tuple)):
+    if not isinstance(spec[key], (list, tuple)) or not all(isinstance(d, int) and not isinstance(d, bool) for d in spec[key]):
         raise ValueError(f"{key} is {spec[key]!r}, but it has to be a list of dimensions, such as [1].")
     return tuple(spec[key])
 

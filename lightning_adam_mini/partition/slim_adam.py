@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._warnings import warn
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.layout import BlockLayout
@@ -44,11 +43,7 @@ class _ByRules(PartitionStrategy):
             message = f"{self._source()} for {len(without)} of {len(matrices)} matrices of this model: {shown}."
             if strict or (len(without) == len(matrices) and self._must_match):
                 raise ValueError(f"{message} Derive rules from a model with the same types of layers, or override these.")
-            warnings.warn(
-                f"{message} Their elements each keep a second moment. Derive rules from a model with such layers, or override them.",
-                AdamMiniWarning,
-                stacklevel=2,
-            )
+            warn(f"{message} Their elements each keep a second moment. Derive rules from a model with such layers, or override them.")
         return super().__call__(report, names, strict)
 
     _must_match = False

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import difflib
 import types
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._warnings import warn
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import CONVOLUTIONS, FEED_FORWARD
 from lightning_adam_mini.layout import BlockLayout
@@ -138,7 +137,7 @@ class PartitionStrategy(ABC):
         messages += [likely_heads(likely, report)] if likely else []
         messages += [likely_network(report)] if self.needs_heads and self.by_network and report.is_uncertain else []
         for message in messages:
-            warnings.warn(message, AdamMiniWarning, stacklevel=3)
+            warn(message)
         return layouts
 
 
@@ -268,6 +267,8 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
                 " because it is already made."
             )
         return partition
+    if not isinstance(partition, str):
+        raise ValueError(f"The partition {partition!r} is neither a name, such as 'auto', nor a PartitionStrategy (an instance of one).")
     cls = STRATEGIES.get(partition)
     if cls is None:
         near, known = did_you_mean(partition, STRATEGIES), ", ".join(sorted(STRATEGIES))
@@ -277,7 +278,11 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
         if option not in allowed:
             near, known = did_you_mean(option, allowed), ", ".join(allowed) or "none"
             raise ValueError(f"The partition {partition!r} has no option {option!r}{near}; its options are {known}.")
-    return cls(**options)
+    try:
+        return cls(**options)
+    except TypeError as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(f"The partition {partition!r} cannot have {given}: {error}. Give options of the right type.") from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

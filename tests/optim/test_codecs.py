@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_adam_mini.optim.codecs import EightBit, Plain, check_momentum_dtype, codec_for, codec_of, row_of
+from lightning_adam_mini.optim.codecs import EightBit, Plain, codec_for, codec_of, read_momentum_dtype, row_of
 from tests.optim.backends.exact import decoded, row_by_hand, run_lengths
 
 ROWS = {
@@ -237,7 +237,7 @@ def test_small_tensors_and_dtypes_are_kept_plain():
 @pytest.mark.parametrize("wrong", ["8-bit", "bfloat16", torch.int8, 8])
 def test_other_wishes_are_refused(wrong):
     with pytest.raises(ValueError, match="Invalid momentum_dtype value: .* or '8bit'"):
-        check_momentum_dtype(wrong)
+        read_momentum_dtype(wrong)
 
 
 @pytest.mark.parametrize("shape", [shape for shape in ROWS if shape], ids=str)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_adam_mini import AdamMini, AdamMiniWarning, BlockLayout
+from lightning_adam_mini.optim import stepper
 from lightning_adam_mini.optim.backends.cpp import build
 from tests.optim.backends.table import Subclass
 
@@ -107,6 +108,7 @@ def test_nothing_is_said_where_nothing_is_shared_or_all_is_well():
 def test_without_a_compiler_all_fall_back_and_say_so(monkeypatch, tmp_path):
     for name, value in (("CXX", ""), ("PATH", str(tmp_path)), (build.CACHE, str(tmp_path))):
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(stepper, "_TOLD_OF_THE_MACHINE", set())
     build.load_kernel.cache_clear()
     try:
         params, optimizer = make({**GOOD, "codes": torch.ones(80, 64)}, momentum_dtype="8bit")
@@ -114,6 +116,7 @@ def test_without_a_compiler_all_fall_back_and_say_so(monkeypatch, tmp_path):
         assert len(told) == 1
         assert "parameter 'good' and 1 more slowly" in told[0]
         assert "no C++ compiler" in told[0]
+        assert not step(*make(GOOD)), "told once a process"
         assert [backend_of(optimizer, p) for p in params.values()] == ["Readable", "Slices"]
         assert all(bool(((p - 0.8).abs() < 1e-6).all()) for p in params.values())
         params, optimizer = make(GOOD, fused=True)

@@ -101,11 +101,18 @@ def test_test_command_measures_a_checkpoint(tmp_path, capsys):
         ),
         (["--model.model_args", "{chanels: 3}"], "timm's resnet18 does not take --model.model_args"),
         (["--model.warmup", "1.5"], "Invalid warmup value: 1.5"),
+        (["--model.lr=-1"], "error: Invalid learning rate: -1"),
+        (["--ckpt_path", "nope.ckpt"], "error: There is no checkpoint nope.ckpt"),
     ],
 )
 def test_a_mistake_is_one_clear_error(args, message, capsys):
     assert main(["fit", "--config", DIGITS, *QUIET, "--trainer.max_steps", "1", *args]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_fit_without_a_configuration(capsys):
+    assert main(["fit"]) == 2
+    assert capsys.readouterr().err.startswith("error: fit needs a configuration, such as --config configs/resnet18_digits.yaml")
 
 
 def test_a_mistake_in_the_callbacks_options_is_one_clear_error(tmp_path, capsys):

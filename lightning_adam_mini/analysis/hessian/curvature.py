@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._warnings import warn
 from lightning_adam_mini.detection.names import parameter_names
 
 Loss = Callable[[nn.Module], Tensor]
@@ -319,4 +319,4 @@ def _restore(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
 def warn_notes(notes: Sequence[str]) -> None:
     """Warn of each note, once."""
     for note in notes:
-        warnings.warn(note, AdamMiniWarning, stacklevel=3)
+        warn(note)

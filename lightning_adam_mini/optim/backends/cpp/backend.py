@@ -24,6 +24,8 @@ _CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "8bit": 4}
 # (parameter, momentum) dtypes that the kernel has.
 _PAIRS = {(0, 0), (0, 2), (0, 4), (1, 1), (1, 4), (2, 0), (2, 2), (2, 4), (3, 0), (3, 2), (3, 3), (3, 4)}
 _NEAREST = -1
+NO_LOOP = "its compiled loop cannot be used"
+"""How a reason begins that is the machine's and no parameter's."""
 
 
 class Cpp(Backend):
@@ -52,7 +54,7 @@ class Cpp(Backend):
                 return f"{error}, and its momentum is in 8 bits or its weights are rounded at random"
         kernel = load_kernel()
         if isinstance(kernel, str):
-            return f"its compiled loop cannot be used: {kernel}"
+            return f"{NO_LOOP}: {kernel}"
         if p.dtype == torch.float16 and not kernel.has_half():
             return "the compiler has no half precision"
         return None

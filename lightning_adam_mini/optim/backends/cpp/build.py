@@ -11,11 +11,10 @@ import shutil
 import stat
 import subprocess
 import tempfile
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
-from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini._warnings import warn
 
 _SOURCE = Path(__file__).with_name("kernel.cpp")
 _SOURCES = [_SOURCE, *sorted(_SOURCE.parent.glob("*.h"))]
@@ -59,7 +58,7 @@ def _load() -> ctypes.CDLL:
         except (OSError, AttributeError, RuntimeError) as error:
             problem = str(error)
     if problem is not None:
-        warnings.warn(f"The compiled loop of AdamMini in {library} is made anew, because {problem}.", AdamMiniWarning, stacklevel=4)
+        warn(f"The compiled loop of AdamMini in {library} is made anew, because {problem}.")
     _compile(compiler, library)
     return _open(library)
 
@@ -130,11 +129,9 @@ def _cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK) and _is_ours(folder):
             return folder
-        warnings.warn(
+        warn(
             f"AdamMini does not keep its compiled loop in {folder}, because it is another user's, or others may write to it: it is compiled"
-            f" in each process. Run 'chmod go-w {folder}', or set {CACHE} to a folder of your own.",
-            AdamMiniWarning,
-            stacklevel=5,
+            f" in each process. Run 'chmod go-w {folder}', or set {CACHE} to a folder of your own."
         )
     except (OSError, RuntimeError, KeyError):  # no home, no entry in passwd, a disk that cannot be written to
         pass
