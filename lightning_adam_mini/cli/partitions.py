@@ -12,7 +12,9 @@ from lightning_adam_mini.partition.overrides import check_overrides
 
 def add_partition_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments to a command."""
-    parser.add_argument("--partition", default="auto", metavar="NAME[:KEY=VALUE]", help="partition, such as adam_mini:value=whole (default: %(default)s)")
+    parser.add_argument(
+        "--partition", default="auto", metavar="NAME[:KEY=VALUE]", help="partition, such as adam_mini:value=whole (default: %(default)s)"
+    )
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the partition, such as value=whole; may be repeated"
     )
