@@ -228,7 +228,7 @@ def as_override(spec: Any) -> BlockLayout:
         lambda: AdamMini(net().named_parameters(), layouts={"weight": "tensor"}),
         lambda: ours(layouts=None),
         lambda: ours(layouts={"w": "tensor"}).load_state_dict(state_of(AdamW)),
-        lambda: partition_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)), "slim_adam_table3"),
+        lambda: partition_model(nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3))), "slim_adam_table3"),
         lambda: train(AdamMiniCallback(), optimizer=lambda model: None),
     ],
     ids=["no layout", "no layouts", "loading", "no rule", "in a fit"],

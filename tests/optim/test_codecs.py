@@ -234,7 +234,7 @@ def test_small_tensors_and_dtypes_are_kept_plain():
     assert codec_for((64, 640), torch.float32, "8bit", held=(1, 640)) == EightBit((1, 640)), "of which a rank may hold little"
 
 
-@pytest.mark.parametrize("wrong", ["8-bit", "bfloat16", torch.int8, 8])
+@pytest.mark.parametrize("wrong", ["8-bit", "bf16", torch.int8, 8])
 def test_other_wishes_are_refused(wrong):
     with pytest.raises(ValueError, match="Invalid momentum_dtype value: .* or '8bit'"):
         read_momentum_dtype(wrong)
