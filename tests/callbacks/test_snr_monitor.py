@@ -61,7 +61,7 @@ def test_writes_rules_measurements_and_figures(tmp_path):
     assert rules.provenance["depth_averaged"] is True
     assert {"token_embedding", "qkv", "attn_out", "mlp_up", "mlp_down", "norm", "bias"} <= rules.rules.keys()
     assert rules.rules["norm"].dims == ()
-    with (tmp_path / "weight_snr.csv").open() as file:
+    with (tmp_path / "snr.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["step"] for row in rows} == {"4", "8", "12", "16"}
     for name in ("snr_trajectories.png", "snr_depth.png"):
