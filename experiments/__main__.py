@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "launches": "how many operators a step calls, from 10 to 1,000 tensors",
     "state": "bytes of the optimizer's state, a parameter",
     "largest-batch": "the largest batch that fits into a given memory",
+    "hessian": "the Adam-mini paper's figures of the Hessian, and audits of the recipes' models by it",
     "callback": "what AdamMiniCallback and its monitoring cost a training step",
     "snr": "what SNRMonitor costs a run",
     "strategies": "whether every strategy of Lightning gives one result and one checkpoint, and what it holds and sends",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.__main__ import EXPERIMENTS
+from experiments.hessian.command import FIGURES
 from experiments.tables import markdown_table
 
 REPOSITORY = Path(__file__).parents[1]
@@ -19,11 +20,13 @@ TINY = "--model.layers=1 --model.width=32 --model.context=32 --data.context=32 -
 TINY_GPT = f"{GPT} {TINY} --data.eval_windows=8"
 ARGUMENTS = {  # of those that need some; a name may stand for several runs
     "compare": [f"{GPT} --optimizers adamw,auto --seeds 5"],
+    "hessian": [*FIGURES],
     "slim_adam": [f"rules {GPT}", f"sweep {GPT} --lrs 1e-3,3e-3", f"figures {GPT} --lrs 1e-3,3e-3"],
 }
 SMALL = {
     "compare": [f"{TINY_GPT} --optimizers adamw,auto:8bit --lrs 1e-3,1e-2 --seeds 1 --trajectory 2"],
     "slim_adam": [f"rules {TINY_GPT} --seeds 1", f"sweep {TINY_GPT} --lrs 1e-3,1e-2 --seeds 1", f"figures {TINY_GPT} --lrs 1e-3,1e-2"],
+    "hessian": ["fig3"],
     "callback": [TINY_GPT],
     "snr": [TINY_GPT],
     "gpu": ["--device cpu --minutes 8"],
@@ -41,7 +44,7 @@ def commands(small: bool) -> list[list[str]]:
     for name in EXPERIMENTS:
         for arguments in (SMALL if small else ARGUMENTS).get(name, [""]):
             words = arguments.split()
-            at = 1 if name == "slim_adam" else 0  # its own command comes first
+            at = int(bool(words) and not words[0].startswith("-"))  # a command of its own comes first
             found.append([name, *words[:at], *(["--small"] if small else []), *words[at:]])
     return found
 

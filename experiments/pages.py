@@ -14,14 +14,16 @@ from recipes.files import write_atomically
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 PAGES = {
     "default": "The default beside AdamW",
-    "transformers": "Pre-training and fine-tuning a GPT",
-    "partitions": "Other partitions of Adam",
+    "muon": "Muon and NorMuon",
+    "rivals": "Optimizers of other libraries",
+    "partitions": "Adam-mini's own partitions",
     "slim_adam": "SlimAdam",
     "low_memory": "Momentum in fewer bits",
     "strategies": "Strategies of Lightning",
     "speed": "What a step costs",
 }
 """Names of the pages, in order, with their titles."""
+LIST = "data.md"
 MADE = "<!-- Made by `python -m experiments pages` from the JSON files in this folder. Do not edit. -->"
 
 
@@ -70,7 +72,7 @@ def pages(folder: Path) -> Mapping[str, str]:
             made[f"{name}.md"] = "\n\n".join([MADE, f"# {title}", *parts]) + "\n"
             links.append(f"- [{title}]({name}.md)")
     text = "Every table is made of the JSON file that is named below it, which has the command, the commit, the versions and the machine."
-    made["index.md"] = "\n\n".join([MADE, "# Results", text, "\n".join(links)]) + "\n"
+    made[LIST] = "\n\n".join([MADE, "# Results as data", text, "\n".join(links)]) + "\n"
     return made
 
 

@@ -70,16 +70,8 @@ class Result:
 
     def json(self) -> str:
         """Return it as JSON, a line for each row."""
-        whole = {key: value for key, value in asdict(self).items() if value not in ("", (), [], {})}
-        lines = []
-        for key, value in whole.items():
-            text = json.dumps(value, ensure_ascii=False)
-            if key == "rows":
-                text = "[\n" + ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in value) + "\n ]"
-            elif key == "tables":
-                text = json.dumps(value, ensure_ascii=False).replace('"rows": [[', '"rows": [\n  [').replace("], [", "],\n  [")
-            lines.append(f" {json.dumps(key)}: {text}")
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        whole = {key: value for key, value in asdict(self).items() if value not in ("", (), [], {}) and value != 0}
+        return _lines(whole) + "\n"
 
     @staticmethod
     def load(file: Path) -> Result:
@@ -90,6 +82,18 @@ class Result:
         """
         stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return Result(**{**stored, "tables": [Table(**table) for table in stored.get("tables", ())]})
+
+
+def _lines(value: Any, depth: int = 0) -> str:
+    """JSON with a line for each row, and for whatever else holds no other things."""
+    parts = list(value.values() if isinstance(value, dict) else value) if isinstance(value, (dict, list, tuple)) else []
+    if depth > 3 or (depth and not any(isinstance(part, (dict, list, tuple)) for part in parts)):
+        return json.dumps(value, ensure_ascii=False)
+    texts = [_lines(part, depth + 1) for part in parts]
+    if isinstance(value, dict):
+        texts = [f"{json.dumps(key)}: {text}" for key, text in zip(value, texts, strict=True)]
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return f"{first}\n{' ' * (depth + 1)}" + f",\n{' ' * (depth + 1)}".join(texts) + f"\n{' ' * depth}{last}"
 
 
 def new_result(experiment: str, title: str, argv: Sequence[str], device: torch.device | None = None, **more: Any) -> Result:

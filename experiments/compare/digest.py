@@ -8,8 +8,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from recipes.cli import ParsedRecipe
-
 NOT_OF_THE_RECIPE = ("config", "seed_everything")  # where it was written, and what a comparison sets
 
 
@@ -22,6 +20,8 @@ def recipe_digest(args: Sequence[str]) -> str:
     Args:
         args: The command line: ``--config``, and overrides.
     """
+    from recipes.cli import ParsedRecipe  # seconds to import
+
     recipe: Namespace = ParsedRecipe(args).config
     content = {key: with_contents(value) for key, value in vars(recipe).items() if key not in NOT_OF_THE_RECIPE}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -79,7 +79,7 @@ def from_row(row: Mapping[str, Any], headline: Headline) -> Finished:
     points = {point: {f"test/{headline.metric}": value} for point, value in test.items() if value is not None}
     if row.get("val") is not None:
         points.setdefault("1", {})[f"val/{headline.metric}"] = row["val"]
-    run = Run(row["optimizer"], row["seed"], Setting(row["lr"], cast(Any, betas)))
+    run = Run(row["optimizer"], row["seed"], Setting(row.get("lr"), cast(Any, betas)))
     known = {key: row.get(key) for key in ("state_bytes", "steps_per_second", "parameters", "spikes")}
     return Finished(run, headline, points, highest=row.get("highest_loss"), **known)  # pyright: ignore[reportArgumentType]
 

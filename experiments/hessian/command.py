@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         one = figures.add_parser(name, help=text, description=text)
         one.add_argument("--out", type=Path, default=Path("runs/hessian"), metavar="FOLDER", help="where the PNG and the JSON go")
         one.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything random (default: %(default)s)")
-        one.add_argument("--quick", action="store_true", help="a small version of it, to see that it works")
+        one.add_argument("--quick", "--small", action="store_true", help="a small version of it, to see that it works")
         if name == "audit":
             one.add_argument("--model", action="append", metavar="NAME", help="only this one; may be repeated")
     arguments = vars(parser.parse_args(argv))

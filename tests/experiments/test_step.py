@@ -95,7 +95,7 @@ def test_width_and_heads_are_those_of_the_model():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--only", "nobody"], "--only 'nobody' matches none of the rivals: AdamW fused"),
+        (["--only", "nobody"], "--only 'nobody' matches none of the rivals: AdamW, AdamW fused"),
         (["--only", "("], "--only '(' is not a regular expression"),
         (["--small", "--models", "gpt5"], "--models 'gpt5' matches none of small, list"),
         (["--rounds", "0"], "--rounds 0 must be at least 1"),
