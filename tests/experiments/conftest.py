@@ -5,6 +5,8 @@ import re
 import pytest
 import torch
 
+from tests.recipes.conftest import texts as texts
+
 
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):

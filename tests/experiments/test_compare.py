@@ -44,6 +44,7 @@ COMPARE = [
     "2",
 ]
 SMALL = ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]
+AVERAGED = ["--model.channels", "[8, 16]", "--model.timesteps", "20", "--model.lr", "0.05"]
 
 
 def result(optimizer, seed, test, lr=None, val=0.5, headline=ACCURACY):
@@ -181,6 +182,17 @@ def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys
         assert (tmp_path / "out" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert main([*command, "--seeds", "2", "--tune-seeds", "1", "--lrs", "1e-3,1e-2", "--betas", "0.9/0.95", "--trajectory", "4"]) == 0
     assert "8 of 8 runs were finished before" in capsys.readouterr().out
+
+
+def test_compare_measures_the_averaged_weights_of_each_point(tmp_path):
+    limits = ["--trainer.limit_val_batches", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.max_epochs", "4"]
+    args = ["--optimizers", "adam_mini", "--seeds", "1", "--out", "out", "--trainer.limit_train_batches", "2", *limits]
+    assert main(["compare", "--config", str(CONFIGS / "ddpm_digits.yaml"), *AVERAGED, *args]) == 0
+    stored = json.loads((tmp_path / "out" / "runs" / "adam_mini_seed0.json").read_text())
+    assert stored["headline"]["mode"] == "min"
+    losses = [point["val/loss"] for point in stored["points"].values()]
+    assert len(set(losses)) == 4
+    assert losses[-1] == pytest.approx(stored["curve"][-1]["val/loss"], abs=1e-6)  # measured while they were averaged
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")

@@ -144,7 +144,7 @@ def test_missing_data_root_says_what_was_looked_for(capsys):
 def test_help_names_every_command_and_explains_arguments(capsys):
     assert main([]) == 0
     overview = capsys.readouterr().out
-    assert all(command in overview for command in ("fit", "validate", "test", "predict", "compare", "benchmark"))
+    assert all(command in overview for command in ("fit", "validate", "test", "predict", "sample"))
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--model.help", "ImageClassifier"])
     text = " ".join(capsys.readouterr().out.split())

@@ -1,5 +1,4 @@
 import io
-import json
 import math
 import re
 from functools import partial
@@ -285,17 +284,6 @@ def test_grids_are_for_models_that_generate(tmp_path):
         quiet_trainer(tmp_path, SampleGrids()).fit(ImageClassifier(model_args={"channels": [4, 8, 8, 8]}), DigitsData())
     with pytest.raises(MisconfigurationException, match="at least 1, not 0, 16 and 100"):
         SampleGrids(every_n_epochs=0)
-
-
-def test_compare_measures_the_averaged_weights_of_each_point(tmp_path):
-    limits = ["--trainer.limit_val_batches", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.max_epochs", "4"]
-    args = ["--optimizers", "adam_mini", "--seeds", "1", "--out", "out", "--trainer.limit_train_batches", "2", *limits]
-    assert main(["compare", "--config", DIGITS, *SMALL_ARGS, *args]) == 0
-    stored = json.loads((tmp_path / "out" / "runs" / "adam_mini_seed0.json").read_text())
-    assert stored["headline"]["mode"] == "min"
-    losses = [point["val/loss"] for point in stored["points"].values()]
-    assert len(set(losses)) == 4
-    assert losses[-1] == pytest.approx(stored["curve"][-1]["val/loss"], abs=1e-6)  # measured while they were averaged
 
 
 # data
