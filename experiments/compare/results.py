@@ -93,6 +93,7 @@ def check_folder(plan: Plan) -> None:
     Raises:
         MisconfigurationException: A result was made with another configuration.
     """
+    _ = plan.recipe  # a mistake in it is found here, and processes that train need not parse it again
     for file in sorted(plan.results_folder.glob("*.json")):
         stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if stored["recipe"] != plan.fingerprint(stored["optimizer"]):
