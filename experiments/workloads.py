@@ -51,12 +51,12 @@ class Tensors(nn.Module):
 
     Args:
         shapes: Their shapes.
-        blocks: What shares a second moment, by pattern of names, where detection cannot know it.
+        known_blocks: What shares a second moment, by pattern of names, where detection cannot know it.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], blocks: Mapping[str, str] | None = None) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], known_blocks: Mapping[str, str] | None = None) -> None:
         super().__init__()
-        self.blocks = blocks
+        self.known_blocks = known_blocks
         self.tensors = nn.ParameterList([nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes])
 
 

@@ -66,10 +66,10 @@ def blocks_of(model: nn.Module, partition: str) -> dict[str, BlockLayout]:
     """Return AdamMini's blocks.
 
     Args:
-        model: A network, or a list of tensors whose ``blocks`` say what detection cannot know of them.
+        model: A network, or a list of tensors whose ``known_blocks`` say what detection cannot know of them.
         partition: Their partition.
     """
-    return partition_model(model, partition, overrides=getattr(model, "blocks", None) if partition == "adam_mini" else None)
+    return partition_model(model, partition, overrides=getattr(model, "known_blocks", None) if partition == "adam_mini" else None)
 
 
 def blockwise(momentum_bytes: int = 4, partition: str = "auto") -> Floor:
