@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from experiments.__main__ import EXPERIMENTS
@@ -49,8 +51,29 @@ def commands(small: bool) -> list[list[str]]:
     return found
 
 
+def run(out: Path, command: Sequence[str]) -> list[str]:
+    """Run an experiment in a process of its own, and return its title, whether all went well, and how long it took.
+
+    Args:
+        out: The folder, in which it gets one.
+        command: What follows ``python -m experiments``.
+    """
+    title = " ".join(word for word in command[:2] if not word.startswith("-"))
+    folder = out / title.replace(" ", "-")
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    started = time.perf_counter()
+    whole = [sys.executable, "-m", "experiments", *command, "--out", str(folder)]
+    done = subprocess.run(whole, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    line = [title, "ok" if done.returncode == 0 and list(folder.glob("*.json")) else "failed", f"{time.perf_counter() - started:.0f} s"]
+    sys.stdout.write(f"{' '.join(line)}\n")
+    sys.stdout.flush()
+    if line[1] == "failed":
+        sys.stderr.write(f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}\n")
+    return line
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run every experiment, each in a process of its own.
+    """Run every experiment.
 
     Args:
         argv: What follows ``all``.
@@ -65,25 +88,9 @@ def main(argv: Sequence[str]) -> int:
         parser.error(
             f"--only {options.only}: there is no experiment {sorted(only - EXPERIMENTS.keys())[0]!r} among {', '.join(EXPERIMENTS)}"
         )
-    lines: list[list[str]] = []
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    for command in commands(options.small):
-        if only and command[0] not in only:
-            continue
-        title = " ".join(word for word in command[:2] if not word.startswith("-"))
-        out = options.out / title.replace(" ", "-")
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments", *command, "--out", str(out)],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
-        left = "ok" if done.returncode == 0 and list(out.glob("*.json")) else "failed"
-        lines.append([title, left, f"{time.perf_counter() - started:.0f} s"])
-        sys.stdout.write(f"{' '.join(lines[-1])}\n")
-        sys.stdout.flush()
-        if left == "failed":
-            sys.stderr.write(f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}\n")
+    chosen = [command for command in commands(options.small) if not only or command[0] in only]
+    chosen.sort(key=lambda command: command[0] != "gpu")  # the longest first
+    with ThreadPoolExecutor(2 if options.small else 1) as pool:  # what is timed has the machine for itself
+        lines = list(pool.map(partial(run, options.out), chosen))
     sys.stdout.write(f"\n{markdown_table(['experiment', '', 'time'], lines)}\n")
     return int(any(line[1] == "failed" for line in lines))

@@ -154,8 +154,9 @@ def check_tool(module, words):
     assert re.search(rf"^ +{re.escape(words[0])}\b", help_of(module), re.M), f"python -m {module} --help does not list {words[0]}"
     options = {word.partition("=")[0] for word in words if word.startswith("--")}
     options = {option for option in options if "." not in option} - {"--config", "--ckpt_path"}
+    command = [word for word in words[:2] if not word.startswith("-")]  # slim_adam sweep
     for option in options:
-        assert re.search(rf"{option}\b", help_of(module, words[0])), f"python -m {module} {words[0]} --help has no {option}"
+        assert re.search(rf"{option}\b", help_of(module, *command)), f"python -m {module} {words[0]} --help has no {option}"
     for word in words:
         assert not word.startswith("configs/") or "<" in word or (ROOT / word).is_file(), f"{word} is missing"
 
