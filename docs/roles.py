@@ -1,4 +1,4 @@
-"""Reads the roles of docstrings (``:class:`~package.Name```) as links in Markdown; what the site has no page of stays code."""
+"""Reads docstrings for the site: roles (``:class:`~package.Name```) as links, which stay code where no page has the name; examples as code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`(~?)([\w.]+)`")
 
 
 def to_markdown(text: str) -> str:
-    """Return a docstring whose roles are Markdown.
+    """Return a docstring whose roles are Markdown and whose examples are a section.
 
     Args:
         text: The docstring.
@@ -23,7 +23,8 @@ def to_markdown(text: str) -> str:
         # autorefs leaves an optional reference as it is, code, where no page has it
         return f'<autoref identifier="{path}" optional>`{shown}`</autoref>' if path.startswith("lightning_adam_mini.") else f"`{shown}`"
 
-    return _ROLE.sub(link, text)
+    # griffe knows the plural as a section of examples, and takes the singular for an admonition
+    return _ROLE.sub(link, text).replace("Example:\n", "Examples:\n")
 
 
 class Roles(griffe.Extension):
