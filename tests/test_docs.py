@@ -55,7 +55,7 @@ def named(found):
 
 
 class Small(L.LightningModule):
-    """What a page calls ``model``: a few layers, twenty batches."""
+    """What a page calls ``model``: a few layers, fifty batches."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ class Small(L.LightningModule):
         return self.net(batch).square().mean()
 
     def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.ones(40, 8), batch_size=2)
+        return torch.utils.data.DataLoader(torch.ones(100, 8), batch_size=2)
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters())
@@ -116,14 +116,16 @@ def test_yaml(page, line, text, tmp_path, monkeypatch):
 
 
 def commands():
-    """Each command line of the pages, in blocks and in sentences, as words."""
+    """Each command line of the pages, in blocks and in sentences, with where it stands first."""
+    found = {}
     for page, line, text in blocks("bash"):
         for shown in text.replace("\\\n", " ").splitlines():
             for command in shown.split("#")[0].split("&&"):
-                yield page, line, command
+                found.setdefault(command.strip(), (page, line))
     for page in PAGES:
         for match in INLINE.finditer(text := page.read_text()):
-            yield page, text[: match.start()].count("\n") + 1, match[1]
+            found.setdefault(match[1], (page, text[: match.start()].count("\n") + 1))
+    return [(page, line, command) for command, (page, line) in found.items()]
 
 
 @lru_cache
