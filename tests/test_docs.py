@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import itertools
 import re
 import shlex
 import subprocess
@@ -87,6 +88,7 @@ def names_of(page):
 def test_python(page, line, text, tmp_path, monkeypatch):
     """In the order of the page, in one namespace; tracebacks show the page's own lines."""
     monkeypatch.chdir(tmp_path)
+    text = text.replace("max_steps=1000", "max_steps=100")  # what takes a reader minutes takes a test seconds
     registered = dict(STRATEGIES)
     try:
         exec(compile("\n" * line + text, page, "exec"), names_of(page))
@@ -154,13 +156,13 @@ def check_tool(module, words):
     if words[0].startswith("-"):
         return
     assert re.search(rf"^ +{re.escape(words[0])}\b", help_of(module), re.M), f"python -m {module} --help does not list {words[0]}"
+    command = list(itertools.takewhile(lambda word: not word.startswith("-"), words))[:2]
     options = {word.partition("=")[0] for word in words if word.startswith("--")}
     options = {option for option in options if "." not in option} - {"--config", "--ckpt_path"}
-    command = [word for word in words[:2] if not word.startswith("-")]  # slim_adam sweep
     for option in options:
-        assert re.search(rf"{option}\b", help_of(module, *command)), f"python -m {module} {words[0]} --help has no {option}"
+        assert re.search(rf"{option}\b", help_of(module, *command)), f"python -m {module} {' '.join(command)} --help has no {option}"
     for word in words:
-        assert not word.startswith("configs/") or "<" in word or (ROOT / word).is_file(), f"{word} is missing"
+        assert not word.startswith("configs/") or word.endswith("/") or (ROOT / word).is_file(), f"{word} is missing"
 
 
 @pytest.mark.parametrize(("page", "line", "command"), named(commands()))
@@ -221,7 +223,8 @@ def test_every_public_name_has_a_reference():
 
 def test_every_partition_is_in_the_table():
     table = (ROOT / "docs" / "choose.md").read_text().partition("## What a block is")[2].partition("###")[0]
-    assert set(re.findall(r'"(\w+)"', table)) >= set(STRATEGIES)
+    ours = {name for name, strategy in STRATEGIES.items() if strategy.__module__.startswith("lightning_adam_mini.")}
+    assert set(re.findall(r'"(\w+)"', table)) >= ours
 
 
 def test_versions_agree():

@@ -33,7 +33,7 @@ class OneRun:
     def __init__(self, strategy: SlimAdamAutoPartition) -> None:
         self.auto = strategy
         self.rules: SlimAdamRules | None = None
-        self.history = SNRHistory()
+        self.history: SNRHistory = SNRHistory()
 
     @property
     def strategy(self) -> PartitionStrategy:

@@ -83,9 +83,9 @@ class SNRMonitor(Callback):
         self.cutoff = cutoff
         self.by: By = by
         self.dirpath = dirpath
-        self.figures = find_spec("matplotlib") is not None if figures is None else figures
+        self.figures: bool = find_spec("matplotlib") is not None if figures is None else figures
         self.factored = factored
-        self.history = SNRHistory()
+        self.history: SNRHistory = SNRHistory()
         self.report: ModelReport | None = None
         self.rules: SlimAdamRules | None = None
         self._seen = 0

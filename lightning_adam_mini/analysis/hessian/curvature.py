@@ -45,12 +45,12 @@ class Curvature:
         with _told():
             found = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
         unused = [name for name, gradient in zip(parameters, found, strict=True) if gradient is None]
-        self.left_out = {**left_out, **dict.fromkeys(unused, "not used by the loss")}
+        self.left_out: dict[str, str] = {**left_out, **dict.fromkeys(unused, "not used by the loss")}
         self._graph = {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
-        self.parameters = {name: parameters[name] for name in self._graph}
-        self.gradients = {name: gradient.detach() for name, gradient in self._graph.items()}
-        self.notes = list(notes)
-        self.loss = loss.item()
+        self.parameters: dict[str, Tensor] = {name: parameters[name] for name in self._graph}
+        self.gradients: dict[str, Tensor] = {name: gradient.detach() for name, gradient in self._graph.items()}
+        self.notes: list[str] = list(notes)
+        self.loss: float = loss.item()
         self._batched = True
 
     def size(self, names: Sequence[str]) -> int:
