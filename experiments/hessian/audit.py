@@ -67,8 +67,8 @@ def make(out: Path, seed: int = 0, quick: bool = False, model: Sequence[str] | N
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 layouts = partition_model(report, label.partition(",")[0], overrides)
-                columns = 4 if quick else 24
-                audit = audit_partition(module, batch, layouts, report=report, examples=examples, columns=columns, seconds=150, seed=seed)
+                columns = 4 if quick else 16
+                audit = audit_partition(module, batch, layouts, report=report, examples=examples, columns=columns, seconds=60, seed=seed)
             partition_model(report, label.partition(",")[0], {**overrides, **audit.overrides})  # accepted as they stand
             file = f"audit_{name}_{label.replace(', ', '_').replace(' ', '_')}"
             write(out, file, audit.to_json())

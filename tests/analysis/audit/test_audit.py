@@ -1,0 +1,172 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lightning_adam_mini import BlockLayout, partition_model
+from lightning_adam_mini.analysis.audit import Verdict, audit_partition
+from lightning_adam_mini.analysis.audit.segments import group_text
+from lightning_adam_mini.analysis.audit.verdict import explained
+from recipes.language.gpt import GPT
+
+from ...callbacks.models import ConvModel, TokenModel
+
+
+def gpt(fused=False):
+    torch.manual_seed(0)
+    model = GPT(16, 24, layers=1, heads=4, width=32, tied=False, fused_qkv=fused)
+    x = torch.randint(16, (4, 25))
+    return model, lambda module: cross_entropy(module(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+
+def verdicts(audit):
+    return {finding.segment.name: finding for finding in audit.findings}
+
+
+QUERY, KEY = "blocks.0.attn.q_proj.weight", "blocks.0.attn.k_proj.weight"
+
+
+def test_right_heads_match():
+    model, loss = gpt()
+    found = verdicts(audit_partition(model, loss, partition_model(model, "adam_mini"), columns=16))
+    for name in (QUERY, KEY):
+        assert found[name].verdict is Verdict.MATCHES
+        assert found[name].own.share.share > 0.99
+        assert found[name].own.share.null < 0.6
+
+
+def test_wrong_heads_are_told_and_the_overrides_are_accepted():
+    model, loss = gpt()
+    wrong = {QUERY: {"role": "query", "heads": 8}, KEY: {"role": "key", "heads": 2}}
+    audit = audit_partition(model, loss, partition_model(model, "adam_mini", wrong), columns=16)
+    found = verdicts(audit)
+    assert found[QUERY].verdict is Verdict.FINER
+    assert found[KEY].verdict is Verdict.TOO_COARSE
+    assert audit.overrides[QUERY] == {"dims": [1], "axis": 0, "lines": "q:4x8"}
+    corrected = partition_model(model, "adam_mini", {**wrong, **audit.overrides})
+    right = partition_model(model, "adam_mini")
+    assert corrected[QUERY] == right[QUERY]
+    assert corrected[KEY] == right[KEY]
+    lines = {line.split()[0]: line for line in audit.table().splitlines() if line.startswith("blocks")}
+    assert lines[QUERY].endswith("finer than needed: 4 heads")
+    assert lines[KEY].endswith("too coarse: 4 heads")
+
+
+def test_heads_of_a_fused_projection_are_told_by_role():
+    model, loss = gpt(fused=True)
+    name = "blocks.0.attn.qkv_proj.weight"
+    layouts = {name: BlockLayout.grouped((96, 32), "q:8x4|k:2x16|v:32x1")}
+    audit = audit_partition(model, loss, layouts, columns=16)
+    assert {f.segment.role: f.verdict for f in audit.findings}.keys() == {"q", "k", "v"}
+    assert audit.overrides[name]["lines"].startswith("q:4x8|k:4x8|v:")
+    assert partition_model(model, "adam_mini", audit.overrides)[name].lines.startswith("q:4x8|k:4x8|v:")
+
+
+def test_a_tensor_is_too_coarse_for_rows_of_their_own():
+    module = nn.Linear(6, 4, bias=False)  # each row a quadratic of its own
+    x = torch.randn(50, 6) @ torch.randn(6, 6)
+    loss = partial(lambda x, m: (m(x) * torch.tensor([1.0, 3.0, 10.0, 30.0])).square().mean(), x)
+    audit = audit_partition(module, loss, {"weight": BlockLayout.whole((4, 6))})
+    assert (audit.findings[0].verdict, audit.findings[0].suggestion.label) == (Verdict.TOO_COARSE, "rows")
+    assert audit.overrides == {"weight": {"dims": [1]}}
+    assert audit_partition(module, loss, {"weight": BlockLayout((4, 6), dims=(1,))}).overrides == {}
+    crossing = audit_partition(module, loss, {"weight": BlockLayout((4, 6), dims=(0,))}).findings[0]
+    assert (crossing.verdict, crossing.suggestion.label) == (Verdict.ELSEWHERE, "rows")
+
+
+def test_what_has_no_curvature_is_said():
+    class KeyBias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    torch.manual_seed(0)
+    module, x = KeyBias(), torch.randn(5, 2, 8)
+    layouts = {name: layout for name, layout in partition_model(module, "adam_mini").items() if "bias" in name}
+    audit = audit_partition(module, lambda m: m(x).sin().mean(), layouts)
+    found = {f.segment.name: f.verdict for f in audit.findings}
+    assert found["attention.in_proj_bias[k]"] is Verdict.FLAT  # softmax does not see it
+    assert found["attention.in_proj_bias[v]"] is not Verdict.FLAT
+
+
+@pytest.mark.parametrize("kind", [TokenModel, ConvModel])
+def test_a_batch_of_a_lightning_module(kind):
+    model = kind()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = next(iter(model.train_dataloader()))
+    audit = audit_partition(model, batch, partition_model(model, "auto"), columns=8, examples=6)
+    assert {f.segment.parameter.name for f in audit.findings} | set(audit.left_out) == dict(model.named_parameters()).keys()
+    assert any("first 6 of the batch's 8 examples" in note for note in audit.notes)
+    assert all(f.columns == min(8, math.prod(f.segment.shape)) for f in audit.findings)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    partition_model(model, "auto", audit.overrides)
+
+
+def test_frozen_weights_are_left_out_and_said():
+    model, loss = gpt()
+    model.lm_head.requires_grad_(False)
+    audit = audit_partition(model, loss, partition_model(model), columns=1)
+    assert audit.left_out == {"lm_head.weight": "frozen"}
+    assert "Left out, frozen: lm_head.weight." in audit.table()
+
+
+def test_an_interrupt_keeps_what_is_done():
+    model, loss = gpt()
+
+    def interrupt(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    audit = audit_partition(model, loss, partition_model(model), columns=16, progress=interrupt)
+    assert any("by an interrupt" in note for note in audit.notes)
+    assert all(f.columns == 8 for f in audit.findings if f.segment.shape[0] > 16)
+    assert any(f.verdict is not Verdict.UNKNOWN for f in audit.findings)
+
+
+def test_time_is_kept():
+    model, loss = gpt()
+    audit = audit_partition(model, loss, partition_model(model), columns=10**6, seconds=0.5)
+    assert any("by the clock" in note for note in audit.notes)
+    assert audit.findings
+
+
+def test_second_moments_are_explained_by_another_half():
+    noise = [torch.rand(40, 30, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    assert explained(noise, BlockLayout((40, 30))) == 0  # elements explain no noise
+    rows = torch.linspace(1, 9, 40)[:, None] ** 2
+    assert explained([rows * n for n in noise], BlockLayout((40, 30), dims=(1,))) > 0.7
+    assert explained([rows.expand(40, 30)] * 2, BlockLayout((40, 30), dims=(0,))) == 0
+
+
+def test_groups_as_text():
+    assert group_text([0, 0, 1, 1, 0], "q") == "g_a:2|g_b:2|g_a:1"
+    layout = BlockLayout.grouped((5, 2), "g_a:2|g_b:2|g_a:1")
+    assert layout.num_blocks == 2
+
+
+MISTAKES = {
+    "shape": (lambda m: {"weight": BlockLayout((2, 2))}, {}, r"is for shape \(2, 2\), but the parameter has \(3, 2\)"),
+    "name": (lambda m: {"weigth": BlockLayout((3, 2))}, {}, "layout of 'weigth', which is no parameter"),
+    "nothing": (lambda m: {}, {}, "nothing to audit"),
+    "seconds": (lambda m: {"weight": BlockLayout((3, 2))}, {"seconds": 0}, "some seconds, columns and examples"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(case):
+    module = nn.Linear(2, 3, bias=False)
+    layouts, options, message = MISTAKES[case]
+    with pytest.raises(ValueError, match=message):
+        audit_partition(module, lambda m: m.weight.square().sum(), layouts(module), **options)
+
+
+def test_a_module_without_a_loss():
+    module = nn.Linear(2, 3, bias=False)
+    with pytest.raises(ValueError, match="Linear gives no loss of a batch.*lambda module"):
+        audit_partition(module, torch.randn(4, 2), {"weight": BlockLayout((3, 2))})
