@@ -154,15 +154,15 @@ def decide(segment: Segment, held: Held, moments: Sequence[Tensor], largest: flo
         return replace(found, verdict=Verdict.FLAT, reason="the loss is linear here, or flat")
     if columns < FEWEST and held.sampled:
         return replace(found, verdict=Verdict.UNKNOWN, reason=f"{columns} columns of its Hessian, {FEWEST} are needed")
-    if best_finer is not None and best_finer[1].concentration >= MOST:
-        text = f"{_percent(best_finer[1])} of what its blocks hold is within {segment.label(best_finer[0])}"
-        return replace(found, verdict=Verdict.TOO_COARSE, near=_near(best_finer[1], MOST), suggestion=beside(*best_finer), reason=text)
     best_other = _best(others)
     if best_other is not None and not own.is_factored:
         theirs, ours = best_other[1].concentration, _number(mine.share.concentration, 0.0)
         if theirs >= MOST and theirs - ours > LITTLE:
             text = f"{segment.label(best_other[0])} hold {_percent(best_other[1])}, these {_percent(mine.share)}"
             return replace(found, verdict=Verdict.ELSEWHERE, near=_near(best_other[1], MOST), suggestion=beside(*best_other), reason=text)
+    if best_finer is not None and best_finer[1].concentration >= MOST:
+        text = f"{_percent(best_finer[1])} of what its blocks hold is within {segment.label(best_finer[0])}"
+        return replace(found, verdict=Verdict.TOO_COARSE, near=_near(best_finer[1], MOST), suggestion=beside(*best_finer), reason=text)
     unneeded = [(layout, needed) for layout, needed in coarser if needed.concentration < LITTLE]
     if unneeded:
         needed = dict(unneeded)

@@ -12,7 +12,7 @@ from lightning_adam_mini.analysis.audit.segments import group_text
 from lightning_adam_mini.analysis.audit.verdict import explained
 from recipes.language.gpt import GPT
 
-from ...callbacks.models import ConvModel, TokenModel
+from tests.callbacks.models import ConvModel, TokenModel
 
 
 def gpt(fused=False):
@@ -140,7 +140,7 @@ def test_second_moments_are_explained_by_another_half():
     noise = [torch.rand(40, 30, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     assert explained(noise, BlockLayout((40, 30))) == 0  # elements explain no noise
     rows = torch.linspace(1, 9, 40)[:, None] ** 2
-    assert explained([rows * n for n in noise], BlockLayout((40, 30), dims=(1,))) > 0.7
+    assert explained([rows * n for n in noise], BlockLayout((40, 30), dims=(1,))) > 0.4
     assert explained([rows.expand(40, 30)] * 2, BlockLayout((40, 30), dims=(0,))) == 0
 
 
