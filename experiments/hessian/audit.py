@@ -39,6 +39,7 @@ def recipe(config: str) -> tuple[pl.LightningModule, Any]:
     """
     quiet = ["--trainer.logger=false", "--trainer.callbacks=null", "--trainer.enable_checkpointing=false"]
     cli = RecipeCLI(["--config", config, *quiet], run=False)
+    cli.model.trainer = cli.trainer  # which some modules ask about the run
     data = cli.datamodule
     data.prepare_data()
     data.setup("fit")
@@ -62,7 +63,7 @@ def make(out: Path, seed: int = 0, quick: bool = False, model: Sequence[str] | N
         report = inspect_model(module)
         cases: list[tuple[str, dict[str, Any]]] = [("adam_mini", {}), ("auto", {})]
         if name == "gpt":
-            cases.append(("adam_mini, wrong heads", WRONG))
+            cases.insert(0, ("adam_mini, wrong heads", WRONG))
         for label, overrides in cases:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -22,13 +22,21 @@ def batch_loss(module: nn.Module, batch: Any) -> Tensor:
         batch: The batch.
 
     Raises:
-        ValueError: If the module gives no loss; says what to write.
+        ValueError: If the module gives no loss, or needs a Trainer; says what to write.
     """
     step = getattr(module, "training_step", None)
     if step is not None:
         args = (batch, 0) if len(signature(step).parameters) > 1 else (batch,)
-        with nothing_logged(module):
-            found = step(*args)
+        try:
+            with nothing_logged(module):
+                found = step(*args)
+        except RuntimeError as error:
+            if "not attached to a" not in str(error):
+                raise
+            raise ValueError(
+                f"The training_step of {type(module).__name__} asks its Trainer, and it has none. Audit it in a fit: put"
+                " PartitionAudit(stop=True) into the Trainer's callbacks, or set module.trainer."
+            ) from error
     elif isinstance(batch, Mapping):
         found = module(**batch)
     else:

@@ -11,7 +11,6 @@ from lightning_adam_mini.analysis.audit import Verdict, audit_partition
 from lightning_adam_mini.analysis.audit.segments import group_text
 from lightning_adam_mini.analysis.audit.verdict import explained
 from recipes.language.gpt import GPT
-
 from tests.callbacks.models import ConvModel, TokenModel
 
 
@@ -170,3 +169,13 @@ def test_a_module_without_a_loss():
     module = nn.Linear(2, 3, bias=False)
     with pytest.raises(ValueError, match="Linear gives no loss of a batch.*lambda module"):
         audit_partition(module, torch.randn(4, 2), {"weight": BlockLayout((3, 2))})
+
+
+def test_a_training_step_that_needs_a_trainer():
+    class Asks(TokenModel):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * self.trainer.world_size
+
+    model = Asks()
+    with pytest.raises(ValueError, match="asks its Trainer.*PartitionAudit"):
+        audit_partition(model, next(iter(model.train_dataloader())), partition_model(model))
