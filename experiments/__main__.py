@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "hessian": "the Adam-mini paper's figures of the Hessian, and audits of the recipes' models by it",
     "callback": "what AdamMiniCallback and its monitoring cost a training step",
     "snr": "what SNRMonitor costs a run",
+    "hessian": "the Adam-mini paper's figures of the Hessian: hessian fig3|fig4|fig8|fig9|fig14, and audits of the recipes' models",
     "strategies": "whether every strategy of Lightning gives one result and one checkpoint, and what it holds and sends",
     "gpu": "timings and memory on one GPU, whether the kernels are right and whether what depends on one works, in a few minutes",
 }

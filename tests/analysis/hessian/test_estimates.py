@@ -43,7 +43,7 @@ def test_lanczos_is_within_its_error(problem):
         distances = (found.values[:, None] - exact).abs().amin(1)
         assert bool((distances <= found.errors + 1e-12).all())
         assert found.weights.sum() == pytest.approx(1)
-    torch.testing.assert_close(found.values[[0, -1]], exact[[0, -1]], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found.values[[0, -1]], exact[[0, -1]], rtol=1e-4, atol=1e-9)
 
 
 def test_lanczos_stops_where_there_is_no_more():
