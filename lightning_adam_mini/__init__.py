@@ -10,6 +10,7 @@ from lightning_adam_mini.detection import inspect_model as inspect_model
 from lightning_adam_mini.layout import BlockLayout as BlockLayout
 from lightning_adam_mini.matrix_layout import MatrixLayout as MatrixLayout
 from lightning_adam_mini.optim import AdamMini as AdamMini
+from lightning_adam_mini.optim import bind_zero_ as bind_zero_
 from lightning_adam_mini.optim import convert_optimizer_ as convert_optimizer_
 from lightning_adam_mini.optim import find_flat_shards as find_flat_shards
 from lightning_adam_mini.optim import to_adamw_state_dict as to_adamw_state_dict

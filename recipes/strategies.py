@@ -1,10 +1,13 @@
 """What the recipes need to run under Lightning's sharding strategies, on GPUs and on CPUs."""
 
+import logging
+import os
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
@@ -81,3 +84,32 @@ class CPUFSDPStrategy(FSDPStrategy):
         if self.global_rank == 0:
             state_dict = FullyShardedDataParallel.rekey_optim_state_dict(state_dict, OptimStateKeyType.PARAM_ID, self.model)
         return state_dict
+
+
+class CPUDeepSpeedStrategy(DeepSpeedStrategy):
+    """DeepSpeedStrategy on CPUs, with gloo: for tests, and to try a configuration out before it goes to GPUs.
+
+    DeepSpeed takes CPUs if ``DS_ACCELERATOR=cpu`` is in the environment when it is first imported, which this strategy sees to.
+
+    Args:
+        kwargs: Those of Lightning's ``DeepSpeedStrategy``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        super().__init__(**{"process_group_backend": "gloo", "logging_batch_size_per_gpu": 1, "logging_level": logging.ERROR, **kwargs})
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        return torch.device("cpu", self.local_rank)  # DeepSpeed wants an index
+
+    @override
+    def setup_environment(self) -> None:
+        DDPStrategy.setup_environment(self)  # without Lightning's check for a GPU
+
+    @override
+    def setup_distributed(self) -> None:
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()

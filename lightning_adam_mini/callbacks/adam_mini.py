@@ -13,6 +13,7 @@ from torch.optim import Adam, AdamW
 from typing_extensions import override
 
 from lightning_adam_mini.callbacks.configured import Intercepted
+from lightning_adam_mini.callbacks.deepspeed import adam_minis, allow_offload, bind
 from lightning_adam_mini.callbacks.distribution import inform, misconfiguration, warn_on_rank_zero
 from lightning_adam_mini.callbacks.monitoring import Monitoring, what_to_monitor
 from lightning_adam_mini.callbacks.run import Run
@@ -164,6 +165,7 @@ class AdamMiniCallback(Callback):
                 " overrides={...} if parts of the model need different blocks."
             )
         check_strategy(trainer.strategy, bool(self.probe))
+        allow_offload(trainer)
         self._run = run = self._run.next()
         # Converting what the module returns, before Lightning or anything else sees it, works under every strategy.
         run.undo.append(Intercepted(pl_module, lambda configured: run.convert(pl_module, configured)).undo)
@@ -182,7 +184,8 @@ class AdamMiniCallback(Callback):
                     f"AdamMiniCallback did not see the {type(optimizer).__name__} that Lightning trains with, so it is not converted: it"
                     " does not come from the module's configure_optimizers. Return it from there."
                 )
-        run.optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]
+        bind(trainer)
+        run.optimizers = adam_minis(trainer.optimizers)
         run.undo += [functools.partial(o.share_work, None) for o in run.optimizers if share_work(trainer.strategy, o)]
         if run.logger is not None:
             run.logger.begin(trainer)
@@ -190,7 +193,7 @@ class AdamMiniCallback(Callback):
     @override
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
-        run.optimizers = [o for o in trainer.optimizers if isinstance(o, AdamMini)]  # may be configured anew in the middle
+        run.optimizers = adam_minis(trainer.optimizers)  # may be configured anew in the middle
         if run.probe_first_batch:
             run.probe(trainer, pl_module, batch, batch_idx)
         if run.one_run is not None and run.report is not None:
@@ -234,6 +237,7 @@ class AdamMiniCallback(Callback):
                 )
         if run.logger is not None and trainer._logger_connector.should_update_logs:
             run.last_logged_step = step
+            run.optimizers = adam_minis(trainer.optimizers)  # with the rates that schedulers have set
             run.logger.log(trainer, run.optimizers)
 
     @override

@@ -23,12 +23,13 @@ from lightning_adam_mini.callbacks.configured import (
     what_differs,
     what_was_forced,
 )
+from lightning_adam_mini.callbacks.deepspeed import check_layouts
 from lightning_adam_mini.callbacks.distribution import inform, misconfiguration, warn_on_rank_zero
 from lightning_adam_mini.callbacks.measure import head_layouts, parameter_names
 from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.one_run import OneRun
 from lightning_adam_mini.callbacks.probe import SECONDS, check_training_step, is_uncertain, probe_training_step, shown, why_not_again
-from lightning_adam_mini.callbacks.strategies import as_unsharded, check_measurable, load_whole_checkpoints, sharded_by_fsdp1
+from lightning_adam_mini.callbacks.strategies import as_unsharded, check_measurable, flat_shards_of, load_whole_checkpoints
 from lightning_adam_mini.detection import ModelReport, ParameterReport, inspect_model
 from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_call
 from lightning_adam_mini.layout import BlockLayout
@@ -114,12 +115,13 @@ class Run:
                 )
         if self.asked.stochastic_rounding:
             check_rounding(new)
-        flat_shards = sharded_by_fsdp1(module.trainer, module)
+        flat_shards = flat_shards_of(module.trainer, module)
         with as_unsharded(module, flat_shards):
             self.report = self._inspect(module)
         if new:
             self._begin_one_run(module.trainer.strategy, again=bool(known))
             layouts = self.partition(self.report)
+            check_layouts(module.trainer.strategy, layouts, self.asked.stochastic_rounding)
             kinds = ", ".join(dict.fromkeys(type(o).__name__ for o in new if not isinstance(o, AdamMini)))
             different = what_differs(new, layouts)
             forced = [what_was_forced(o) for o in new if type(o) not in (Adam, AdamW) and not isinstance(o, AdamMini)]

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_adam_mini.callbacks.deepspeed import check_deepspeed
 from lightning_adam_mini.callbacks.distribution import is_lightnings, misconfiguration
 from lightning_adam_mini.optim.adam_mini import AdamMini
 from lightning_adam_mini.optim.shards.flat import FlatShard, find_flat_shards
+from lightning_adam_mini.optim.shards.zero import shards_of_zero_init
 
 
 def check_strategy(strategy: Any, probe: bool) -> None:
@@ -33,18 +35,7 @@ def check_strategy(strategy: Any, probe: bool) -> None:
             "AdamMiniCallback cannot tell parameters apart under FSDPStrategy(use_orig_params=False) because FSDP puts many into a flat one"
             " then. Set use_orig_params=True, which is Lightning's default."
         )
-    if is_lightnings(strategy, "DeepSpeedStrategy"):
-        config: Mapping[str, Any] = strategy.config if isinstance(strategy.config, dict) else {}
-        stage = (config.get("zero_optimization") or {}).get("stage", 0)
-        precision = str(getattr(strategy.precision_plugin, "precision", "32-true"))
-        half = any((config.get(kind) or {}).get("enabled") for kind in ("fp16", "bf16")) or not precision.startswith("32")
-        if stage or half:
-            what = f"ZeRO stage {stage}" if stage else "its 16-bit optimizer"
-            raise misconfiguration(
-                f"AdamMiniCallback cannot keep blocks under DeepSpeedStrategy because {what} puts the parameters of a group into one flat"
-                " tensor before the optimizer sees them. Use ModelParallelStrategy (FSDP2) or FSDPStrategy, which shard as much; or"
-                " DeepSpeedStrategy(stage=0) in 32 bits."
-            )
+    check_deepspeed(strategy, probe)
     if probe and is_lightnings(strategy, "FSDPStrategy", "ModelParallelStrategy"):
         raise misconfiguration(
             f"AdamMiniCallback(probe=True) cannot run the module once more under {type(strategy).__name__} because its layers are sharded."
@@ -89,10 +80,10 @@ def share_work(strategy: Any, optimizer: AdamMini) -> bool:
     return True
 
 
-def sharded_by_fsdp1(trainer: pl.Trainer, module: pl.LightningModule) -> dict[Tensor, FlatShard]:
-    """Which range of each parameter this rank holds, where FSDP1 has sharded the model, under whatever strategy; else nothing."""
+def flat_shards_of(trainer: pl.Trainer, module: pl.LightningModule) -> dict[Tensor, FlatShard]:
+    """Which range of each parameter this rank holds, where FSDP1 or ``deepspeed.zero.Init`` has sharded the model; else nothing."""
     model = trainer.strategy.model
-    return find_flat_shards(module if model is None else model)
+    return find_flat_shards(module if model is None else model) or shards_of_zero_init(module)
 
 
 @contextmanager
@@ -100,8 +91,8 @@ def as_unsharded(module: nn.Module, flat: Mapping[Tensor, FlatShard]) -> Iterato
     """Within it the module has the classes that it was written with and, on the meta device, whole parameters.
 
     Args:
-        module: A module that FSDP1 or FSDP2 has sharded; others stay as they are.
-        flat: What :func:`sharded_by_fsdp1` gave.
+        module: A module that FSDP1, FSDP2 or ``deepspeed.zero.Init`` has sharded; others stay as they are.
+        flat: What :func:`flat_shards_of` gave.
     """
     whole = {p: nn.Parameter(torch.empty(shard.shape, device="meta"), p.requires_grad) for p, shard in flat.items()}
     undo: list[tuple[nn.Module, type, dict[str, Any]]] = []

@@ -27,6 +27,7 @@ from lightning_adam_mini.optim.rows import check_rows, move_rows
 from lightning_adam_mini.optim.shards.dtensor import local
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.shards.sharded import Shards
+from lightning_adam_mini.optim.shards.zero import is_flattened_by_zero
 from lightning_adam_mini.optim.state import (
     SECOND,
     STEP,
@@ -226,9 +227,14 @@ class AdamMini(Optimizer):
             explicit: The layouts of the last group.
 
         Raises:
-            ValueError: If a parameter has no blocks that fit. Nothing has changed then.
+            ValueError: If a parameter has no blocks that fit, or ZeRO has put them into flat tensors. Nothing has changed then.
         """
         if not self._blocks.is_current(self.param_groups):
+            if any(map(is_flattened_by_zero, self._blocks.by_parameter)):
+                raise ValueError(
+                    "AdamMini's groups hold flat tensors in the place of parameters, where DeepSpeed's ZeRO has put them. Call"
+                    " lightning_adam_mini.bind_zero_(engine) right after deepspeed.initialize, before a step or a checkpoint."
+                )
             self._settle(self._blocks.find(self.param_groups, self.state, self._shards.shape_of, explicit))
 
     def _settle(self, layouts: list[list[BlockLayout]]) -> None:

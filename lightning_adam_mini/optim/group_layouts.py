@@ -131,6 +131,11 @@ class GroupLayouts:
 
     # ---- blocks -------------------------------------------------------------------------------------------------------
 
+    @property
+    def by_parameter(self) -> dict[Tensor, BlockLayout]:
+        """The blocks of what the groups held when they were settled."""
+        return {p: layout for pair in zip(self._params, self.layouts, strict=True) for p, layout in zip(*pair, strict=True)}
+
     def is_current(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the groups hold the very parameters that they held when their blocks were settled, in the same order."""
         return len(groups) == len(self._params) and all(
@@ -175,7 +180,7 @@ class GroupLayouts:
         Raises:
             ValueError: If a parameter has no blocks that fit, or cannot have any. Nothing has changed then.
         """
-        found = {p: layout for pair in zip(self._params, self.layouts, strict=True) for p, layout in zip(*pair, strict=True)}
+        found = self.by_parameter
         self._take_over_names(groups)
         names = self.names(groups)
         for group in groups:

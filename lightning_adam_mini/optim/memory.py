@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_adam_mini.optim.shards.dtensor import local
+from lightning_adam_mini.optim.zero import FlatAdamMini
 
 
 def plain_tensors(value: object, seen: set[int] | None = None) -> Iterator[Tensor]:
@@ -64,7 +66,8 @@ def bytes_held(values: Iterable[object]) -> int:
 def state_bytes(optimizer: Optimizer) -> int:
     """Bytes that the state of an optimizer really holds, over all devices: the storages behind its tensors, each counted once.
 
-    What hides inside tensor subclasses counts too: the codes and scales of quantized states, this rank's part of a sharded one.
+    What hides inside tensor subclasses counts too: the codes and scales of quantized states, this rank's part of a sharded one. Of an
+    optimizer of ZeRO's, the state of the AdamMini that it wraps.
 
     Example:
         >>> import torch
@@ -75,7 +78,7 @@ def state_bytes(optimizer: Optimizer) -> int:
         >>> state_bytes(optimizer)
         84
     """
-    return bytes_held(state for state in optimizer.state.values() if isinstance(state, dict))  # users keep other things there too
+    return bytes_held(state for _, state in _states(optimizer))
 
 
 def adamw_bytes(optimizer: Optimizer) -> int:
@@ -90,4 +93,13 @@ def adamw_bytes(optimizer: Optimizer) -> int:
         >>> adamw_bytes(optimizer)
         84
     """
-    return sum(2 * local(p).numel() * p.element_size() + 4 for p, state in optimizer.state.items() if isinstance(p, Tensor) and state)
+    return sum(2 * local(p).numel() * p.element_size() + 4 for p, state in _states(optimizer) if isinstance(p, Tensor) and state)
+
+
+def _states(optimizer: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What the state of an optimizer is of, with the state."""
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, FlatAdamMini):
+        optimizer = inner
+    for one in optimizer.pieces() if isinstance(optimizer, FlatAdamMini) else (optimizer,):
+        yield from ((p, state) for p, state in one.state.items() if isinstance(state, dict))  # users keep other things there too

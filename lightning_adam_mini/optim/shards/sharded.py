@@ -89,7 +89,7 @@ class Shards:
         for name, p, layout in parameters:
             if layout.is_orthogonal and (p in self.flat or is_flattened(p)):
                 raise ValueError(
-                    f"Parameter {name!r} of shape {tuple(layout.shape)} is flattened by FSDP1, and updates of what is flat are not"
+                    f"Parameter {name!r} of shape {tuple(layout.shape)} is flattened by FSDP1 or ZeRO, and updates of what is flat are not"
                     f" orthogonalised. Use FSDP2 (fully_shard, ModelParallelStrategy) or DDP; or override it (overrides={{{name!r}:"
                     " 'factored'}), or choose the partition 'auto'."
                 )
