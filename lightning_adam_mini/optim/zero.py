@@ -18,6 +18,7 @@ from lightning_adam_mini.optim.state import FIRST, SECOND, STEP
 
 BLOCKS = "blocks"
 """Where in a state dict the blocks stand that its flat second moments were written with: for each flat tensor the group of its parameters."""
+_OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize", "foreach", "fused", "capturable")
 
 
 class Piece:
@@ -38,7 +39,7 @@ class Piece:
         names = [optimizer._blocks.name_of(fragment.param) for fragment in flat.fragments]
         self.optimizer = AdamMini(
             list(zip(names, views, strict=True)),
-            **{name: group[name] for name in optimizer.defaults},
+            **{name: group[name] for name in _OPTIONS},
             momentum_dtype=optimizer._momentum_dtype,
             layouts={name: layouts[fragment.param] for name, fragment in zip(names, flat.fragments, strict=True)},
             convert_state=optimizer._convert_state,
@@ -52,7 +53,7 @@ class Piece:
 
     def follow(self) -> AdamMini:
         """The optimizer, with the options of the group as they are now."""
-        self.optimizer.param_groups[0].update({name: self.group[name] for name in self.optimizer.defaults})
+        self.optimizer.param_groups[0].update({name: self.group[name] for name in _OPTIONS})
         return self.optimizer
 
     def step(self) -> None:
