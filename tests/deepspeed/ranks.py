@@ -266,7 +266,7 @@ def net_layouts():
 def engine_for(stage, optimizer=None, model=None, bind=True, config=None, **zero_options):
     model = Net() if model is None else model
     options = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **zero_options}, **(config or {})}
-    options = {"train_micro_batch_size_per_gpu": 8 // dist.get_world_size(), "zero_allow_untested_optimizer": True, **options}
+    options = {"train_micro_batch_size_per_gpu": 8 // dist.get_world_size(), "zero_allow_untested_optimizer": True, "gradient_clipping": 0.0, **options}
     options.setdefault("zero_force_ds_cpu_optimizer", False)
     optimizer = optimizer(model) if optimizer else AdamMini(groups_of(model), layouts=net_layouts(), **OPTIONS)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=options, dist_init_required=False)
