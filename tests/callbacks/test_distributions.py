@@ -280,8 +280,8 @@ def test_what_flattens_is_refused(pl):
     with pytest.raises(error, match="use_orig_params=False"):
         check_strategy(strategies.FSDPStrategy(use_orig_params=False), probe=False)
     strategy = object.__new__(strategies.DeepSpeedStrategy)  # needs no DeepSpeed
-    strategy.config, strategy._precision_plugin = {"zero_optimization": {"stage": 2}}, None
-    with pytest.raises(error, match="ZeRO stage 2"):
+    strategy.config, strategy._precision_plugin = {"zero_optimization": {"elastic_checkpoint": True}}, None
+    with pytest.raises(error, match="DeepSpeedStrategy .* elastic checkpoints"):
         check_strategy(strategy, probe=False)
     with pytest.raises(error, match="DeepSpeedStrategy"):
         check_measurable(strategy, "SNRMonitor")

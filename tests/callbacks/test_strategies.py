@@ -67,16 +67,3 @@ def test_probing_is_refused_where_layers_are_sharded(strategy):
 def test_flat_parameters_are_refused():
     with pytest.raises(MisconfigurationException, match=r"FSDPStrategy\(use_orig_params=False\) .* Set use_orig_params=True"):
         check_strategy(FSDPStrategy(use_orig_params=False), probe=False)
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_keeps_blocks_without_zero_alone(stage):
-    pytest.importorskip("deepspeed")
-    from lightning.pytorch.strategies import DeepSpeedStrategy
-
-    strategy = DeepSpeedStrategy(stage=stage)
-    if stage == 0:
-        check_strategy(strategy, probe=False)
-        return
-    with pytest.raises(MisconfigurationException, match=f"because ZeRO stage {stage} puts .* Use ModelParallelStrategy"):
-        check_strategy(strategy, probe=False)

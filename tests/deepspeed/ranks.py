@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import traceback
 import warnings
+from argparse import Namespace
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,7 +18,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -25,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.strategies.model import BLOCKS, Network
 from lightning_adam_mini import AdamMini, AdamMiniCallback, AdamMiniWarning, bind_zero_, convert_optimizer_, partition_model
 from lightning_adam_mini.optim import adamw_bytes, state_bytes
+from lightning_adam_mini.optim.shards.zero import shards_of_zero_init
 from recipes.strategies import CPUDeepSpeedStrategy
 
 STAGES = (1, 2, 3)
@@ -99,13 +104,13 @@ class Scheduled(Network):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def fit(strategy, model=None, ckpt_path=None, callback=None, **options):
+def fit(strategy, model=None, ckpt_path=None, callback=None, others=(), **options):
     model = model or Scheduled()
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=dist.get_world_size(),
         strategy=strategy,
-        callbacks=[callback or AdamMiniCallback(overrides=BLOCKS)],
+        callbacks=[callback or AdamMiniCallback(overrides=BLOCKS), *others],
         **{"max_epochs": 1, "logger": False, "enable_checkpointing": False, **options},
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -313,8 +318,6 @@ def check_variants(stage, folder):
 
         def converted(model):
             groups = [{**group, "params": [p for _, p in group["params"]]} for group in groups_of(model)]
-            from lightning_adam_mini.optim.shards.zero import shards_of_zero_init
-
             named = model.named_parameters()
             return convert_optimizer_(torch.optim.AdamW(groups, **OPTIONS), net_layouts(), named, flat_shards=shards_of_zero_init(model))
 
@@ -408,6 +411,57 @@ def check_errors(stage, folder):
         engine = engine_for(stage, bind=False)
         engine._config._param_dict = {"zero_optimization": {"stage": stage, **option}}
         bind_zero_(engine)
+
+
+def one_group(model):
+    return AdamMini(model.named_parameters(), layouts=net_layouts(), **OPTIONS)
+
+
+def save_universal(stage, folder):
+    """A universal checkpoint after some steps, and the weights after some more."""
+    start()
+    # Of stage 3, DeepSpeed gives the options of the first group to all when it loads one.
+    engine = engine_for(stage, one_group if stage == 3 else None)
+    train(engine)
+    engine.save_checkpoint(str(folder / "own"), tag="checkpoint")
+    if dist.get_rank() == 0:
+        names = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+        ds_to_universal.main(Namespace(input_folder=str(folder / "own" / "checkpoint"), output_folder=str(folder / "universal"), **names))
+    dist.barrier()
+    weights = train(engine, STEPS, 2 * STEPS)
+    if dist.get_rank() == 0:
+        torch.save(weights, folder / "straight.pt")
+    dist.barrier()
+
+
+def load_universal(stage, folder):
+    """How far from these weights it ends on other ranks."""
+    start()
+    plain = difference(train(engine_for(stage)), on_one())
+    engine = engine_for(stage, one_group if stage == 3 else None, config={"checkpoint": {"load_universal": True}})
+    engine.load_checkpoint(str(folder), tag="universal")
+    found = difference(train(engine, STEPS, 2 * STEPS), torch.load(folder / "straight.pt"))
+    return found, plain
+
+
+def killed(stage, folder):
+    """A rank kills itself in the middle of the second epoch."""
+    start()
+    keep = ModelCheckpoint(folder, "last", enable_version_counter=False, every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True)
+
+    class Killed(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 13 and trainer.global_rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    fit(zero(stage), others=[keep, Killed()], max_epochs=2, enable_checkpointing=True)
+
+
+def resumed(stage, folder):
+    """The weights after the run that was killed goes on, and those of one that was not."""
+    start()
+    weights = whole(fit(zero(stage), max_epochs=2, ckpt_path=str(folder / "last.ckpt")).lightning_module)
+    return weights, whole(fit(zero(stage), max_epochs=2).lightning_module)
 
 
 CHECKS = (
