@@ -43,8 +43,8 @@ def check_deepspeed(strategy: Any, probe: bool) -> None:
         problem = "its optimizers of 16 bits without ZeRO were not tried. Use DeepSpeedStrategy(stage=1), which trains in 16 bits too."
     if problem is None and stage and probe:
         problem = (
-            "probe=True cannot run the module once more where ZeRO shards it. Run inspect_model(model, example_input=...) once on one device,"
-            " and give what it found as overrides={...}."
+            "probe=True cannot run the module once more where ZeRO shards it. Run inspect_model(model, example_input=...) once on one"
+            " device, and give what it found as overrides={...}."
         )
     if problem is not None:
         raise misconfiguration(f"AdamMiniCallback cannot follow DeepSpeedStrategy here, because {problem}")
@@ -66,13 +66,13 @@ def check_layouts(strategy: Any, layouts: Mapping[str, BlockLayout], stochastic_
     matrices = [name for name, layout in layouts.items() if layout.is_orthogonal]
     if matrices:
         raise misconfiguration(
-            f"AdamMiniCallback cannot orthogonalise the updates of {len(matrices)} parameters, {matrices[0]!r} among them, because ZeRO cuts"
-            " matrices anywhere. Use FSDP2 (ModelParallelStrategy) or DDP, or choose the partition 'auto'."
+            f"AdamMiniCallback cannot orthogonalise the updates of {len(matrices)} parameters, {matrices[0]!r} among them, because ZeRO"
+            " cuts matrices anywhere. Use FSDP2 (ModelParallelStrategy) or DDP, or choose the partition 'auto'."
         )
     if stochastic_rounding:
         raise misconfiguration(
-            "AdamMiniCallback(stochastic_rounding=True) has nothing to round, because ZeRO steps float32 weights also if the model trains in"
-            " bfloat16. Leave it out."
+            "AdamMiniCallback(stochastic_rounding=True) has nothing to round, because ZeRO steps float32 weights also if the model trains"
+            " in bfloat16. Leave it out."
         )
 
 

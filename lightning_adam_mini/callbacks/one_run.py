@@ -13,7 +13,7 @@ from lightning_adam_mini.analysis.snr_history import SNRHistory
 from lightning_adam_mini.callbacks.distribution import inform
 from lightning_adam_mini.callbacks.loggers import log_numbers, loggers_of
 from lightning_adam_mini.callbacks.measure import measure, rules_of_run
-from lightning_adam_mini.callbacks.strategies import sharded_by_fsdp1
+from lightning_adam_mini.callbacks.strategies import flat_shards_of
 from lightning_adam_mini.detection import ModelReport
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini, state_bytes
@@ -92,7 +92,7 @@ class OneRun:
         due = step // auto.measures_every > last // auto.measures_every or step >= auto.steps
         if self.rules is not None or step == last or not due:
             return
-        measure(self.history, step, module, optimizers, report, sharded_by_fsdp1(trainer, module))
+        measure(self.history, step, module, optimizers, report, flat_shards_of(trainer, module))
         if step < auto.steps:
             return
         rules = rules_of_run(self.history, module, optimizers, report, auto.cutoff, auto.by, auto.lr_scale, auto.factored)

@@ -18,7 +18,7 @@ from lightning_adam_mini.callbacks.distribution import inform, misconfiguration,
 from lightning_adam_mini.callbacks.loggers import log_numbers
 from lightning_adam_mini.callbacks.measure import averaged_matrix, check_has_second_moments, is_sharded, measure, rules_of_run
 from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
-from lightning_adam_mini.callbacks.strategies import as_unsharded, check_measurable, sharded_by_fsdp1
+from lightning_adam_mini.callbacks.strategies import as_unsharded, check_measurable, flat_shards_of
 from lightning_adam_mini.callbacks.summary import safe_tag
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.optim.shards.flat import FlatShard
@@ -116,7 +116,7 @@ class SNRMonitor(Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._flat = sharded_by_fsdp1(trainer, pl_module)
+        self._flat = flat_shards_of(trainer, pl_module)
         with as_unsharded(pl_module, self._flat):
             self.report, self.rules = inspect_model(pl_module), None
         check_has_second_moments(trainer.optimizers)

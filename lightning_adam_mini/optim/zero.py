@@ -17,7 +17,7 @@ from lightning_adam_mini.optim.shards.zero import Flat, check_flats, find_flats,
 from lightning_adam_mini.optim.state import FIRST, SECOND, STEP
 
 BLOCKS = "blocks"
-"""Where in a state dict the blocks stand that its flat second moments were written with: for each flat tensor the group of its parameters."""
+"""Where in a state dict the blocks stand that its second moments were written with: for each flat tensor, the group of its parameters."""
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize", "foreach", "fused", "capturable")
 
 
@@ -102,8 +102,8 @@ class Piece:
             group = {name: value for name, value in own.items() if name not in ("layouts", MEANS)}
         elif group.get("param_names") != own.get("param_names"):
             raise ValueError(
-                "The loaded state was written by ZeRO with other parameters in a flat tensor than are there now. Load it into the same model,"
-                " with the same groups of parameters."
+                "The loaded state was written by ZeRO with other parameters in a flat tensor than are there now. Load it into the same"
+                " model, with the same groups of parameters."
             )
         states: dict[int, dict[str, Any]] = {}
         moments = {name: self._views(value) if isinstance(value, Tensor) and value.ndim else value for name, value in state.items()}
@@ -273,10 +273,11 @@ def bind_zero_(engine: Any) -> AdamMini:
     zero = engine.optimizer
     optimizer = getattr(zero, "optimizer", None)
     if not isinstance(optimizer, AdamMini):
-        what = f"{type(zero).__name__} steps {type(optimizer).__name__}" if optimizer is not None else f"it steps {type(zero).__name__} itself"
+        own = f"it steps {type(zero).__name__} itself"
+        what = own if optimizer is None else f"{type(zero).__name__} steps {type(optimizer).__name__}"
         raise ValueError(
-            f"bind_zero_ wants an engine whose ZeRO steps an AdamMini, but {what}. Pass an AdamMini to deepspeed.initialize, or an optimizer"
-            " that convert_optimizer_ has turned into one, and set zero_optimization.stage to 1, 2 or 3; without ZeRO there is nothing to bind."
+            f"bind_zero_ wants an engine whose ZeRO steps an AdamMini, but {what}. Pass an AdamMini to deepspeed.initialize, or an"
+            " optimizer that convert_optimizer_ has turned into one, and set zero_optimization.stage to 1, 2 or 3; without ZeRO nothing needs it."
         )
     if isinstance(optimizer, FlatAdamMini):
         raise ValueError("bind_zero_ was called twice for this optimizer. Call it once, right after deepspeed.initialize.")

@@ -17,22 +17,17 @@ except ImportError:
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from benchmarks.strategies.launch import run_ranks
 from lightning_adam_mini.callbacks.strategies import check_strategy
 from tests.deepspeed import ranks
+from tests.launch import run_ranks, what_went_wrong
 
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory):
     """What went wrong on any rank, by stage and check."""
-    found = []
-    for stage in ranks.STAGES:
-        folder = tmp_path_factory.mktemp("ranks")
-        for rank, outcome in enumerate(run_ranks(ranks.run_checks, 2, folder, stage, folder)):
-            if isinstance(outcome, Exception):
-                raise outcome
-            found += [(stage, check, f"rank {rank}:\n{text}") for check, text in outcome.items()]
-    return found
+    folder = tmp_path_factory.mktemp("ranks")
+    outcomes = {stage: run_ranks(ranks.run_checks, 2, folder, stage, folder) for stage in ranks.STAGES}
+    return [(stage, check, text) for stage, found in outcomes.items() for check, text in what_went_wrong(found)]
 
 
 @pytest.mark.timeout(900)

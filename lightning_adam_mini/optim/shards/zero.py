@@ -68,7 +68,9 @@ def why_not(config: Mapping[str, Any]) -> str | None:
 
     zero = part(config, "zero_optimization")
     optimizer, parameters = part(zero, "offload_optimizer"), part(zero, "offload_param")
-    masters = [f"{kind}_master_weights_and_grads" for kind in ("fp16", "bf16") if part(config, kind).get(f"{kind}_master_weights_and_grads")]
+    masters = [
+        f"{kind}_master_weights_and_grads" for kind in ("fp16", "bf16") if part(config, kind).get(f"{kind}_master_weights_and_grads")
+    ]
     problems = {
         "its configuration has an 'optimizer', which it makes itself. Leave that out, and return torch's AdamW from"
         " configure_optimizers or pass it to deepspeed.initialize": "optimizer" in config,
@@ -124,8 +126,8 @@ def find_flats(zero: Any, device: torch.device) -> list[Flat]:
     find = next((find for name, find in kinds.items() if hasattr(zero, name)), None)
     if find is None:
         raise ValueError(
-            f"AdamMini cannot tell parameters apart in what {type(zero).__module__}.{type(zero).__name__}{_version()} steps, because it knows"
-            " neither of ZeRO's stages 1, 2 and 3 in it. Set zero_optimization.stage."
+            f"AdamMini cannot tell parameters apart in what {type(zero).__module__}.{type(zero).__name__}{_version()} steps, because it"
+            " knows neither of ZeRO's stages 1, 2 and 3 in it. Set zero_optimization.stage."
         )
     try:
         return list(find(zero, device))
@@ -154,15 +156,17 @@ def check_flats(flats: Sequence[Flat], name_of: Callable[[Tensor], str]) -> None
         torch.distributed.all_reduce(counts, group=group)
         for fragment, count in zip(fragments, counts.tolist(), strict=True):
             if count != _numel(fragment.shard.shape):
-                raise ValueError(_changed(f"the ranks hold {count} of {_numel(fragment.shard.shape)} elements of {name_of(fragment.param)!r}"))
+                raise ValueError(
+                    _changed(f"the ranks hold {count} of {_numel(fragment.shard.shape)} elements of {name_of(fragment.param)!r}")
+                )
 
 
 def _wrong(flats: Sequence[Flat], name_of: Callable[[Tensor], str]) -> Iterator[str]:
     for flat in flats:
         if flat.tensor.dtype != torch.float32:
             yield (
-                f"AdamMini cannot step what ZeRO keeps in {flat.tensor.dtype}, because its second moments are those of float32 weights. Leave"
-                " fp16_master_weights_and_grads and bf16_master_weights_and_grads out of DeepSpeed's configuration."
+                f"AdamMini cannot step what ZeRO keeps in {flat.tensor.dtype}, because its second moments are those of float32 weights."
+                " Leave fp16_master_weights_and_grads and bf16_master_weights_and_grads out of DeepSpeed's configuration."
             )
         end = 0
         for fragment in sorted((one for one in flat.fragments if one.numel), key=lambda one: one.offset):
