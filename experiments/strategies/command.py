@@ -137,6 +137,8 @@ class Bench:
             "from_adamw": from_adamw,
             "to_adamw": to_adamw,
         }
+        if row.zero:
+            columns = [column for column in columns if column in ("steps", "resume")]
         result: dict[str, object] = {"strategy": name, "ranks": n}
         for column, measure in measures.items():
             try:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from recipes.strategies import CPUFSDPStrategy
+from recipes.strategies import CPUDeepSpeedStrategy, CPUFSDPStrategy
 
 
 class Row(NamedTuple):
@@ -21,6 +21,7 @@ class Row(NamedTuple):
         ranks: Ranks that it is compared on.
         shards: Whether it shards parameters, and so has sharded checkpoints.
         momentum: What first moments are kept in; empty for the parameters' dtype. If given, the network is ten times as wide.
+        zero: Whether it is DeepSpeed's ZeRO, whose checkpoints are its own, for as many ranks.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Row(NamedTuple):
     ranks: int = 2
     shards: bool = True
     momentum: str = ""
+    zero: bool = False
 
 
 def _model_parallel(data: bool, tensor: int | None) -> Callable[[int, bool], Any]:
@@ -41,6 +43,10 @@ def _model_parallel(data: bool, tensor: int | None) -> Callable[[int, bool], Any
 
 def _fsdp1(ranks: int, sharded: bool, **kwargs: Any) -> CPUFSDPStrategy:
     return CPUFSDPStrategy(auto_wrap_policy={nn.Linear, nn.Embedding}, state_dict_type="sharded" if sharded else "full", **kwargs)
+
+
+def _zero(stage: int, **kwargs: Any) -> Callable[[int, bool], Any]:
+    return lambda ranks, sharded: CPUDeepSpeedStrategy(stage=stage, **kwargs)
 
 
 ROWS = {
@@ -61,6 +67,9 @@ ROWS = {
         Row("FSDP1, 4 ranks", _fsdp1, ranks=4),
         Row("FSDP1, one unit", lambda ranks, sharded: CPUFSDPStrategy(state_dict_type="sharded" if sharded else "full")),
         Row("FSDP1, checkpointing", lambda ranks, sharded: _fsdp1(ranks, sharded, activation_checkpointing_policy={nn.Linear})),
+        *(Row(f"ZeRO {stage}", _zero(stage), shards=False, zero=True) for stage in (1, 2, 3)),
+        *(Row(f"ZeRO {stage}, 4 ranks", _zero(stage), shards=False, zero=True, ranks=4) for stage in (1, 2, 3)),
+        *(Row(f"ZeRO {stage}, CPU offload", _zero(stage, offload_optimizer=True), shards=False, zero=True) for stage in (2, 3)),
         Row("FSDP2, bfloat16 momentum", _model_parallel(True, 0), ("fsdp2",), momentum="bfloat16"),
         Row("FSDP1, bfloat16 momentum", _fsdp1, momentum="bfloat16"),
         Row("DDP, 8-bit momentum", lambda ranks, sharded: DDPStrategy(process_group_backend="gloo"), shards=False, momentum="8bit"),

@@ -103,11 +103,13 @@ def run(job: Job) -> Outcome:
     weights = whole_weights(trainer)
     if job.save:
         trainer.save_checkpoint(job.save)
-    optimizer = trainer.optimizers[0]
+    optimizer: Any = trainer.optimizers[0]
     counting = _Collectives()
-    if isinstance(optimizer, AdamMini):
-        with counting:
-            optimizer.step()
+    ours = [optimizer] if isinstance(optimizer, AdamMini) else []
+    optimizers = optimizer.optimizer.pieces() if row and row.zero else ours
+    with counting:
+        for one in optimizers:
+            one.step()
     return Outcome(weights, callback.optimizer_state_bytes[0] if not job.plain else 0, (counting.bytes, counting.calls))
 
 
@@ -127,5 +129,14 @@ def whole_weights(trainer: pl.Trainer) -> dict[str, Tensor]:
         for name, p in model.named_parameters():
             for wrapper in wrappers:
                 name = name.replace(wrapper, "")
-            weights[name] = (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+            weights[name] = _whole(p)
         return weights
+
+
+def _whole(p: Any) -> Tensor:
+    if not hasattr(p, "ds_id"):
+        return (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([p]):
+        return p.detach().clone()

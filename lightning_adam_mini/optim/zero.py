@@ -277,7 +277,7 @@ def bind_zero_(engine: Any) -> AdamMini:
         what = own if optimizer is None else f"{type(zero).__name__} steps {type(optimizer).__name__}"
         raise ValueError(
             f"bind_zero_ wants an engine whose ZeRO steps an AdamMini, but {what}. Pass an AdamMini to deepspeed.initialize, or an"
-            " optimizer that convert_optimizer_ has turned into one, and set zero_optimization.stage to 1, 2 or 3; without ZeRO nothing needs it."
+            " optimizer that convert_optimizer_ has turned into one, and set zero_optimization.stage to 1, 2 or 3."
         )
     if isinstance(optimizer, FlatAdamMini):
         raise ValueError("bind_zero_ was called twice for this optimizer. Call it once, right after deepspeed.initialize.")

@@ -213,6 +213,9 @@ def check_bfloat16(stage, folder):
     fit(zero(stage), precision="bf16-mixed").save_checkpoint(path)
     resumed = fit(zero(stage), precision="bf16-mixed", max_epochs=2, ckpt_path=path)
     assert equal(whole(resumed.lightning_module), whole(straight.lightning_module))
+    narrow = fit(zero(stage), precision="bf16-true")
+    assert {p.dtype for p in narrow.lightning_module.parameters()} == {torch.bfloat16}
+    assert {v.dtype for v in narrow.optimizers[0].optimizer.second_moments().values()} == {torch.float32}
 
 
 def check_refusals(stage, folder):
