@@ -105,10 +105,12 @@ def run(job: Job) -> Outcome:
         trainer.save_checkpoint(job.save)
     optimizer: Any = trainer.optimizers[0]
     counting = _Collectives()
-    ours = [optimizer] if isinstance(optimizer, AdamMini) else []
-    optimizers = optimizer.optimizer.pieces() if row and row.zero else ours
+    if row and row.zero:
+        ours = [] if job.plain else optimizer.optimizer.pieces()
+    else:
+        ours = [optimizer] if isinstance(optimizer, AdamMini) else []
     with counting:
-        for one in optimizers:
+        for one in ours:
             one.step()
     return Outcome(weights, callback.optimizer_state_bytes[0] if not job.plain else 0, (counting.bytes, counting.calls))
 
