@@ -138,7 +138,7 @@ def whole_weights(trainer: pl.Trainer) -> dict[str, Tensor]:
 def _whole(p: Any) -> Tensor:
     if not hasattr(p, "ds_id"):
         return (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters([p]):
+    with deepspeed.zero.GatheredParameters([p]):
         return p.detach().clone()
