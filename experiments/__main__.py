@@ -16,7 +16,6 @@ EXPERIMENTS = {
     "launches": "how many operators a step calls, from 10 to 1,000 tensors",
     "state": "bytes of the optimizer's state, a parameter",
     "largest-batch": "the largest batch that fits into a given memory",
-    "hessian": "the Adam-mini paper's figures of the Hessian, and audits of the recipes' models by it",
     "callback": "what AdamMiniCallback and its monitoring cost a training step",
     "snr": "what SNRMonitor costs a run",
     "hessian": "the Adam-mini paper's figures of the Hessian: hessian fig3|fig4|fig8|fig9|fig14, and audits of the recipes' models",
