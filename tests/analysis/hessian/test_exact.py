@@ -185,7 +185,7 @@ BAD = {
     "frozen": (frozen, lambda m: m.bias.sum(), ["weight"], "'weight' of shape .* frozen.*unfreeze"),
     "all frozen": (lambda: frozen().requires_grad_(False), lambda m: m.bias.sum(), None, "all are frozen"),
     "unused": (lambda: nn.Linear(2, 2), lambda m: m.bias.square().sum(), ["weight"], "'weight' has no Hessian, because it is not used"),
-    "once": (lambda: nn.Linear(2, 2), lambda m: Once.apply(m.weight).sum(), ["weight"], "once_differentiable.*plain operations"),
+    "once": (lambda: nn.Linear(2, 2), lambda m: Once.apply(m.weight).square().sum(), ["weight"], "once_differentiable.*plain operations"),
     "meta": (lambda: nn.Linear(2, 2, device="meta"), lambda m: m.weight.sum(), None, "meta device"),
     "large": (lambda: nn.Linear(400, 400), lambda m: m.weight.square().sum(), None, "95.8 GiB.*hutchinson"),
 }
