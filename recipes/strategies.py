@@ -97,7 +97,7 @@ class CPUDeepSpeedStrategy(DeepSpeedStrategy):
 
     def __init__(self, **kwargs: Any) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        super().__init__(**{"process_group_backend": "gloo", "logging_batch_size_per_gpu": 1, "logging_level": logging.ERROR, **kwargs})
+        super().__init__(process_group_backend="gloo", logging_batch_size_per_gpu=1, logging_level=logging.ERROR, **kwargs)
 
     @property
     @override

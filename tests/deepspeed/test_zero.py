@@ -26,11 +26,11 @@ from tests.launch import run_ranks, what_went_wrong
 def wrong(tmp_path_factory):
     """What went wrong on any rank, by stage and check."""
     folder = tmp_path_factory.mktemp("ranks")
-    outcomes = {stage: run_ranks(ranks.run_checks, 2, folder, stage, folder) for stage in ranks.STAGES}
+    outcomes = {stage: run_ranks(ranks.run_checks, 2, folder, stage, folder, seconds=600) for stage in ranks.STAGES}
     return [(stage, check, text) for stage, found in outcomes.items() for check, text in what_went_wrong(found)]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1900)
 @pytest.mark.parametrize("stage", ranks.STAGES)
 @pytest.mark.parametrize("check", [check.__name__ for check in ranks.CHECKS])
 def test_as_on_one_device(wrong, check, stage):
