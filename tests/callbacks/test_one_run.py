@@ -81,7 +81,7 @@ def test_compresses_once_and_frees_the_memory(tmp_path):
     assert recorder.shared == [0] * 6 + [len(matrices)] * 3
     assert all(seen[name]() is None for name in matrices)
 
-    rules = callback._one_run.rules
+    rules = callback._run.one_run.rules
     layouts = partition_model(model, "slim_adam", rules=rules)
     assert trainer.optimizers[0].layouts == layouts
     # What the monitor measured at the same steps gives the same rules.
@@ -120,7 +120,7 @@ def test_second_moments_go_on_as_the_averages_of_what_they_were():
     callback = auto()
     fit(model := TokenModel(), callback, Watch(), **steps(7))
     assert after.pop("step") == 6  # nothing begins again
-    layouts = partition_model(model, "slim_adam", rules=callback._one_run.rules)
+    layouts = partition_model(model, "slim_adam", rules=callback._run.one_run.rules)
     for name, v in after.items():
         dims = layouts[name].dims
         expected = before[name].mean(dims, keepdim=True) if dims else before[name]
@@ -144,17 +144,17 @@ def test_rows_that_cross_columns(tmp_path):
                     torch.testing.assert_close(ours.double(), mean, rtol=1e-6, atol=0)
 
     fit(one_batch_an_epoch(), plain := auto(by="parameter"), **steps(7))
-    snr = plain._one_run.rules.rules["encoder.linear1.weight"].snr
+    snr = plain._run.one_run.rules.rules["encoder.linear1.weight"].snr
     factored = dict(by="parameter", factored=True, cutoff=snr)  # one mean is not enough
     fit(model, whole := auto(**factored), Watch(), **steps(12))
     assert means
-    rule = whole._one_run.rules.rules["encoder.linear1.weight"]
+    rule = whole._run.one_run.rules.rules["encoder.linear1.weight"]
     assert (rule.dims, rule.crossed) == ((1,), (0,))
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
     fit(one_batch_an_epoch(), auto(**factored), checkpoint, **steps(9, enable_checkpointing=True))
     fit(resumed := one_batch_an_epoch(), again := auto(**factored), ckpt_path=checkpoint.last_model_path, **steps(12))
     assert_equal(weights(model), weights(resumed))
-    assert again._one_run.rules == whole._one_run.rules
+    assert again._run.one_run.rules == whole._run.one_run.rules
 
 
 @pytest.mark.parametrize("at", [1, 4, 5, 6, 7, 9])
@@ -168,7 +168,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, at):
     assert_equal(weights(whole), weights(resumed))
     assert again.shared == recorder.shared[at:]
     assert again.bytes == recorder.bytes[at:]
-    assert callback._one_run.rules == whole_callback._one_run.rules
+    assert callback._run.one_run.rules == whole_callback._run.one_run.rules
 
 
 def test_checkpoint_written_by_another_callback_first(tmp_path):
@@ -223,15 +223,15 @@ def test_two_optimizers_and_accumulation():
     callback = auto()
     fit(TokenModel(two), callback, recorder, max_epochs=3, accumulate_grad_batches=2)  # 12 steps
     assert recorder.shared[11] == 0 < recorder.shared[12]
-    assert callback._one_run.rules.provenance["lr"] == pytest.approx(2e-4)
+    assert callback._run.one_run.rules.provenance["lr"] == pytest.approx(2e-4)
     assert recorder.lrs == [1e-3] * 24
 
 
 def test_a_second_fit_measures_anew():
     callback, model = auto(), TokenModel()
     fit(model, callback, **steps(8))
-    first = callback._one_run.rules
+    first = callback._run.one_run.rules
     recorder = Recorder()
     fit(model, callback, recorder, **steps(8))
     assert recorder.shared[0] == 0 < recorder.shared[-1]
-    assert callback._one_run.rules is not first
+    assert callback._run.one_run.rules is not first
