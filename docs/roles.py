@@ -1,4 +1,4 @@
-"""Reads docstrings for the site: roles (``:class:`~package.Name```) as links, which stay code where no page has the name; examples as code."""
+"""Reads docstrings for the site: roles (``:class:`~package.Name```) as links, or as code where no page has the name; examples as code."""
 
 from __future__ import annotations
 

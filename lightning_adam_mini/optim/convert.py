@@ -217,8 +217,11 @@ def _convert_state(optimizer: AdamMini, before: tuple[Mapping[Tensor, BlockLayou
             if how_to_regroup(old, layout) == "restarted":
                 state.update(with_restarted_moment(state, old, groups[p]))
                 old = BlockLayout.per_parameter(old.shape)
-            if before is not None and old != layout:
-                optimizer._check_unsharded(name, p)
+            if before is not None and old != layout and format.is_sharded(p):
+                raise ValueError(
+                    f"Parameter {name!r} is sharded and has a second moment, so a second conversion cannot change its blocks. Change them"
+                    " with set_layouts, keep the partition that it was trained with, or make a new optimizer."
+                )
             if before is not None or not format.is_sharded(p):
                 was = Plain(format.codec(p, layout).shape, state[FIRST.name].dtype) if before is None else before[1].codec(p, old)
                 format.recode(p, layout, state, was)
