@@ -44,6 +44,7 @@ class Curvature:
         tensors = list(parameters.values())
         with _told():
             found = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
+        _check_graph([gradient for gradient in found if gradient is not None])
         unused = [name for name, gradient in zip(parameters, found, strict=True) if gradient is None]
         self.left_out: dict[str, str] = {**left_out, **dict.fromkeys(unused, "not used by the loss")}
         self._graph = {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
@@ -264,11 +265,32 @@ def _told() -> Iterator[None]:
     except RuntimeError as error:
         if not (what := _undifferentiable(error)):
             raise
-        raise ValueError(
-            f"The loss cannot be differentiated twice, because {what}. Attention by scaled_dot_product_attention and layers of torch.nn can"
-            " be, within this call; replace a fused kernel or a custom autograd.Function (flash attention, fused norms, reentrant"
-            " checkpointing) by plain operations for it."
-        ) from error
+        raise _not_twice(what) from error
+
+
+def _check_graph(gradients: Sequence[Tensor]) -> None:
+    """Refuse a gradient that a function marked once_differentiable is part of: autograd would take its derivative for 0.
+
+    That function's node in the graph raises if it is reached, but has no way on to the parameters, for which it is skipped.
+    """
+    waiting = [gradient.grad_fn for gradient in gradients]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().rpartition("::")[2] == "Error":
+            raise _not_twice("a custom autograd.Function is marked once_differentiable")
+        waiting.extend(following for following, _ in node.next_functions)
+
+
+def _not_twice(what: str) -> ValueError:
+    return ValueError(
+        f"The loss cannot be differentiated twice, because {what}. Attention by scaled_dot_product_attention and layers of torch.nn can be,"
+        " within this call; replace a fused kernel or a custom autograd.Function (flash attention, fused norms, reentrant checkpointing) by"
+        " plain operations for it."
+    )
 
 
 def _undifferentiable(error: RuntimeError) -> str | None:
