@@ -38,7 +38,8 @@ class CNN(nn.Module):
         pairs = zip((1, *channels), channels, strict=False)
         self.convs = nn.ModuleList([nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairs])
         self.fc = nn.Linear(channels[-1], 10, bias=False)
-        for conv in self.convs:
+        for conv in self.convs.children():
+            assert isinstance(conv, nn.Conv2d)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,9 +59,9 @@ def cnn(seed: int, images: int = 256) -> tuple[CNN, Loss]:
     from sklearn.datasets import load_digits
 
     torch.manual_seed(seed)
-    model, data = CNN(), load_digits()
-    x = torch.tensor(data.images[:images], dtype=torch.float32)[:, None] / 16
-    y = torch.tensor(data.target[:images])
+    model, (pixels, labels) = CNN(), load_digits(return_X_y=True)
+    x = torch.tensor(pixels[:images], dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    y = torch.tensor(labels[:images])
     return model, lambda module: cross_entropy(module(x), y)
 
 
