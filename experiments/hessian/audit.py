@@ -68,7 +68,7 @@ def make(out: Path, seed: int = 0, quick: bool = False, model: Sequence[str] | N
         for label, overrides in cases:
             layouts = partition_model(report, label.partition(",")[0], overrides)
             if overrides:  # of these alone, for more columns in the time
-            layouts = {name: layout for name, layout in layouts.items() if name.endswith(("q_proj.weight", "k_proj.weight"))}
+                layouts = {name: layout for name, layout in layouts.items() if name.endswith(("q_proj.weight", "k_proj.weight"))}
             columns = 4 if quick else 16
             audit = audit_partition(module, batch, layouts, report=report, examples=examples, columns=columns, seconds=60, seed=seed)
             partition_model(report, label.partition(",")[0], {**overrides, **audit.overrides})  # accepted as they stand
