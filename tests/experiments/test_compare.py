@@ -263,7 +263,7 @@ def test_queries_and_keys_by_tensor():
     [
         (["--optimizers", "adamw,adam_minni"], "adam_minni"),
         (["--optimizers", "adamw,adamw"], "each once"),
-        (["--optimizers", "adamw,adam_mini:4bit"], "no momentum_dtype='4bit'"),
+        (["--optimizers", "adamw,adam_mini:4bit"], "Invalid momentum_dtype value: '4bit'"),
         (["--optimizers", "adamw:8bit"], "There is no optimizer 'adamw:8bit'"),
         (["--optimizers", "muonn"], "There is no optimizer 'muonn'"),
         (["--optimizers", "adam_mini:embedding=nun"], "embedding='nun'"),
