@@ -37,7 +37,7 @@ class Piece:
         self.steps = 0
         views = [nn.Parameter(view) for view in self._views(flat.tensor.detach())]
         names = [optimizer._blocks.name_of(fragment.param) for fragment in flat.fragments]
-        self.optimizer = AdamMini(
+        self.optimizer: AdamMini = AdamMini(
             list(zip(names, views, strict=True)),
             **{name: group[name] for name in _OPTIONS},
             momentum_dtype=optimizer._momentum_dtype,
@@ -111,7 +111,7 @@ class Piece:
             if fragment.numel:
                 states[i] = {name: value[i] if isinstance(value, list) else value for name, value in moments.items()}
         self.optimizer.load_state_dict({"state": states, "param_groups": [{**group, "params": [*range(len(self._params))]}]})
-        self.steps = int(state[STEP.name]) if state else 0
+        self.steps: int = int(state[STEP.name]) if state else 0
 
 
 class FlatAdamMini(AdamMini):
