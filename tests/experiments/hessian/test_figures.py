@@ -7,7 +7,7 @@ from experiments.hessian.command import main
 from experiments.hessian.quadratic import adam_scale, best_rate, condition, descend
 from lightning_adam_mini.optim import AdamMini
 
-FILES = {"fig3": ["fig3.png"], "fig8": ["fig8.png"], "fig9": ["fig9.png"]}
+FILES = {"fig3": ["fig3.png"], "fig8": ["fig8.png"]}
 
 
 @pytest.mark.parametrize("figure", FILES)
