@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.layout import BlockLayout
+from lightning_adam_mini.layout_spec import LayoutSpec
 from lightning_adam_mini.optim.adam_mini import AdamMini
 from lightning_adam_mini.optim.conversion import MEANS, TORCH_ONLY
 from lightning_adam_mini.optim.shards.zero import Flat, check_flats, find_flats, why_not
@@ -224,7 +225,7 @@ class FlatAdamMini(AdamMini):
         """Refused, as all that changes which parameters there are, or their blocks."""
         self._refuse("add parameters")
 
-    def set_layouts(self, layouts: Mapping[str, BlockLayout]) -> None:
+    def set_layouts(self, layouts: Mapping[str, LayoutSpec]) -> None:
         """Refused."""
         self._refuse("change blocks")
 
