@@ -31,7 +31,7 @@ SMALL = {
     "hessian": ["fig3"],
     "callback": [TINY_GPT],
     "snr": [TINY_GPT],
-    "gpu": ["--device cpu --minutes 8"],
+    "gpu": ["--device cpu --minutes 12"],
 }
 """As toys, where ``--small`` is not enough."""
 
