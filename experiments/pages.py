@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from experiments.compare.table import tables_of
 from experiments.result import TABLE_ONLY, Result
 from recipes.files import write_atomically
@@ -85,6 +87,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments pages", description="Make the pages of results from their JSON files.")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where both are (default: docs/results of this checkout)")
     folder = parser.parse_args(argv).folder
+    if not any(folder.glob("*.json")):
+        raise MisconfigurationException(f"--folder {folder}: there is no JSON file of a result. Give the folder that holds them.")
     made = pages(folder)
     for name, text in made.items():
         write_atomically(folder / name, text)

@@ -16,6 +16,8 @@ from lightning_adam_mini.cli.partitions import add_partition_arguments, read_par
 from lightning_adam_mini.detection import inspect_model
 from lightning_adam_mini.partition import partition_model
 
+_WANTED = "module.path:factory, a function that gives (model, batch) or (model, loss)"
+
 
 def add_audit_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``audit`` to the commands."""
@@ -49,9 +51,9 @@ def run(arguments: argparse.Namespace) -> str:
     """
     strategy, overrides = read_partition(arguments)
     module, colon, name = arguments.what.partition(":")
-    if not colon or not name:
-        raise ValueError(f"Cannot tell what {arguments.what!r} is. Write module.path:factory, a function that gives (model, batch).")
-    made = find_factory(module, name)
+    if not colon or not name or module in ("timm", "hf"):
+        raise ValueError(f"Cannot tell what to audit by {arguments.what!r}, because an audit needs a batch too. Write {_WANTED}.")
+    made = find_factory(module, name, _WANTED, failed="raised an error")
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
         raise ValueError(f"{arguments.what} gave {type(made).__name__}, not a model and a batch. Return (model, batch) or (model, loss).")
     model, batch_or_loss = made

@@ -56,13 +56,13 @@ def _library(name: str, kind: str) -> ModuleType:
         raise ModuleNotFoundError(f"{kind}: models need {package}, which is not installed: pip install {package}", name=name) from error
 
 
-def _make(what: str, make: Callable[[], Any]) -> Any:
+def _make(what: str, make: Callable[[], Any], failed: str = "cannot be built on the meta device") -> Any:
     """Call ``make``. Whatever goes wrong in somebody else's code is one line that names ``what``."""
     try:
         return make()
     except Exception as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"{what} cannot be built on the meta device: {type(error).__name__}: {said}") from error
+        raise ValueError(f"{what} {failed}: {type(error).__name__}: {said}") from error
 
 
 def _timm(name: str) -> nn.Module:
@@ -105,14 +105,24 @@ def _hugging_face(name: str) -> nn.Module:
     return _make(f"The model of {path}", make)
 
 
-def find_factory(module: str, name: str) -> Any:
-    """The object called ``name`` of a module that can be imported from the current folder."""
+def find_factory(module: str, name: str, wanted: str = "", failed: str = "cannot be built on the meta device") -> Any:
+    """What the function called ``name`` gives, of a module that can be imported from the current folder.
+
+    Args:
+        module: The module.
+        name: The function.
+        wanted: What to write, for errors. [default: all forms of a model]
+        failed: What is said of it where it raises.
+
+    Raises:
+        ValueError: If there is none, or it raises.
+    """
     sys.path.insert(0, "")  # python -m puts this there only for the program's own folder
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-            raise ValueError(f"There is no module {module!r} to import from {Path.cwd()}. Write {HELP}.") from error
+            raise ValueError(f"There is no module {module!r} to import from {Path.cwd()}. Write {wanted or HELP}.") from error
         raise
     finally:
         sys.path.pop(0)
@@ -125,4 +135,4 @@ def find_factory(module: str, name: str) -> Any:
         raise ValueError(
             f"{module}:{name} cannot be called without arguments: {error}. Write a function that calls it with yours."
         ) from error
-    return _make(f"{module}:{name}", factory)
+    return _make(f"{module}:{name}", factory, failed)

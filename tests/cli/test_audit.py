@@ -17,6 +17,12 @@ def model_and_loss():
 def no_gradient():
     return nn.Linear(2, 2), lambda module: torch.zeros(())
 
+def inputs_and_targets():
+    return nn.Linear(2, 2), (torch.zeros(4, 2), torch.zeros(4, 2))
+
+def raises():
+    raise ValueError("no such data")
+
 def model_only():
     return nn.Linear(2, 2)
 """
@@ -50,6 +56,10 @@ def test_json(capsys):
     [
         (["audited:model_only"], "gave Linear, not a model and a batch. Return (model, batch) or (model, loss)."),
         (["audited"], "Write module.path:factory"),
+        (["timm:resnet18"], "an audit needs a batch too. Write module.path:factory"),
+        (["absent:model"], "There is no module 'absent' to import"),
+        (["audited:raises"], "audited:raises raised an error: ValueError: no such data"),
+        (["audited:inputs_and_targets"], "cannot be called with the batch: too many positional arguments. It has no training_step"),
         (["audited:absent"], "has no function 'absent'"),
         (["audited:no_gradient"], "The loss has no gradient"),
         (["audited:model_and_loss", "--seconds", "0"], "some seconds, columns and examples"),

@@ -61,3 +61,9 @@ def test_a_page_that_there_is_not_is_named(tmp_path):
     (tmp_path / "x.json").write_text(Result("step", "Steps", "python", page="spead").json())
     with pytest.raises(ValueError, match=r"x.json belongs to the page 'spead', but there are default, muon"):
         pages(tmp_path)
+
+
+def test_a_folder_without_results_is_an_error_and_is_not_made(tmp_path, capsys):
+    assert main(["pages", "--folder", str(tmp_path / "absent")]) == 1
+    assert "there is no JSON file of a result" in capsys.readouterr().err
+    assert not (tmp_path / "absent").exists()

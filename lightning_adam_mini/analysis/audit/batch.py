@@ -37,10 +37,16 @@ def batch_loss(module: nn.Module, batch: Any) -> Tensor:
                 f"The training_step of {type(module).__name__} asks its Trainer, and it has none. Audit it in a fit: put"
                 " PartitionAudit(stop=True) into the Trainer's callbacks, or set module.trainer."
             ) from error
-    elif isinstance(batch, Mapping):
-        found = module(**batch)
     else:
-        found = module(*batch) if isinstance(batch, (tuple, list)) else module(batch)
+        args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch if isinstance(batch, (tuple, list)) else (batch,), {})
+        try:
+            signature(module.forward).bind(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f"{type(module).__name__} cannot be called with the batch: {error}. It has no training_step, so give a function of"
+                " the module instead: lambda module: loss_of(module(inputs), targets)."
+            ) from None
+        found = module(*args, **kwargs)
     loss = found.get("loss") if isinstance(found, Mapping) else getattr(found, "loss", None) if step is None else found
     if not isinstance(loss, Tensor):
         raise ValueError(

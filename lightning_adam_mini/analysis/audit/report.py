@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_adam_mini.analysis.audit.segments import Segment, group_text
@@ -42,11 +42,12 @@ class AuditReport:
     def overrides(self) -> dict[str, Any]:
         """What to give as ``overrides=`` so that the layouts are those suggested: specs by parameter, empty if all match.
 
-        Of a fused parameter, what is not suggested otherwise stays as it is.
+        Of a fused parameter, what is not suggested otherwise stays as it is. So does what is near another verdict, which the table marks.
         """
         by_name: dict[str, list[Finding]] = {}
         for finding in self.findings:
-            by_name.setdefault(finding.segment.parameter.name, []).append(finding)
+            sure = replace(finding, suggestion=None) if finding.near else finding
+            by_name.setdefault(finding.segment.parameter.name, []).append(sure)
         return {name: _spec(found) for name, found in by_name.items() if any(f.suggestion for f in found)}
 
     def table(self) -> str:

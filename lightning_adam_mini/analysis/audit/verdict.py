@@ -172,6 +172,9 @@ def decide(segment: Segment, held: Held, moments: Sequence[Tensor], largest: flo
         if instead in needed:
             suggestion = beside(instead, needed[instead])
             lost = mine.moments - suggestion.moments
+            if instead == whole and mine.moments <= LOSS:  # they cannot say what one block would lose
+                text = "the Hessian shows no cuts, and second moments of these examples show none either: too little to tell"
+                return replace(found, verdict=Verdict.MATCHES, near=True, reason=text)
             if not lost > LOSS:
                 text = f"its cuts hold no more than cuts at random would, of {segment.label(instead)}"
                 return replace(found, verdict=Verdict.FINER, near=_near(needed[instead], LITTLE), suggestion=suggestion, reason=text)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -179,3 +180,35 @@ def test_a_training_step_that_needs_a_trainer():
     model = Asks()
     with pytest.raises(ValueError, match="asks its Trainer.*PartitionAudit"):
         audit_partition(model, next(iter(model.train_dataloader())), partition_model(model))
+
+
+def test_what_is_near_another_verdict_is_marked_and_not_among_the_overrides():
+    model, loss = gpt()
+    audit = audit_partition(model, loss, partition_model(model, "adam_mini", {QUERY: {"role": "query", "heads": 8}}), columns=16)
+    (query,) = [finding for finding in audit.findings if finding.segment.name == QUERY]
+    assert not query.near
+    doubtful = replace(audit, findings=tuple(replace(f, near=True) if f is query else f for f in audit.findings))
+    assert QUERY in audit.overrides
+    assert QUERY not in doubtful.overrides
+
+
+class Dense(nn.Module):
+    """Whose Hessian is the same everywhere, and whose gradients differ by noise alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6, 8))
+
+    def forward(self, noise):
+        return {"loss": self.weight.sum().square() / 96 + (noise * self.weight).sum((1, 2)).mean()}
+
+
+def test_second_moments_that_show_nothing_do_not_speak_for_one_block():
+    noise = torch.randn(64, 6, 8, generator=torch.Generator().manual_seed(0))
+    audit = audit_partition(Dense(), noise, {"weight": BlockLayout((6, 8), dims=(1,))}, examples=64)
+    (weight,) = audit.findings
+    assert weight.own.share.share == pytest.approx(weight.own.share.null)
+    assert weight.own.moments < 0.1
+    assert weight.verdict is Verdict.MATCHES
+    assert "too little to tell" in weight.reason
+    assert not audit.overrides
