@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import is_
@@ -65,9 +66,15 @@ class GroupLayouts:
         found = {}
         for name, spec in layouts.items():
             if not isinstance(spec, BlockLayout) and name not in owners:
+                if any(sign in name for sign in "*?["):
+                    remedy = f"Layouts go by name; globs by partition_model(model, overrides={{{name!r}: ...}})."
+                elif near := difflib.get_close_matches(name, list(owners), n=3):
+                    remedy = f"Did you mean {' or '.join(near)}?"
+                else:
+                    remedy = "Pass model.named_parameters(), or give a BlockLayout."
                 raise ValueError(
                     f"The layout of {name!r} is written as {shorten(spec)}, which takes a parameter's shape, but no parameter of that name"
-                    " is given. Pass model.named_parameters(), or give a BlockLayout."
+                    f" is given. {remedy}"
                 )
             try:
                 found[name] = spec if isinstance(spec, BlockLayout) else read_layout(spec, shape_of(owners[name], name, None))

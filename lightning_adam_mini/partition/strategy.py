@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -275,6 +275,11 @@ def make_strategy(partition: str | PartitionStrategy = "auto", **options: Any) -
         raise ValueError(f"The partition {partition!r} is unknown{near}; choose one of {known}.")
     allowed = [f.name for f in fields(cls)]
     for option in options:
+        if option == "options" and isinstance(options[option], Mapping):  # as the callback takes them
+            given = ", ".join(f"{name}={value!r}" for name, value in options[option].items())
+            raise ValueError(
+                f"The partition {partition!r} has no option 'options'. Write them by name: partition_model(model, {partition!r}, {given})."
+            )
         if option not in allowed:
             near, known = did_you_mean(option, allowed), ", ".join(allowed) or "none"
             raise ValueError(f"The partition {partition!r} has no option {option!r}{near}; its options are {known}.")
