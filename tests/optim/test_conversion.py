@@ -170,11 +170,7 @@ def test_amsgrad_other_models_and_other_optimizers_are_refused():
     amsgrad, sgd = torch.optim.AdamW([q], amsgrad=True), torch.optim.SGD([q], momentum=0.9)
     run(amsgrad, q, 1), run(sgd, q, 1)
     refused(ours, amsgrad.state_dict(), "amsgrad=True")
-    refused(
-        ours,
-        sgd.state_dict(),
-        "parameter 'w' has no exp_avg, exp_avg_sq, step, because another kind of optimizer wrote it .it has momentum_buffer",
-    )
+    refused(ours, sgd.state_dict(), "The loaded state has no betas, because another kind of optimizer wrote it")
     r = nn.Parameter(torch.zeros(3, 5))
     smaller = torch.optim.AdamW([r])
     run(smaller, r, 1)

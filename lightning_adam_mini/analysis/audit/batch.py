@@ -83,6 +83,7 @@ def take_examples(batch: Any, start: int, stop: int) -> Any:
     """The examples from ``start`` to ``stop`` of a batch that has a :func:`batch_size`.
 
     Example:
+        >>> import torch
         >>> take_examples({"x": torch.arange(6)}, 2, 4)
         {'x': tensor([2, 3])}
     """

@@ -99,6 +99,7 @@ def explained(moments: Sequence[Tensor], layout: BlockLayout) -> float:
         explain itself element by element.
 
     Example:
+        >>> import torch
         >>> explained([torch.tensor([[1.0, 1.0], [9.0, 9.0]])], BlockLayout((2, 2), dims=(1,)))
         1.0
     """
