@@ -17,7 +17,7 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini
 from lightning_adam_mini.optim.shards.dtensor import is_dtensor
 from lightning_adam_mini.optim.shards.flat import FlatShard
-from lightning_adam_mini.optim.shards.whole import stepped_anywhere, whole_elements
+from lightning_adam_mini.optim.shards.whole import highest_steps, whole_elements
 from lightning_adam_mini.optim.state import SECOND
 from lightning_adam_mini.partition.factored import FactoredPartition
 from lightning_adam_mini.partition.rules import By, SlimAdamRules
@@ -40,13 +40,15 @@ def adam_second_moments(
     for optimizer in optimizers:
         averaged = _averaged(optimizer)
         ours = [p for group in optimizer.param_groups for p in group["params"] if p in names and p not in averaged]
-        for p in stepped_anywhere(ours, optimizer.state, flat):
+        of_ranges = {p: flat[p] for p in ours if p in flat}
+        stepped = highest_steps({p: 1.0 for p in of_ranges if optimizer.state.get(p)}, of_ranges)
+        for p in ours:
             kept = optimizer.state[p].get(SECOND.name) if p in optimizer.state else None
-            if kept is None and p not in flat:
-                continue
-            whole = whole_elements(p, kept, flat.get(p))
-            if p in flat or whole.shape == p.shape:
-                yield names[p], whole
+            is_stepped = p in stepped if p in of_ranges else kept is not None
+            if is_stepped:
+                whole = whole_elements(p, kept, flat.get(p))
+                if p in of_ranges or whole.shape == p.shape:
+                    yield names[p], whole
 
 
 def _averaged(optimizer: Optimizer) -> set[Tensor]:

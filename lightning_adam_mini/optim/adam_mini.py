@@ -27,6 +27,7 @@ from lightning_adam_mini.optim.rows import check_rows, move_rows
 from lightning_adam_mini.optim.shards.dtensor import local
 from lightning_adam_mini.optim.shards.flat import FlatShard
 from lightning_adam_mini.optim.shards.sharded import Shards
+from lightning_adam_mini.optim.shards.whole import highest_steps
 from lightning_adam_mini.optim.shards.zero import is_flattened_by_zero
 from lightning_adam_mini.optim.state import (
     SECOND,
@@ -599,9 +600,7 @@ class AdamMini(Optimizer):
 
     def _steps_of_flattened(self) -> dict[Tensor, Tensor]:
         """Steps taken of the parameters that FSDP1 has flattened, of which this rank may hold nothing. Every rank has to call it."""
-        if not self._shards.flat:
-            return {}
-        return self._shards.share_steps({p: self.state[p][STEP.name] for p in self._shards.parts if self.state.get(p)})
+        return highest_steps({p: self.state[p][STEP.name] for p in self._shards.parts if self.state.get(p)}, self._shards.flat)
 
     def _means_of(self, p: Tensor, layout: BlockLayout) -> list[Tensor]:
         return [self.state[p][slot.name] for slot in slots_of(Kind.BLOCK, layout)]

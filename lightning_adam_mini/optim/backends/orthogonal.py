@@ -175,7 +175,7 @@ class Orthogonal(Backend):
             yield from zip(batches, share([[parts[i].values for i in batch] for batch in batches], dtypes, run, group), strict=True)
             return
         for number, batch in enumerate(batches):
-            yield batch, run(number, torch.cat([parts[i].values for i in batch]) if len(batch) > 1 else parts[batch[0]].values)
+            yield batch, run(number, _stack([parts[i].values for i in batch]))
 
 
 def _is_cut(task: Task) -> bool:

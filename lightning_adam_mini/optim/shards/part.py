@@ -90,7 +90,7 @@ class Part:
         """A view of what the rank holds in the shape that the arithmetic sees: a rectangle, or a flat range of several."""
         if self.order is None or len(self.pieces) != 1:
             return local
-        return _in_shape(local, self.pieces[0].sizes, self.order)
+        return in_shape(local, self.pieces[0].sizes, self.order)
 
     def split(self, local: Tensor) -> Iterator[tuple[BlockShard, Tensor]]:
         """The rectangles with views of what the rank holds of them."""
@@ -100,7 +100,7 @@ class Part:
         begin = 0
         for piece in self.pieces:
             end = begin + math.prod(piece.sizes)
-            yield piece, _in_shape(local[begin:end], piece.sizes, self.order)
+            yield piece, in_shape(local[begin:end], piece.sizes, self.order)
             begin = end
 
     def sum_square(self, grad: Tensor) -> Tensor:
@@ -212,7 +212,14 @@ class CutBlocks:
         return self.roots(moments)
 
 
-def _in_shape(flat: Tensor, sizes: Sequence[int], order: Sequence[int]) -> Tensor:
+def in_shape(flat: Tensor, sizes: Sequence[int], order: Sequence[int]) -> Tensor:
+    """A view of what is flat in its shape.
+
+    Args:
+        flat: The elements in the order of memory.
+        sizes: The shape.
+        order: Its dimensions from the outermost in memory to the innermost.
+    """
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return flat.view([sizes[d] for d in order]).permute(inverse)
 

@@ -26,7 +26,7 @@ from lightning_adam_mini.optim.shards.dtensor import (
 )
 from lightning_adam_mini.optim.shards.flat import FlatShard, flat_part, is_flat_parameter, is_flattened
 from lightning_adam_mini.optim.shards.matrices import add_up_rows
-from lightning_adam_mini.optim.shards.part import CutBlocks, Part
+from lightning_adam_mini.optim.shards.part import CutBlocks, Part, in_shape
 from lightning_adam_mini.optim.shards.reduce import CutSums, add_up, agree, gather_blocks
 from lightning_adam_mini.optim.state import SECOND, Kind, moments_in, slots_of
 from lightning_adam_mini.optim.work import Member, Work
@@ -237,23 +237,7 @@ class Shards:
     def _in_shape(self, p: Tensor, blocks: Tensor) -> Tensor:
         if p not in self.flat or not self.parts[p].layout.is_per_parameter:
             return blocks
-        shape, order = self.flat[p].shape, self.flat[p].order
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        return blocks.view([shape[d] for d in order]).permute(inverse)
-
-    def share_steps(self, steps: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """Steps taken of the parameters that FSDP1 has flattened, of which other ranks know. Every rank has to call it.
-
-        Args:
-            steps: Steps that this rank knows of, by parameter.
-        """
-        ours = list(self.flat)
-        count = torch.tensor([float(steps[p]) if p in steps else 0.0 for p in ours])
-        device = self.flat[ours[0]].device
-        count = count.to(device)
-        for group in self.groups:
-            torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX, group=group)
-        return {p: step for p, step in zip(ours, count.cpu(), strict=True) if step > 0}
+        return in_shape(blocks, self.flat[p].shape, self.flat[p].order)
 
     def to_portable(self, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
         """Turn the state of sharded parameters into a form for all strategies and any number of ranks. Every rank has to call it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_adam_mini._sums import second_moment_dtype
 from lightning_adam_mini.optim.shards.dtensor import is_dtensor, local, whole, with_local
 from lightning_adam_mini.optim.shards.flat import FlatShard
+from lightning_adam_mini.optim.shards.part import in_shape
 
 
 def whole_elements(p: Tensor, values: Tensor | None, flat: FlatShard | None = None) -> Tensor:
@@ -29,8 +30,7 @@ def whole_elements(p: Tensor, values: Tensor | None, flat: FlatShard | None = No
         if values is not None:
             full[flat.begin : flat.end] = values.reshape(-1).to(full.device)
         torch.distributed.all_reduce(full, group=flat.group)
-        inverse = sorted(range(len(flat.order)), key=flat.order.__getitem__)
-        return full.view([flat.shape[d] for d in flat.order]).permute(inverse)
+        return in_shape(full, flat.shape, flat.order)
     assert values is not None
     if not is_dtensor(p):
         return values
@@ -38,20 +38,20 @@ def whole_elements(p: Tensor, values: Tensor | None, flat: FlatShard | None = No
     return whole(with_local(p, here))
 
 
-def stepped_anywhere(parameters: Iterable[Tensor], here: Mapping[Tensor, object], flat: Mapping[Tensor, FlatShard]) -> Iterator[Tensor]:
-    """Those of some parameters that any rank has a state of. Every rank has to call it, and to go through it.
+def highest_steps(steps: Mapping[Tensor, Tensor | float], flat: Mapping[Tensor, FlatShard]) -> dict[Tensor, Tensor]:
+    """Steps taken of parameters that FSDP1 has flattened, of which only other ranks may know. Every rank has to call it.
 
     Args:
-        parameters: The parameters, in an order that all ranks share.
-        here: This rank's states.
-        flat: Which range of each this rank holds, of those that FSDP1 has flattened.
+        steps: Steps that this rank knows of, by parameter.
+        flat: Which range of each this rank holds, in an order that all ranks share.
+
+    Returns:
+        Those of the parameters that any rank has stepped.
     """
-    parameters = list(parameters)
-    ranges = [p for p in parameters if p in flat]
-    known: dict[Tensor, bool] = {}
-    for group, device in dict.fromkeys((flat[p].group, flat[p].device) for p in ranges):
-        some = [p for p in ranges if flat[p].group is group]
-        count = torch.tensor([float(bool(here.get(p))) for p in some], device=device)
+    found: dict[Tensor, Tensor] = {}
+    for group, device in dict.fromkeys((shard.group, shard.device) for shard in flat.values()):
+        ours = [p for p, shard in flat.items() if shard.group is group]
+        count = torch.tensor([float(steps[p]) if p in steps else 0.0 for p in ours]).to(device)
         torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX, group=group)
-        known.update(zip(some, (count > 0).tolist(), strict=True))
-    yield from (p for p in parameters if known.get(p, bool(here.get(p))))
+        found.update((p, step) for p, step in zip(ours, count.cpu(), strict=True) if step > 0)
+    return found
