@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.figures import new_figure
 from experiments.hessian.blocks import hessians, structure
 from experiments.hessian.models import LAYERS, train, transformer
-from experiments.hessian.output import heat_map, new_figure, write
+from experiments.hessian.output import heat_map, write
 from experiments.hessian.quadratic import adam_scale, best_rate, condition, descend
 from lightning_adam_mini.table import align
 
@@ -56,10 +57,12 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
         quick: Whether to take fewer rows, at initialisation.
     """
     model, loss = transformer(seed)
-    figure, charts = new_figure(1 if quick else 2, 3, 3.6, 3.2)
+    stages = (0,) if quick else (0, 100)
+    figure, charts = new_figure(3, len(stages), 3.6, 3.2)
     rows = [["steps", "within", "share", "null", "way", "condition number", "loss after 50 steps", "after 200"]]
     numbers: list[dict[str, Any]] = []
-    for line, stage in zip(charts, (0, 100), strict=False):
+    for i, stage in enumerate(stages):
+        line = charts[3 * i : 3 * i + 3]
         value = train(model, loss, stage)
         ((_, hessian, shape),) = hessians(model, loss, {NAME: 4 if quick else ROWS})
         values = torch.linalg.eigvalsh(hessian)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.hessian.output import new_figure, write
+from experiments.figures import new_figure
+from experiments.hessian.output import write
 from experiments.hessian.quadratic import adam_scale, best_rate, condition, descend
 from lightning_adam_mini.table import align
 
@@ -66,9 +67,9 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
         quick: Whether to take few draws.
     """
     draws = [run(seed + i, steps=200) for i in range(2 if quick else 20)]  # the band: from the 10th to the 90th percentile
-    figure, charts = new_figure(1, 4, 3.4, 3.0)
+    figure, charts = new_figure(4, width=3.4, height=3.0)
     rows, numbers = [["where", "way", "condition number", "loss after 10 steps", "after 100", "draws in which it is the best"]], {}
-    for chart, where in zip(charts.flat, draws[0], strict=True):
+    for chart, where in zip(charts, draws[0], strict=True):
         ways = list(draws[0][where]["losses"])
         wins = [min(ways, key=lambda way: draw[where]["losses"][way][100]) for draw in draws]
         for way in ways:
@@ -88,7 +89,7 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
         chart.set_ylim(1e-12, 10)
         chart.set_title("the whole" if where == "whole" else f"{where}: {', '.join(map(str, EIGENVALUES[int(where[-1]) - 1]))}", fontsize=9)
         chart.set_xlabel("step")
-    charts[0, 0].set_ylabel("loss over that at first")
-    charts[0, 0].legend(fontsize=8, frameon=False)
+    charts[0].set_ylabel("loss over that at first")
+    charts[0].legend(fontsize=8, frameon=False)
     write(out, "fig3", {"draws": len(draws), "median": numbers}, figure)
     return "\n".join(align(rows, "<<>>>>"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from experiments.figures import new_figure, save
 from experiments.hessian.blocks import hessians, structure
 from experiments.hessian.models import HEADS, LAYERS, train, transformer
-from experiments.hessian.output import heat_map, new_figure, write
+from experiments.hessian.output import heat_map, write
 from lightning_adam_mini.table import align
 
 PARTS = {
@@ -61,15 +63,13 @@ def draw(file: Path, drawn: dict[tuple[int, str], Tensor], layers: list[int], st
         stage: Steps of training.
         loss: The loss then.
     """
-    figure, charts = new_figure(len(layers), len(PARTS), 2.1, 2.2)
-    for line, layer in zip(charts, layers, strict=True):
-        for chart, part in zip(line, PARTS, strict=True):
-            hessian = drawn[layer, part]
-            blocks = HEADS if part in ("query", "key", "value", "attn. projection") else PARTS[part][1]
-            heat_map(chart, hessian, f"layer {layer}: {part}\n|H| up to {float(hessian.abs().max()):.1e}", blocks)
+    figure, charts = new_figure(len(PARTS), len(layers), 2.1, 2.2)
+    for chart, (layer, part) in zip(charts, product(layers, PARTS), strict=True):
+        hessian = drawn[layer, part]
+        blocks = HEADS if part in ("query", "key", "value", "attn. projection") else PARTS[part][1]
+        heat_map(chart, hessian, f"layer {layer}: {part}\n|H| up to {float(hessian.abs().max()):.1e}", blocks)
     figure.suptitle(f"After {stage} steps, loss {loss:.3f}; lines: heads of attention, else output neurons", fontsize=10)
-    write(file.parent, file.stem, {"step": stage, "loss": loss}, figure)
-    (file.parent / f"{file.stem}.json").unlink()  # its numbers are in fig4.json
+    save(figure, file)
 
 
 def table(numbers: list[dict[str, Any]]) -> str:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from experiments.hessian.output import new_figure, write
+from experiments.figures import new_figure
+from experiments.hessian.output import write
 from lightning_adam_mini.table import align
 from recipes.language.gpt import GPT
 
@@ -118,8 +119,8 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
     for count, times in ((2, 1 if quick else 3), (3, 0 if quick else 2)):
         for _ in range(times):
             add(tuple(draws.sample(names, count)), FACTORS[1:4])
-    figure, charts = new_figure(1, 1, 7.5, 0.28 * len(numbers) + 1.2)
-    chart = charts[0, 0]
+    figure, charts = new_figure(width=7.5, height=0.28 * len(numbers) + 1.2)
+    chart = charts[0]
     labels = [" + ".join(_short(name) for name in row["left_out"]) for row in numbers]
     gains = [row["gain"] for row in numbers]
     chart.barh(range(len(gains)), gains, color=["#d55e00" if gain > 0 else "#6e7f8d" for gain in gains])

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.figures import new_figure
 from experiments.hessian.blocks import hessians
 from experiments.hessian.models import HEADS, LAYERS, WIDTH, cnn, transformer
-from experiments.hessian.output import new_figure, write
+from experiments.hessian.output import write
 from lightning_adam_mini.table import align
 
 BINS, FLOOR = 40, 1e-8
@@ -60,9 +61,9 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
         "transformer": (net, loss, rows),
         "CNN": (conv, conv_loss, {name: None for name, _ in conv.named_parameters()}),
     }
-    figure, charts = new_figure(1, 2, 5.2, 3.6)
+    figure, charts = new_figure(2, width=5.2, height=3.6)
     lines, numbers = [["network", "block", "size", "largest eigenvalue", "below 0.1 % of it"]], {}
-    for chart, (kind, (model, its_loss, wanted)) in zip(charts.flat, networks.items(), strict=True):
+    for chart, (kind, (model, its_loss, wanted)) in zip(charts, networks.items(), strict=True):
         spectra = {name: torch.linalg.eigvalsh(hessian) for name, hessian, _ in hessians(model, its_loss, wanted)}
         largest = {name: float(values.abs().max()) for name, values in spectra.items()}
         shapes = {name: density(values, largest[name]) for name, values in spectra.items()}
@@ -79,6 +80,6 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
         chart.set_title(f"{kind}: mean distance of two blocks {means[0]:.2f} (each scaled to its largest: {means[1]:.2f})", fontsize=9)
         chart.set_xlabel("log10 of |eigenvalue| / largest of the network")
         chart.legend(fontsize=6, frameon=False, ncols=2)
-    charts[0, 0].set_ylabel("share of the block's eigenvalues")
+    charts[0].set_ylabel("share of the block's eigenvalues")
     write(out, "fig9", numbers, figure)
     return "\n".join(align(lines, "<<>>>"))

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from experiments.figures import save
 from recipes.files import write_atomically
-
-
-def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure that needs no display, and its charts as an array of shape (rows, columns).
-
-    Args:
-        rows: Charts above each other.
-        columns: Charts side by side.
-        width: Inches of a chart.
-        height: Inches of a chart.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import; and pyplot would look for a display
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height * rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def write(out: Path, name: str, numbers: dict[str, Any], figure: Any = None) -> None:
@@ -40,9 +23,7 @@ def write(out: Path, name: str, numbers: dict[str, Any], figure: Any = None) -> 
     """
     write_atomically(out / f"{name}.json", json.dumps(numbers, indent=1))
     if figure is not None:
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-        write_atomically(out / f"{name}.png", image.getvalue())
+        save(figure, out / f"{name}.png")
 
 
 def heat_map(axes: Any, matrix: Tensor, title: str, lines: int | None = None) -> None:
