@@ -309,7 +309,9 @@ def bind_zero_(engine: Any) -> AdamMini:
 def _device_of_collectives() -> torch.device:
     from deepspeed.accelerator import get_accelerator
 
-    return torch.device(get_accelerator().current_device_name())
+    accelerator = get_accelerator()
+    assert accelerator is not None  # an engine lives on it
+    return torch.device(accelerator.current_device_name())
 
 
 @lru_cache
