@@ -28,7 +28,6 @@ from lightning_adam_mini.optim import state_bytes
 from lightning_adam_mini.optim.memory import bytes_held, plain_tensors
 
 CPU_SIZES = "1GB,2GB,4GB,8GB"
-TOY_SIZES = "1KB,20KB"
 TIMED_STEPS = 5
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 

@@ -126,7 +126,7 @@ class Bench:
             return difference(self.weights(there._replace(load=self.saved(here))), self.weights(there._replace(load=self.saved(single))))
 
         measures = {
-            "steps": lambda: difference(self.weights(here), self.weights(single)),
+            "steps": lambda: difference(self.weights(here), self.outcomes(here)[0].replayed or self.weights(single)),
             "resume": lambda: resumed(False),
             "resume_sharded": lambda: resumed(True),
             "to_single": lambda: difference(self.weights(single._replace(load=self.saved(here))), self.weights(single)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -22,6 +22,7 @@ class Row(NamedTuple):
         shards: Whether it shards parameters, and so has sharded checkpoints.
         momentum: What first moments are kept in; empty for the parameters' dtype. If given, the network is ten times as wide.
         zero: Whether it is DeepSpeed's ZeRO, whose checkpoints are its own, for as many ranks.
+        precision: Lightning's. In 16 bits ZeRO's steps are compared with the same in one process, from the same gradients.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     shards: bool = True
     momentum: str = ""
     zero: bool = False
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
 
 def _model_parallel(data: bool, tensor: int | None) -> Callable[[int, bool], Any]:
@@ -70,6 +72,7 @@ ROWS = {
         *(Row(f"ZeRO {stage}", _zero(stage), shards=False, zero=True) for stage in (1, 2, 3)),
         *(Row(f"ZeRO {stage}, 4 ranks", _zero(stage), shards=False, zero=True, ranks=4) for stage in (1, 2, 3)),
         *(Row(f"ZeRO {stage}, CPU offload", _zero(stage, offload_optimizer=True), shards=False, zero=True) for stage in (2, 3)),
+        *(Row(f"ZeRO {stage}, bf16", _zero(stage), shards=False, zero=True, precision="bf16-mixed") for stage in (1, 2, 3)),
         Row("FSDP2, bfloat16 momentum", _model_parallel(True, 0), ("fsdp2",), momentum="bfloat16"),
         Row("FSDP1, bfloat16 momentum", _fsdp1, momentum="bfloat16"),
         Row("DDP, 8-bit momentum", lambda ranks, sharded: DDPStrategy(process_group_backend="gloo"), shards=False, momentum="8bit"),

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.strategies.model import Network, blocks
+from experiments.strategies.replay import Replay, masters
 from experiments.strategies.rows import ROWS
 from lightning_adam_mini import AdamMini, AdamMiniCallback
 
@@ -52,11 +53,13 @@ class Outcome(NamedTuple):
         weights: The whole parameters at the end.
         state: Bytes of optimizer state on this rank.
         sent: Bytes that one step of the optimizer hands to collectives on this rank, and the calls.
+        replayed: What the weights should be, if the same steps were taken once more in one process.
     """
 
     weights: dict[str, Tensor]
     state: int
     sent: tuple[int, int]
+    replayed: dict[str, Tensor]
 
 
 class _Collectives(TorchDispatchMode):
@@ -87,12 +90,14 @@ def run(job: Job) -> Outcome:
     model = Network(row.sharding if row else (), job.groups, job.wide)
     momentum: Any = job.momentum or None
     callback = AdamMiniCallback(overrides=blocks(job.wide), momentum_dtype=momentum)
+    replay = Replay() if row and row.precision != "32-true" and not job.load else None
     trainer = pl.Trainer(
         accelerator="cpu",
+        precision=row.precision if row else "32-true",
         devices=job.ranks,
         strategy=row.make(job.ranks, job.sharded) if row else "auto",
         max_epochs=job.epochs,
-        callbacks=[] if job.plain else [callback],
+        callbacks=[*([] if job.plain else [callback]), *([replay] if replay else [])],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -100,7 +105,7 @@ def run(job: Job) -> Outcome:
         use_distributed_sampler=False,
     )
     trainer.fit(model, ckpt_path=job.load or None)
-    weights = whole_weights(trainer)
+    weights = masters(model) if row and row.precision != "32-true" else whole_weights(trainer)
     if job.save:
         trainer.save_checkpoint(job.save)
     optimizer: Any = trainer.optimizers[0]
@@ -112,7 +117,12 @@ def run(job: Job) -> Outcome:
     with counting:
         for one in ours:
             one.step()
-    return Outcome(weights, callback.optimizer_state_bytes[0] if not job.plain else 0, (counting.bytes, counting.calls))
+    return Outcome(
+        weights,
+        callback.optimizer_state_bytes[0] if not job.plain else 0,
+        (counting.bytes, counting.calls),
+        replay.weights() if replay else {},
+    )
 
 
 def whole_weights(trainer: pl.Trainer) -> dict[str, Tensor]:

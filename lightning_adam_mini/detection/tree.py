@@ -108,10 +108,6 @@ class Tree:
         if layer is not module and not magnitude:
             self._own[layer].setdefault(layer_attr, slot)
 
-    def slot_of(self, param: nn.Parameter) -> Slot | None:
-        """The slot of a parameter."""
-        return self._by_param.get(id(param))
-
     def own(self, module: nn.Module) -> dict[str, Slot]:
         """The slots that ``module`` itself holds, by attribute; a parametrized one under its plain name."""
         return self._own.get(unwrap(module), {})
