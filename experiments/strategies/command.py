@@ -188,14 +188,15 @@ def table(results: Sequence[Mapping[str, object]]) -> Table:
     Args:
         results: What :meth:`Bench.measure` gave.
     """
-    head = ["strategy", "ranks", *COLUMNS.values(), "state, bytes a parameter", "sent a step, bytes (calls)"]
+    measured = {column: title for column, title in COLUMNS.items() if any(result[column] is not None for result in results)}
+    head = ["strategy", "ranks", *measured.values(), "state, bytes a parameter", "sent a step, bytes (calls)"]
     lines = []
     errors = []
     for result in results:
         cells = []
-        for column in COLUMNS:
+        for column in measured:
             value = result[column]
-            cells.append("" if value is None else f"{value:.0e}" if isinstance(value, float) else "error")
+            cells.append("" if value is None else "0" if value == 0 else f"{value:.0e}" if isinstance(value, float) else "error")
             if isinstance(value, str):
                 errors.append(f"{result['strategy']}, {COLUMNS[column]}: {value.splitlines()[0]}")
         lines.append(
