@@ -21,6 +21,7 @@ PAGES = {
     "partitions": "Adam-mini's own partitions",
     "slim_adam": "SlimAdam",
     "low_memory": "Momentum in fewer bits",
+    "hessian": "The Hessian: figures and audits",
     "strategies": "Strategies of Lightning",
     "speed": "What a step costs",
 }

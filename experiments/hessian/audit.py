@@ -6,39 +6,50 @@ import resource
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from experiments.hessian.output import write
-from lightning_adam_mini import AdamMiniWarning, inspect_model, partition_model
-from lightning_adam_mini.analysis.audit import AuditReport, audit_partition
-from lightning_adam_mini.table import align
+from experiments.hessian.output import Found
+from experiments.result import progress
+from experiments.tables import Table, count
+from lightning_adam_mini import AdamMiniWarning, BlockLayout, inspect_model, partition_model
+from lightning_adam_mini.analysis.audit import AuditReport, Verdict, audit_partition
+from lightning_adam_mini.analysis.audit.verdict import Compared, Finding
+from lightning_adam_mini.cli.audit import Bar
 from recipes.cli import RecipeCLI
-from recipes.files import write_atomically
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS: dict[str, tuple[str, int]] = {
-    "gpt": ("configs/gpt_stdlib.yaml", 2),
-    "vit": ("configs/vit_digits.yaml", 16),
-    "resnet18": ("configs/resnet18_digits.yaml", 16),
-    "gat": ("configs/gat_digits.yaml", 1),
-    "ddpm": ("configs/ddpm_digits.yaml", 8),
+    "gpt": ("gpt_stdlib.yaml", 2),
+    "vit": ("vit_digits.yaml", 16),
+    "resnet18": ("resnet18_digits.yaml", 16),
+    "gat": ("gat_digits.yaml", 1),
+    "ddpm": ("ddpm_digits.yaml", 8),
 }
 """The recipe of each, and how many examples are used."""
 WRONG: dict[str, Any] = {"*.q_proj.weight": {"role": "query", "heads": 16}, "*.k_proj.weight": {"role": "key", "heads": 2}}
 """Heads of a GPT that has 4 in each layer."""
+PARTITIONS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "adam_mini": ("adam_mini", {}),
+    "auto": ("auto", {}),
+    "adam_mini, wrong heads": ("adam_mini", WRONG),
+}
+"""The partitions that are audited, with overrides."""
 
 
 def recipe(config: str) -> tuple[pl.LightningModule, Any]:
     """Return the module of a recipe as it is before training, and its first batch.
 
     Args:
-        config: Its YAML.
+        config: Name of its YAML.
     """
     quiet = ["--trainer.logger=false", "--trainer.callbacks=null", "--trainer.enable_checkpointing=false"]
-    cli = RecipeCLI(["--config", config, *quiet], run=False)
+    quiet += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    cli = RecipeCLI(["--config", str(CONFIGS / config), *quiet], run=False)
     cli.model.trainer = cli.trainer  # which some modules ask about the run
     data = cli.datamodule
     data.prepare_data()
@@ -46,51 +57,123 @@ def recipe(config: str) -> tuple[pl.LightningModule, Any]:
     return cli.model.train(), next(iter(data.train_dataloader()))
 
 
-def make(out: Path, seed: int = 0, quick: bool = False, model: Sequence[str] | None = None) -> str:
-    """Write a table and a JSON for each model and partition, and return a summary.
+def make(seed: int = 0, quick: bool = False, model: Sequence[str] | None = None, seconds: float = 100.0) -> Iterator[Found]:
+    """Audit each model, the partitions one after the other.
+
+    Ctrl-C ends one audit and keeps what it has; while no columns are computed, it ends all, and keeps those that are done.
 
     Args:
-        out: Folder of the files.
         seed: Of the samples.
         quick: Whether to take few columns of the GAT's Hessians only.
         model: Names of the models. [default: all]
+        seconds: Time limit of one audit.
+
+    Raises:
+        MisconfigurationException: There is no model of that name.
     """
+    chosen = ["gat"] if quick else list(model or MODELS)
+    unknown = [name for name in chosen if name not in MODELS]
+    if unknown:
+        raise MisconfigurationException(f"--model {unknown[0]}: audits are of {', '.join(MODELS)}.")
     warnings.simplefilter("ignore", AdamMiniWarning)  # doubts about heads, which an audit is about
-    rows = [["model", "partition", "pieces", "seconds", "peak MiB", "verdicts"]]
-    summary: list[dict[str, Any]] = []
-    for name in ["gat"] if quick else model or MODELS:
-        config, examples = MODELS[name]
-        module, batch = recipe(config)
-        report = inspect_model(module)
-        cases: list[tuple[str, dict[str, Any]]] = [("adam_mini", {}), ("auto", {})]
-        if name == "gpt":
-            cases.insert(0, ("adam_mini, wrong heads", WRONG))
-        for label, overrides in cases:
-            layouts = partition_model(report, label.partition(",")[0], overrides)
-            if overrides:  # of these alone, for more columns in the time
-                layouts = {name: layout for name, layout in layouts.items() if name.endswith(("q_proj.weight", "k_proj.weight"))}
-            columns = 4 if quick else 16
-            audit = audit_partition(module, batch, layouts, report=report, examples=examples, columns=columns, seconds=60, seed=seed)
-            partition_model(report, label.partition(",")[0], {**overrides, **audit.overrides})  # accepted as they stand
-            file = f"audit_{name}_{label.replace(', ', '_').replace(' ', '_')}"
-            write(out, file, audit.to_json())
-            write_atomically(out / f"{file}.txt", f"{audit.table()}\n")
-            row = facts(audit)
-            summary.append({"model": name, "partition": label, **row})
-            cells = [str(row["pieces"]), f"{row['seconds']:.0f}", f"{row['peak_mib']:.0f}"]
-            rows.append([name, label, *cells, ", ".join(f"{count} {verdict}" for verdict, count in row["verdicts"].items())])
-            sys.stdout.write(f"{' '.join(rows[-1])}\n")
-            sys.stdout.flush()
-    write(out, "audit", {"rows": summary})
-    return "\n".join(align(rows, "<<>>><"))
+    for name in chosen:
+        audits: dict[str, AuditReport] = {}
+        try:
+            for label, found in _audits(name, seed, 4 if quick else 16, seconds):
+                audits[label] = found
+        except KeyboardInterrupt:
+            if audits:
+                yield _found(name, seconds, audits)
+            raise
+        yield _found(name, seconds, audits)
 
 
-def facts(audit: AuditReport) -> dict[str, Any]:
-    """Return the size of an audit, its cost, and the verdicts.
+def _audits(name: str, seed: int, columns: int, seconds: float) -> Iterator[tuple[str, AuditReport]]:
+    """The audit of each partition of a model."""
+    config, examples = MODELS[name]
+    module, batch = recipe(config)
+    report = inspect_model(module)
+    for label, (partition, overrides) in PARTITIONS.items():
+        layouts: dict[str, BlockLayout] = partition_model(report, partition, overrides if name == "gpt" else {})
+        if overrides:
+            if name != "gpt":
+                continue
+            layouts = {name: layout for name, layout in layouts.items() if name.endswith(("q_proj.weight", "k_proj.weight"))}
+        progress(f"audit: {name}, {label}, {len(layouts)} parameters, {seconds:g} s at most")
+        options: dict[str, Any] = dict(report=report, examples=examples, columns=columns, seconds=seconds, seed=seed)
+        audit = audit_partition(module, batch, layouts, **options, progress=Bar(sys.stderr))
+        partition_model(report, partition, {**overrides, **audit.overrides})  # accepted as they stand
+        yield label, audit
 
-    Args:
-        audit: What it found.
-    """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    verdicts = Counter(str(finding.verdict) for finding in audit.findings)
-    return {"pieces": len(audit.findings), "seconds": audit.seconds, "peak_mib": peak, "verdicts": dict(verdicts.most_common())}
+
+def _found(name: str, seconds: float, audits: Mapping[str, AuditReport]) -> Found:
+    """The audits of a model as its result."""
+    config, examples = MODELS[name]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    taken = ", ".join(f"{label} {audit.seconds:.0f} s" for label, audit in audits.items())
+    text = (
+        f"`configs/{config}` at initialisation, {count(examples, 'example')} of its first batch; at most {seconds:g} s an audit. It took:"
+        f" {taken}; the process held {peak:.1f} GiB at its peak. `?`: within two standard errors of another verdict, and so not among the overrides."
+    )
+    rows = [{"partition": label, **_row(finding)} for label, audit in audits.items() for finding in audit.findings]
+    facts = {
+        label: {"overrides": audit.overrides, "notes": audit.notes, "left_out": audit.left_out, "seconds": round(audit.seconds, 1)}
+        for label, audit in audits.items()
+    }
+    return Found(f"audit_{name}", f"Audit of {name}", text, rows, _table(audits), facts={**facts, "peak_gib": round(peak, 2)})
+
+
+def _table(audits: Mapping[str, AuditReport]) -> Table:
+    """Verdicts by role, a column each partition."""
+    cells: dict[str, dict[str, list[Finding]]] = {}
+    for label, audit in audits.items():
+        for finding in audit.findings:
+            cells.setdefault(_role(finding), {}).setdefault(label, []).append(finding)
+    lines = [
+        [role, str(max(map(len, by.values()))), *(_said(by.get(label, ())) for label in audits)]  # one partition may look at less
+        for role, by in cells.items()
+    ]
+    return Table(["role", "pieces", *audits], lines)
+
+
+def _said(findings: Sequence[Finding]) -> str:
+    """The layouts of some pieces, and what is said of them."""
+    by_layout: dict[str, Counter[str]] = {}
+    for finding in findings:
+        by_layout.setdefault(finding.own.label, Counter())[_verdict(finding)] += 1
+    return "; ".join(
+        f"{layout}: {', '.join(f'{number} {verdict}' for verdict, number in verdicts.most_common())}"
+        for layout, verdicts in by_layout.items()
+    )
+
+
+def _verdict(finding: Finding) -> str:
+    """A verdict, with what is suggested."""
+    text = str(finding.verdict) if finding.suggestion is None else f"{finding.verdict} ({finding.suggestion.label})"
+    if finding.verdict is Verdict.MATCHES and finding.reason.startswith("by second moments"):
+        text += " by 2nd moments"
+    return f"{text} ?" if finding.near else text
+
+
+def _role(finding: Finding) -> str:
+    return finding.segment.role or str(finding.segment.parameter.role)
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    """What was found about one piece, as numbers of four digits; what there is not is left out."""
+
+    def beside(kind: str, compared: Compared | None) -> dict[str, Any]:
+        if compared is None:
+            return {}
+        share = compared.share
+        numbers = {kind: compared.label, f"{kind}_share": share.share, f"{kind}_null": share.null, f"{kind}_moments": compared.moments}
+        return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in numbers.items() if value == value}
+
+    row: dict[str, Any] = {"parameter": finding.segment.name, "role": _role(finding), "shape": list(finding.segment.shape)}
+    row |= {"columns": finding.columns, **beside("own", finding.own), **beside("finer", finding.finer)}
+    row |= {**beside("coarser", finding.coarser), **beside("crossed", finding.crossed), "verdict": str(finding.verdict)}
+    if finding.near:
+        row["near_another"] = True
+    if finding.suggestion is not None:
+        row["suggestion"] = finding.suggestion.label
+    return row

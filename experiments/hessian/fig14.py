@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from experiments.figures import new_figure
 from experiments.hessian.blocks import hessians, structure
 from experiments.hessian.models import LAYERS, train, transformer
-from experiments.hessian.output import heat_map, write
+from experiments.hessian.output import Found, heat_map
 from experiments.hessian.quadratic import adam_scale, best_rate, condition, descend
-from lightning_adam_mini.table import align
+from experiments.tables import Table
 
 NAME, ROWS, STEPS, RIDGE = f"blocks.{LAYERS - 1}.mlp.up_proj.weight", 16, 200, 1e-3
 
@@ -48,19 +48,18 @@ def compare(hessian: Tensor, seed: int) -> dict[str, Any]:
     return {"curves": curves, "condition": {"one rate": condition(hessian), "Adam": scaled}}
 
 
-def make(out: Path, seed: int = 0, quick: bool = False) -> str:
-    """Draw the figure, and return a table.
+def make(seed: int = 0, quick: bool = False) -> Iterator[Found]:
+    """Draw the figure.
 
     Args:
-        out: Folder of the files.
         seed: Of the weights and the sequence.
         quick: Whether to take fewer rows, at initialisation.
     """
     model, loss = transformer(seed)
     stages = (0,) if quick else (0, 100)
     figure, charts = new_figure(3, len(stages), 3.6, 3.2)
-    rows = [["steps", "within", "share", "null", "way", "condition number", "loss after 50 steps", "after 200"]]
-    numbers: list[dict[str, Any]] = []
+    head = ["steps", "within", "share", "null", "way", "condition number", "loss after 50 steps", "after 200"]
+    cells, rows, facts = list[list[str]](), list[dict[str, Any]](), dict[str, Any]()
     for i, stage in enumerate(stages):
         line = charts[3 * i : 3 * i + 3]
         value = train(model, loss, stage)
@@ -77,14 +76,13 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
             share = found["rows" if way == "one rate" else "diagonal"]
             label = "rows" if way == "one rate" else "diagonal"
             texts = [str(stage), label, f"{share['share']:.2f}", f"{share['null']:.3f}", way]
-            rows.append([*texts, f"{compared['condition'][way]:.3g}", *(f"{loss_after:.2g}" for loss_after in after)])
-            numbers.append(
-                {"step": stage, "way": way, "after_50": after[0], "after_200": after[1], "condition": compared["condition"][way]}
-            )
+            cells.append([*texts, f"{compared['condition'][way]:.3g}", *(f"{loss_after:.2g}" for loss_after in after)])
+            numbers = {"after_50": after[0], "after_200": after[1], "condition": compared["condition"][way]}
+            rows.append({"step": stage, "way": way, **numbers, "within": label, "share": share["share"], "null": share["null"]})
         line[2].set_yscale("log")
         line[2].set_title("descent on its quadratic", fontsize=9)
         line[2].legend(fontsize=8, frameon=False)
         small = float((values.abs() < 1e-2 * values.abs().max()).double().mean())
-        numbers.append({"step": stage, "loss": value, "structure": found, "eigenvalues_below_1_percent": small})
-    write(out, "fig14", {"parameter": NAME, "ridge": RIDGE, "rows": numbers}, figure)
-    return "\n".join(align(rows, "><>><>>>"))
+        facts[f"step {stage}"] = {"loss": value, "eigenvalues_below_1_percent": small}
+    text = f"{NAME}: the Hessian of its first rows, eigenvalues raised to at least {RIDGE:g} of the largest for the descent."
+    yield Found("fig14", "Figure 14: the MLP of the last layer", text, rows, Table(head, cells), {"fig14": figure}, facts)

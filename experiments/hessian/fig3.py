@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from experiments.figures import new_figure
-from experiments.hessian.output import write
+from experiments.hessian.output import Found
 from experiments.hessian.quadratic import adam_scale, best_rate, condition, descend
-from lightning_adam_mini.table import align
+from experiments.tables import Table
 
 EIGENVALUES = ((1, 2, 3), (99, 100, 101), (4998, 4999, 5000))
 SIZE = 30
@@ -58,17 +58,17 @@ def run(seed: int, steps: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def make(out: Path, seed: int = 0, quick: bool = False) -> str:
-    """Draw the figure, and return a table.
+def make(seed: int = 0, quick: bool = False) -> Iterator[Found]:
+    """Draw the figure.
 
     Args:
-        out: Folder of the files.
         seed: The first seed.
         quick: Whether to take few draws.
     """
     draws = [run(seed + i, steps=200) for i in range(2 if quick else 20)]  # the band: from the 10th to the 90th percentile
     figure, charts = new_figure(4, width=3.4, height=3.0)
-    rows, numbers = [["where", "way", "condition number", "loss after 10 steps", "after 100", "draws in which it is the best"]], {}
+    head = ["where", "way", "condition number", "loss after 10 steps", "after 100", "draws in which it is the best"]
+    cells, rows = list[list[str]](), list[dict[str, Any]]()
     for chart, where in zip(charts, draws[0], strict=True):
         ways = list(draws[0][where]["losses"])
         wins = [min(ways, key=lambda way: draw[where]["losses"][way][100]) for draw in draws]
@@ -81,15 +81,17 @@ def make(out: Path, seed: int = 0, quick: bool = False) -> str:
             conditions = [draw[where]["condition"].get(way) for draw in draws]
             known = [value for value in conditions if value is not None]
             middle = median(known) if known else None
-            numbers[f"{where}, {way}"] = {"condition": middle, "after_10": after[0], "after_100": after[1], "wins": wins.count(way)}
-            rows.append(
-                [where, way, f"{middle:.3g}" if middle else "", *(f"{value:.2g}" for value in after), f"{wins.count(way)} of {len(draws)}"]
-            )
+            shown = [f"{middle:.3g}" if middle else "", *(f"{value:.2g}" for value in after)]
+            cells.append([where, way, *shown, f"{wins.count(way)} of {len(draws)}"])
+            rows += [
+                {"seed": seed + i, "where": where, "way": way, "condition": conditions[i], "after_10": curve[10], "after_100": curve[100]}
+                for i, curve in enumerate(curves.tolist())
+            ]
         chart.set_yscale("log")
         chart.set_ylim(1e-12, 10)
         chart.set_title("the whole" if where == "whole" else f"{where}: {', '.join(map(str, EIGENVALUES[int(where[-1]) - 1]))}", fontsize=9)
         chart.set_xlabel("step")
     charts[0].set_ylabel("loss over that at first")
     charts[0].legend(fontsize=8, frameon=False)
-    write(out, "fig3", {"draws": len(draws), "median": numbers}, figure)
-    return "\n".join(align(rows, "<<>>>>"))
+    text = f"Medians of {len(draws)} draws; losses over those at first. Losses below 1e-12 are shown as that."
+    yield Found("fig3", "Figure 3: random quadratics of three dense blocks", text, rows, Table(head, cells), {"fig3": figure})

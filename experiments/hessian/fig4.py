@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.figures import new_figure, save
+from experiments.figures import new_figure
 from experiments.hessian.blocks import hessians, structure
 from experiments.hessian.models import HEADS, LAYERS, train, transformer
-from experiments.hessian.output import heat_map, write
-from lightning_adam_mini.table import align
+from experiments.hessian.output import Found, heat_map
+from experiments.tables import Table
 
 PARTS = {
     "query": ("attn.q_proj", None),
@@ -26,38 +27,38 @@ STAGES = (0, 100)
 """Steps of AdamW after which the Hessian is looked at."""
 
 
-def make(out: Path, seed: int = 0, quick: bool = False) -> str:
-    """Draw the figures, and return a table.
+def make(seed: int = 0, quick: bool = False) -> Iterator[Found]:
+    """Draw the figures.
 
     Args:
-        out: Folder of the files.
         seed: Of the weights and the sequence.
         quick: Whether to look at one layer at initialisation.
     """
     model, loss = transformer(seed)
-    done, numbers = 0, []
+    done, rows, figures = 0, list[dict[str, Any]](), dict[str, Figure]()
     for stage in STAGES[: 1 if quick else None]:
         value = train(model, loss, stage - done)
         done = stage
         layers = [0] if quick else range(LAYERS) if stage == 0 else [0, LAYERS - 1]
         drawn: dict[tuple[int, str], Tensor] = {}
         for layer in layers:
-            rows = {f"blocks.{layer}.{name}.weight": count for name, count in PARTS.values()}
-            for part, (name, hessian, shape) in zip(PARTS, hessians(model, loss, rows), strict=True):
+            wanted = {f"blocks.{layer}.{name}.weight": count for name, count in PARTS.values()}
+            for part, (name, hessian, shape) in zip(PARTS, hessians(model, loss, wanted), strict=True):
                 heads = HEADS if "attn." in name else None
                 row: dict[str, Any] = {"step": stage, "loss": value, "layer": layer, "part": part, "parameter": name}
-                numbers.append({**row, "shape": shape, **structure(hessian, shape, heads)})
+                found = structure(hessian, shape, heads)
+                shares = {f"{kind}, {what}": share[what] for kind, share in found.items() for what in ("share", "null")}
+                rows.append({**row, "shape": shape, **shares})
                 drawn[layer, part] = hessian
-        draw(out / f"fig4_step{stage}.png", drawn, list(layers), stage, value)
-    write(out, "fig4", {"rows": numbers})
-    return table(numbers)
+        figures[f"fig4_step{stage}"] = draw(drawn, list(layers), stage, value)
+    text = "Share of a Hessian's squared mass within blocks, and by chance (null); of its diagonal, in the best rank-one matrix. Exact."
+    yield Found("fig4", "Figures 4 and 10-13: Hessians of a transformer's matrices", text, rows, table(rows), figures)
 
 
-def draw(file: Path, drawn: dict[tuple[int, str], Tensor], layers: list[int], stage: int, loss: float) -> None:
+def draw(drawn: dict[tuple[int, str], Tensor], layers: list[int], stage: int, loss: float) -> Figure:
     """Draw a line of heat maps for each layer.
 
     Args:
-        file: The PNG.
         drawn: Hessians by layer and part.
         layers: The layers.
         stage: Steps of training.
@@ -69,24 +70,24 @@ def draw(file: Path, drawn: dict[tuple[int, str], Tensor], layers: list[int], st
         blocks = HEADS if part in ("query", "key", "value", "attn. projection") else PARTS[part][1]
         heat_map(chart, hessian, f"layer {layer}: {part}\n|H| up to {float(hessian.abs().max()):.1e}", blocks)
     figure.suptitle(f"After {stage} steps, loss {loss:.3f}; lines: heads of attention, else output neurons", fontsize=10)
-    save(figure, file)
+    return figure
 
 
-def table(numbers: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> Table:
     """Return the numbers, averaged over layers.
 
     Args:
-        numbers: One a step, layer and part.
+        rows: The numbers, one row a step, layer and part.
     """
     kinds = ("heads", "rows", "columns", "diagonal", "diagonal, rank one")
-    rows = [["step", "part", *(f"{kind} (null)" for kind in kinds)]]
-    for step in dict.fromkeys(row["step"] for row in numbers):
+    lines = []
+    for step in dict.fromkeys(row["step"] for row in rows):
         for part in PARTS:
-            here = [row for row in numbers if row["step"] == step and row["part"] == part]
+            here = [row for row in rows if row["step"] == step and row["part"] == part]
             cells = []
             for kind in kinds:
-                found = [(row[kind]["share"], row[kind]["null"]) for row in here if kind in row]
+                found = [(row[f"{kind}, share"], row[f"{kind}, null"]) for row in here if f"{kind}, share" in row]
                 means = [sum(values) / len(values) for values in zip(*found, strict=True)]
                 cells.append(f"{means[0]:.3f} ({means[1]:.3f})" if found else "")
-            rows.append([str(step), part, *cells])
-    return "\n".join(align(rows, "><" + ">" * len(kinds)))
+            lines.append([str(step), part, *cells])
+    return Table(["steps", "part", *(f"{kind} (null)" for kind in kinds)], lines)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from experiments.figures import new_figure
-from experiments.hessian.output import write
-from lightning_adam_mini.table import align
+from experiments.hessian.output import Found
+from experiments.result import progress
+from experiments.tables import Table
 from recipes.language.gpt import GPT
 
 VOCABULARY, CONTEXT, BATCH, LR, BETAS = 16, 24, 8, 3e-3, (0.9, 0.95)
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """The grid: a tensor's rate over Adam's root mean square one in it."""
+TOGETHER = 32
+"""Runs side by side."""
 
 
 def language(seed: int, length: int = 4096) -> Tensor:
@@ -40,7 +45,7 @@ def language(seed: int, length: int = 4096) -> Tensor:
 
 
 class Training:
-    """Runs of one small GPT, all from the same weights and on the same batches.
+    """Runs of one small GPT, all from the same weights and on the same batches, many side by side.
 
     Args:
         seed: Of weights, language and batches.
@@ -51,92 +56,107 @@ class Training:
     def __init__(self, seed: int, steps: int, layers: int) -> None:
         tokens = language(seed)
         starts = torch.randint(len(tokens) - CONTEXT - 1, (steps, BATCH), generator=torch.Generator().manual_seed(seed))
-        self._batches = [torch.stack([tokens[i : i + CONTEXT + 1] for i in batch]) for batch in starts.tolist()]
-        self._seed, self._layers = seed, layers
-        self.loss, self.rates = self.run({})
+        self.steps = steps
+        self.batches = [torch.stack([tokens[i : i + CONTEXT + 1] for i in batch]) for batch in starts.tolist()]
+        torch.manual_seed(seed)
+        self._model = GPT(VOCABULARY, CONTEXT, layers=layers, heads=4, width=32, tied=False)
+        (self.loss,), self.rates = self.run([{}])
 
-    def run(self, left_out: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        """Return the mean loss of the last fifth of a run, and Adam's root mean square rate in each tensor, averaged over its steps.
+    def run(self, left_out: Sequence[Mapping[str, float]]) -> tuple[list[float], dict[str, float]]:
+        """Return the mean loss of the last fifth of each run, and Adam's root mean square rate in each tensor, averaged over steps.
 
         Args:
-            left_out: Rate of each tensor that is left out of Adam, over the scheduled learning rate.
+            left_out: For each run the rate of each tensor that is left out of Adam, over the scheduled learning rate.
         """
-        torch.manual_seed(self._seed)
-        model = GPT(VOCABULARY, CONTEXT, layers=self._layers, heads=4, width=32, tied=False)
-        names, parameters = zip(*model.named_parameters(), strict=True)
-        means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-        losses, rates, steps = [], dict.fromkeys(names, 0.0), len(self._batches)
-        for step, batch in enumerate(self._batches, start=1):
-            loss = cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-            losses.append(loss.item())
-            gradients = torch.autograd.grad(loss, parameters)
+        runs, steps, last = len(left_out), len(self.batches), max(1, len(self.batches) // 5)
+        weights = {name: p.detach().expand(runs, *p.shape).clone() for name, p in self._model.named_parameters()}
+        means, squares = ({name: torch.zeros_like(p) for name, p in weights.items()} for _ in range(2))
+        own = {name: torch.tensor([one.get(name, math.nan) for one in left_out]) for name in weights}
+        total, rates = torch.zeros(runs), dict.fromkeys(weights, 0.0)
+        for step, batch in enumerate(self.batches, start=1):
+            gradients, losses = self._gradients(weights, batch)
+            total += losses if step > steps - last else 0
             lr = LR * min(1.0, step / 10) * max(0.1, 1 - step / steps)
-            with torch.no_grad():
-                for name, p, g, m, v in zip(names, parameters, gradients, means, squares, strict=True):
-                    m.lerp_(g, 1 - BETAS[0])
-                    v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-                    moving = m / (1 - BETAS[0] ** step)
-                    if name in left_out:
-                        p.sub_(moving, alpha=lr * left_out[name])
-                    else:
-                        root = (v / (1 - BETAS[1] ** step)).sqrt() + 1e-8
-                        p.sub_(lr * moving / root)
-                        rates[name] += 1 / float(root.square().mean().sqrt()) / steps
-        return sum(losses[-(steps // 5) :]) / (steps // 5), rates
+            for name, p in weights.items():
+                g, m, v = gradients[name], means[name], squares[name]
+                m.lerp_(g, 1 - BETAS[0])
+                v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+                root = (v / (1 - BETAS[1] ** step)).sqrt() + 1e-8
+                rates[name] += 1 / float(root[0].square().mean().sqrt()) / steps
+                factor = own[name].view(-1, *[1] * (p.ndim - 1))
+                p.sub_(lr / (1 - BETAS[0] ** step) * m * torch.where(factor.isnan(), 1 / root, factor))
+        return (total / last).tolist(), rates
 
-    def best(self, names: tuple[str, ...], factors: tuple[float, ...] = FACTORS) -> tuple[float, tuple[float, ...]]:
-        """Return the lowest loss with some tensors left out, each at a rate of the grid, and the factors that gave it.
+    def _gradients(self, weights: dict[str, Tensor], batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients and losses of all runs on a batch."""
+
+        def loss(one: dict[str, Tensor]) -> Tensor:
+            return cross_entropy(functional_call(self._model, one, (batch[:, :-1],)).flatten(0, 1), batch[:, 1:].flatten())
+
+        with sdpa_kernel(SDPBackend.MATH):  # the fused one runs one after the other
+            return vmap(grad_and_value(loss))(weights)
+
+    def best(self, chosen: Sequence[tuple[str, ...]]) -> list[tuple[float, tuple[float, ...]]]:
+        """Return for each choice of tensors the lowest loss with them left out, and their factors of the grid that gave it.
 
         Args:
-            names: The tensors.
-            factors: The grid of one tensor.
+            chosen: The choices: of one tensor, each factor of the grid is tried, of several 0.5, 1 and 2 of each.
         """
-        grid = itertools.product(factors, repeat=len(names))
-        found = {g: self.run({name: f * self.rates[name] for name, f in zip(names, g, strict=True)})[0] for g in grid}
-        chosen = min(found, key=lambda g: found[g] if found[g] == found[g] else float("inf"))
-        return found[chosen], chosen
+        grids = [list(itertools.product(FACTORS if len(names) == 1 else FACTORS[1:4], repeat=len(names))) for names in chosen]
+        runs = [
+            {name: f * self.rates[name] for name, f in zip(names, g, strict=True)}
+            for names, grid in zip(chosen, grids, strict=True)
+            for g in grid
+        ]
+        losses: list[float] = []
+        for start in range(0, len(runs), TOGETHER):
+            losses += self.run(runs[start : start + TOGETHER])[0]
+            progress(f"fig8: {len(losses)} of {len(runs)} runs")
+        found, start = [], 0
+        for grid in grids:
+            here = losses[start : start + len(grid)]
+            found.append(min(zip(here, grid, strict=True), key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0]))
+            start += len(grid)
+        return found
 
 
-def make(out: Path, seed: int = 0, quick: bool = False) -> str:
-    """Draw the figure, and return a table.
+def make(seed: int = 0, quick: bool = False) -> Iterator[Found]:
+    """Draw the figure.
 
     Args:
-        out: Folder of the files.
         seed: Of everything.
         quick: Whether to make short runs of few tensors.
     """
     training = Training(seed, steps=20 if quick else 150, layers=1 if quick else 2)
     names = list(training.rates)[: 2 if quick else None]
-    numbers: list[dict[str, Any]] = []
-
-    def add(chosen: tuple[str, ...], factors: tuple[float, ...]) -> None:
-        loss, best = training.best(chosen, factors)
-        numbers.append({"left_out": chosen, "loss": loss, "gain": training.loss - loss, "factors": best})
-
-    for name in names:
-        add((name,), FACTORS)
     draws = random.Random(seed)
+    choices = [(name,) for name in names]
     for count, times in ((2, 1 if quick else 3), (3, 0 if quick else 2)):
-        for _ in range(times):
-            add(tuple(draws.sample(names, count)), FACTORS[1:4])
-    figure, charts = new_figure(width=7.5, height=0.28 * len(numbers) + 1.2)
+        choices += [tuple(draws.sample(names, count)) for _ in range(times)]
+    rows: list[dict[str, Any]] = [
+        {"left_out": chosen, "loss": loss, "gain": training.loss - loss, "factors": best}
+        for chosen, (loss, best) in zip(choices, training.best(choices), strict=True)
+    ]
+    figure, charts = new_figure(width=7.5, height=0.28 * len(rows) + 1.2)
     chart = charts[0]
-    labels = [" + ".join(_short(name) for name in row["left_out"]) for row in numbers]
-    gains = [row["gain"] for row in numbers]
+    labels = [" + ".join(_short(name) for name in row["left_out"]) for row in rows]
+    gains = [row["gain"] for row in rows]
     chart.barh(range(len(gains)), gains, color=["#d55e00" if gain > 0 else "#6e7f8d" for gain in gains])
     chart.set_yticks(range(len(gains)), labels, fontsize=7)
     chart.invert_yaxis()
     chart.axvline(0, color="black", linewidth=0.8)
     chart.set_xlabel(f"gain over Adam's loss of {training.loss:.3f}, in nats (right: one rate is better)")
-    better = sum(row["gain"] > 0 for row in numbers)
-    chart.set_title(f"Adam leaving tensors out, each at one rate of a grid: better in {better} of {len(numbers)}", fontsize=9)
-    write(out, "fig8", {"adam": training.loss, "rows": numbers}, figure)
-    rows = [["left out", "loss", "gain", "rate over Adam's"]]
-    rows += [
-        [label, f"{r['loss']:.4f}", f"{r['gain']:+.4f}", " ".join(f"{f:g}" for f in r["factors"])]
-        for label, r in zip(labels, numbers, strict=True)
-    ]
-    return "\n".join([f"Adam: {training.loss:.4f}", *align(rows, "<>>>")])
+    better = sum(row["gain"] > 0 for row in rows)
+    chart.set_title(f"Adam leaving tensors out, each at one rate of a grid: better in {better} of {len(rows)}", fontsize=9)
+    table = Table(
+        ["left out", "loss", "gain", "rate over Adam's"],
+        [
+            [label, f"{row['loss']:.4f}", f"{row['gain']:+.4f}", " ".join(f"{f:g}" for f in row["factors"])]
+            for label, row in zip(labels, rows, strict=True)
+        ],
+    )
+    text = f"Adam's loss is {training.loss:.4f}: the mean of the last fifth of {training.steps} steps. A gain is in nats below it."
+    yield Found("fig8", "Figure 8: Adam leaving tensors out", text, rows, table, {"fig8": figure}, {"adam": training.loss})
 
 
 def _short(name: str) -> str:

@@ -1,29 +1,38 @@
-"""Figures and numbers as files."""
+"""What a figure or an audit gives, and heat maps."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.figures import save
-from recipes.files import write_atomically
+from experiments.tables import Table
 
 
-def write(out: Path, name: str, numbers: dict[str, Any], figure: Any = None) -> None:
-    """Write the numbers of a figure, and the figure.
+@dataclass(frozen=True)
+class Found:
+    """What a figure or an audit gives.
 
     Args:
-        out: The folder, which is made.
-        name: Name of the files.
-        numbers: What goes into ``name.json``.
-        figure: What goes into ``name.png``.
+        name: Name of its files.
+        title: What it found out.
+        text: What a reader must know of the table.
+        rows: The numbers; of which seed is said in those that are not of the command's.
+        table: What is shown.
+        figures: By name of the PNG.
+        facts: Further numbers.
     """
-    write_atomically(out / f"{name}.json", json.dumps(numbers, indent=1))
-    if figure is not None:
-        save(figure, out / f"{name}.png")
+
+    name: str
+    title: str
+    text: str
+    rows: Sequence[Mapping[str, Any]]
+    table: Table
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def heat_map(axes: Any, matrix: Tensor, title: str, lines: int | None = None) -> None:
