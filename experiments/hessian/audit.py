@@ -113,7 +113,8 @@ def _found(name: str, seconds: float, audits: Mapping[str, AuditReport]) -> Foun
     taken = ", ".join(f"{label} {audit.seconds:.0f} s" for label, audit in audits.items())
     text = (
         f"`configs/{config}` at initialisation, {count(examples, 'example')} of its first batch; at most {seconds:g} s an audit. It took:"
-        f" {taken}; the process held {peak:.1f} GiB at its peak. `?`: within two standard errors of another verdict, and so not among the overrides."
+        f" {taken}; the process held {peak:.1f} GiB at its peak. `?`: within two standard errors of another verdict, and so not among the"
+        " overrides."
     )
     rows = [{"partition": label, **_row(finding)} for label, audit in audits.items() for finding in audit.findings]
     facts = {
