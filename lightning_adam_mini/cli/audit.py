@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 import time
+from inspect import isroutine
 from typing import Any
 
 from torch import nn
 
 from lightning_adam_mini.analysis.audit import audit_partition
-from lightning_adam_mini.cli.models import find_factory
+from lightning_adam_mini.cli.models import attempt, find_factory
 from lightning_adam_mini.cli.partitions import add_partition_arguments, read_partition
 from lightning_adam_mini.detection import inspect_model
 from lightning_adam_mini.partition import partition_model
@@ -55,8 +56,11 @@ def run(arguments: argparse.Namespace) -> str:
         raise ValueError(f"Cannot tell what to audit by {arguments.what!r}, because an audit needs a batch too. Write {_WANTED}.")
     made = find_factory(module, name, _WANTED, failed="raised an error")
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
-        raise ValueError(f"{arguments.what} gave {type(made).__name__}, not a model and a batch. Return (model, batch) or (model, loss).")
+        raise ValueError(f"{arguments.what} gave {_described(made)}, not a model and a batch. Return (model, batch) or (model, loss).")
     model, batch_or_loss = made
+    if isroutine(batch_or_loss):
+        loss = batch_or_loss
+        batch_or_loss = lambda module: attempt(f"The loss of {arguments.what}", lambda: loss(module), "raised an error")  # noqa: E731
     report = inspect_model(model, heads=True)
     found = audit_partition(
         model,
@@ -70,6 +74,13 @@ def run(arguments: argparse.Namespace) -> str:
         progress=Bar(sys.stderr),
     )
     return json.dumps(found.to_json(), indent=2) if arguments.format == "json" else found.table()
+
+
+def _described(made: Any) -> str:
+    """What was given instead of a pair."""
+    if not isinstance(made, (tuple, list)):
+        return type(made).__name__
+    return f"a {type(made).__name__} of {', '.join(type(part).__name__ for part in made[:4]) or 'nothing'}"
 
 
 class Bar:

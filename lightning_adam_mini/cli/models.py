@@ -56,8 +56,12 @@ def _library(name: str, kind: str) -> ModuleType:
         raise ModuleNotFoundError(f"{kind}: models need {package}, which is not installed: pip install {package}", name=name) from error
 
 
-def _make(what: str, make: Callable[[], Any], failed: str = "cannot be built on the meta device") -> Any:
-    """Call ``make``. Whatever goes wrong in somebody else's code is one line that names ``what``."""
+def attempt(what: str, make: Callable[[], Any], failed: str = "cannot be built on the meta device") -> Any:
+    """Call ``make``. Whatever goes wrong in somebody else's code is one line that names ``what``.
+
+    Raises:
+        ValueError: If it raises.
+    """
     try:
         return make()
     except Exception as error:
@@ -70,7 +74,7 @@ def _timm(name: str) -> nn.Module:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(f"timm has no model {name!r}." + (f" Did you mean {' or '.join(near)}?" if near else ""))
-    return _make(f"timm's {name}", lambda: timm.create_model(name))
+    return attempt(f"timm's {name}", lambda: timm.create_model(name))
 
 
 def _hugging_face(name: str) -> nn.Module:
@@ -102,7 +106,7 @@ def _hugging_face(name: str) -> nn.Module:
         architecture = getattr(transformers, next(iter(values.get("architectures") or ["AutoModel"])), transformers.AutoModel)
         return (getattr(architecture, "_from_config", None) or architecture.from_config)(config)
 
-    return _make(f"The model of {path}", make)
+    return attempt(f"The model of {path}", make)
 
 
 def find_factory(module: str, name: str, wanted: str = "", failed: str = "cannot be built on the meta device") -> Any:
@@ -135,4 +139,4 @@ def find_factory(module: str, name: str, wanted: str = "", failed: str = "cannot
         raise ValueError(
             f"{module}:{name} cannot be called without arguments: {error}. Write a function that calls it with yours."
         ) from error
-    return _make(f"{module}:{name}", factory, failed)
+    return attempt(f"{module}:{name}", factory, failed)

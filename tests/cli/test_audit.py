@@ -23,6 +23,15 @@ def inputs_and_targets():
 def raises():
     raise ValueError("no such data")
 
+def three():
+    return nn.Linear(2, 2), torch.zeros(4, 2), 1
+
+def no_batch():
+    return nn.Linear(2, 2), None
+
+def loss_raises():
+    return nn.Linear(2, 2), lambda module: module(torch.zeros(4, 3)).sum()
+
 def model_only():
     return nn.Linear(2, 2)
 """
@@ -55,6 +64,9 @@ def test_json(capsys):
     ("arguments", "message"),
     [
         (["audited:model_only"], "gave Linear, not a model and a batch. Return (model, batch) or (model, loss)."),
+        (["audited:three"], "gave a tuple of Linear, Tensor, int, not a model and a batch. Return (model, batch) or (model, loss)."),
+        (["audited:no_batch"], "Linear raised TypeError of a batch of type NoneType: linear()"),
+        (["audited:loss_raises"], "The loss of audited:loss_raises raised an error: RuntimeError: mat1 and mat2 shapes"),
         (["audited"], "Write module.path:factory"),
         (["timm:resnet18"], "an audit needs a batch too. Write module.path:factory"),
         (["absent:model"], "There is no module 'absent' to import"),

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from inspect import isroutine
 from typing import Any, cast
 
@@ -131,7 +130,8 @@ def _losses(
     batch_or_loss: Any, examples: int, context: Callable[[], AbstractContextManager[Any]], notes: list[str]
 ) -> tuple[Loss, list[Loss]]:
     """The loss to look at, and those of parts of the batch, whose gradients make second moments."""
-    if isroutine(batch_or_loss) or isinstance(batch_or_loss, partial):  # a graph is callable, too
+    if isroutine(batch_or_loss) or isinstance(batch_or_loss, nn.Module) or (callable(batch_or_loss) and not hasattr(batch_or_loss, "to")):
+        # A graph is callable too, but can be moved.
         return cast(Loss, batch_or_loss), []
 
     def loss_of(batch: Any) -> Loss:

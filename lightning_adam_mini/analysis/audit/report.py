@@ -48,7 +48,8 @@ class AuditReport:
         for finding in self.findings:
             sure = replace(finding, suggestion=None) if finding.near else finding
             by_name.setdefault(finding.segment.parameter.name, []).append(sure)
-        return {name: _spec(found) for name, found in by_name.items() if any(f.suggestion for f in found)}
+        specs = {name: _spec(found) for name, found in by_name.items() if any(f.suggestion for f in found)}
+        return {name: spec for name, spec in specs.items() if spec != _now(by_name[name][0].segment.layout)}
 
     def table(self) -> str:
         """The findings as plain text, with what was left out, and the overrides to paste."""
@@ -150,6 +151,11 @@ def _spec(findings: list[Finding]) -> Any:
         groups.update(zip(segment.lines or (), _groups(segment, layout), strict=True))
     ordered = [groups[i] for i in range(first.layout.shape[first.axis])]
     return {"dims": others, "axis": first.axis, "lines": _by_role(ordered)}
+
+
+def _now(layout: BlockLayout) -> str | None:
+    """The override that changes nothing: pieces of one parameter keep a fine layout that one of them needs."""
+    return "parameter" if layout.is_per_parameter else "factored" if layout.is_factored else None
 
 
 def _groups(segment: Segment, layout: BlockLayout) -> list[tuple[str, int]]:

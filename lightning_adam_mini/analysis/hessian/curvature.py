@@ -35,7 +35,7 @@ class Curvature:
     Attributes:
         parameters: The parameters that are differentiated by, by name.
         gradients: Their gradients, detached, by name.
-        left_out: Why another parameter is none of them, by name: frozen, quantised, or not used by the loss.
+        left_out: Why another parameter is none of them, by name: frozen, quantised, of a sparse gradient, or not used by the loss.
         notes: What the user should know about how the loss was evaluated.
         loss: Its value.
     """
@@ -45,9 +45,13 @@ class Curvature:
         with _told():
             found = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
         _check_graph([gradient for gradient in found if gradient is not None])
-        unused = [name for name, gradient in zip(parameters, found, strict=True) if gradient is None]
-        self.left_out: dict[str, str] = {**left_out, **dict.fromkeys(unused, "not used by the loss")}
-        self._graph = {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+        every = dict(zip(parameters, found, strict=True))
+        self._graph = {name: gradient for name, gradient in every.items() if gradient is not None and gradient.layout == torch.strided}
+        others = {name: gradient for name, gradient in every.items() if name not in self._graph}
+        whys = {
+            name: "not used by the loss" if gradient is None else "of a sparse gradient (sparse=True)" for name, gradient in others.items()
+        }
+        self.left_out: dict[str, str] = {**left_out, **whys}
         self.parameters: dict[str, Tensor] = {name: parameters[name] for name in self._graph}
         self.gradients: dict[str, Tensor] = {name: gradient.detach() for name, gradient in self._graph.items()}
         self.notes: list[str] = list(notes)

@@ -2,15 +2,16 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, dropout
 
 from lightning_adam_mini import BlockLayout, partition_model
 from lightning_adam_mini.analysis.audit import Verdict, audit_partition
 from lightning_adam_mini.analysis.audit.segments import group_text
-from lightning_adam_mini.analysis.audit.verdict import explained
+from lightning_adam_mini.analysis.audit.verdict import Compared, explained
 from recipes.language.gpt import GPT
 from tests.callbacks.models import ConvModel, TokenModel
 
@@ -172,14 +173,113 @@ def test_a_module_without_a_loss():
         audit_partition(module, torch.randn(4, 2), {"weight": BlockLayout((3, 2))})
 
 
-def test_a_training_step_that_needs_a_trainer():
-    class Asks(TokenModel):
-        def training_step(self, batch, batch_idx):
-            return super().training_step(batch, batch_idx) * self.trainer.world_size
+class Asks(TokenModel):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * self.trainer.world_size
 
-    model = Asks()
-    with pytest.raises(ValueError, match="asks its Trainer.*PartitionAudit"):
-        audit_partition(model, next(iter(model.train_dataloader())), partition_model(model))
+
+class Steps(TokenModel):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Skips(TokenModel):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class Unpacks(TokenModel):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return super().training_step((x, y), batch_idx)
+
+
+STEPS = {
+    "asks the trainer": (Asks, "asks its Trainer.*PartitionAudit"),
+    "steps": (Steps, "Steps steps its optimizers itself .*lambda module"),
+    "skips": (Skips, "Skips returned NoneType, which is no loss.*lambda module"),
+    "no batch": (Unpacks, "Unpacks raised TypeError of a batch of type NoneType: cannot unpack"),
+    "a loader": (Unpacks, "Unpacks raised .*Error of a batch of type DataLoader: .*one batch as its data loader yields it"),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_training_step_that_gives_no_loss(case):
+    kind, message = STEPS[case]
+    model = kind()
+    loader = model.train_dataloader()
+    batch = {"no batch": None, "a loader": loader}.get(case, next(iter(loader)))
+    with pytest.raises(ValueError, match=message):
+        audit_partition(model, batch, partition_model(model))
+
+
+def test_a_loss_may_be_any_callable():
+    class Square:
+        def __call__(self, module):
+            return module(torch.ones(3, 2)).square().mean()
+
+    module = nn.Linear(2, 3, bias=False)
+    audit = audit_partition(module, Square(), {"weight": BlockLayout((3, 2))})
+    assert audit.findings[0].columns == 6
+
+
+def test_a_sparse_gradient_is_left_out_and_said():
+    module = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Linear(4, 3))
+    audit = audit_partition(module, lambda m: m(torch.tensor([1, 2])).square().mean(), partition_model(module))
+    assert audit.left_out == {"0.weight": "of a sparse gradient (sparse=True)"}
+    assert {finding.segment.name for finding in audit.findings} == {"1.weight", "1.bias"}
+
+
+class Own(L.LightningModule):
+    """A frozen backbone with batch norm, a recurrent layer, dropout, and an output layer that is the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 6)
+        self.backbone = nn.Sequential(nn.Conv1d(6, 6, 3, padding=1), nn.BatchNorm1d(6)).requires_grad_(False)
+        self.lstm = nn.LSTM(6, 6, batch_first=True)
+        self.norm = nn.BatchNorm1d(6)
+        self.head = nn.Linear(6, 10, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        h = self.lstm(self.backbone(self.embedding(x).transpose(1, 2)).transpose(1, 2))[0]
+        h = dropout(self.norm(h.transpose(1, 2)).transpose(1, 2), 0.2)
+        loss = cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+        self.log("loss", loss)
+        return {"loss": loss}
+
+
+def test_what_an_own_module_may_hold():
+    torch.manual_seed(0)
+    model, x = Own(), torch.randint(10, (8, 7))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    audit = audit_partition(model, (x, x.roll(1, 1)), partition_model(model, "auto"), columns=8)
+    assert {f.segment.parameter.name for f in audit.findings} == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert set(audit.left_out.values()) == {"frozen"}
+    assert [f.segment.role for f in audit.findings if f.segment.parameter.name == "lstm.weight_ih_l0"] == [
+        "input",
+        "forget",
+        "cell",
+        "output",
+    ]
+    assert any("draws random numbers" in note for note in audit.notes)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_no_override_says_what_is_so_already():
+    model, loss = gpt(fused=True)
+    name = "blocks.0.attn.qkv_proj.weight"
+    layout = BlockLayout.factored((96, 32))
+    audit = audit_partition(model, loss, {name: layout}, columns=16)
+    (first, *rest) = audit.findings
+    rows = Compared("rows", BlockLayout((32, 32), dims=(1,)), first.own.share, 0.0)
+    one = replace(audit, findings=(replace(first, suggestion=rows, near=False), *(replace(f, suggestion=None) for f in rest)))
+    every = replace(audit, findings=tuple(replace(f, suggestion=rows, near=False) for f in audit.findings))
+    assert one.overrides == {}  # the others need columns, which one parameter has or has not
+    assert partition_model(model, "factored", every.overrides)[name].num_blocks == 96
 
 
 def test_what_is_near_another_verdict_is_marked_and_not_among_the_overrides():
