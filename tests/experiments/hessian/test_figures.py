@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from experiments.hessian.command import main
-from experiments.hessian.fig8 import BETAS, CONTEXT, LR, VOCABULARY, Training
+from experiments.hessian.fig8 import BETAS, CONTEXT, VOCABULARY, Training
 from experiments.hessian.quadratic import adam_scale, best_rate, condition, descend
 from experiments.result import Result
 from lightning_adam_mini.optim import AdamMini
@@ -25,18 +25,18 @@ def test_leaving_nothing_out_is_adamw():
     training = Training(seed=0, steps=12, layers=1)
     torch.manual_seed(0)
     model = GPT(VOCABULARY, CONTEXT, layers=1, heads=4, width=32, tied=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=BETAS, weight_decay=0.0)
     losses = []
     for step, batch in enumerate(training.batches, start=1):
         loss = cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
-        optimizer.param_groups[0]["lr"] = LR * min(1.0, step / 10) * max(0.1, 1 - step / 12)
+        optimizer.param_groups[0]["lr"] = training.lr * min(1.0, step / 10) * max(0.1, 1 - step / 12)
         optimizer.step()
     assert training.loss == pytest.approx(sum(losses[-2:]) / 2, rel=1e-4)
     name = "blocks.0.mlp.up_proj.weight"
-    same, slower, faster = training.run([{}, {name: 0.0}, {name: 4 * training.rates[name]}])[0]
+    same, slower, faster = training.run([{}, {name: 0.0}, {name: 4 * training.rates[name]}], training.lr)[0]
     assert same == pytest.approx(training.loss, rel=1e-5)  # whatever runs beside it
     assert len({same, slower, faster}) == 3
 
