@@ -17,7 +17,7 @@ from experiments.hessian.output import Found
 from experiments.result import progress
 from experiments.tables import Table, count
 from lightning_adam_mini import AdamMiniWarning, BlockLayout, inspect_model, partition_model
-from lightning_adam_mini.analysis.audit import AuditReport, Verdict, audit_partition
+from lightning_adam_mini.analysis.audit import AuditReport, Verdict, audit_partitions
 from lightning_adam_mini.analysis.audit.verdict import Compared, Finding
 from lightning_adam_mini.cli.audit import Bar
 from recipes.cli import RecipeCLI
@@ -33,12 +33,15 @@ MODELS: dict[str, tuple[str, int]] = {
 """The recipe of each, and how many examples are used."""
 WRONG: dict[str, Any] = {"*.q_proj.weight": {"role": "query", "heads": 16}, "*.k_proj.weight": {"role": "key", "heads": 2}}
 """Heads of a GPT that has 4 in each layer."""
+WRONG_HEADS, QUERY_KEY = "adam_mini, wrong heads", ("q_proj.weight", "k_proj.weight")
 PARTITIONS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "adam_mini": ("adam_mini", {}),
     "auto": ("auto", {}),
-    "adam_mini, wrong heads": ("adam_mini", WRONG),
+    WRONG_HEADS: ("adam_mini", WRONG),
 }
 """The partitions that are audited, with overrides."""
+COLUMNS = 16
+"""Of each Hessian."""
 
 
 def recipe(config: str) -> tuple[pl.LightningModule, Any]:
@@ -57,16 +60,16 @@ def recipe(config: str) -> tuple[pl.LightningModule, Any]:
     return cli.model.train(), next(iter(data.train_dataloader()))
 
 
-def make(seed: int = 0, quick: bool = False, model: Sequence[str] | None = None, seconds: float = 100.0) -> Iterator[Found]:
-    """Audit each model, the partitions one after the other.
+def make(seed: int = 0, quick: bool = False, model: Sequence[str] | None = None, seconds: float = 200.0) -> Iterator[Found]:
+    """Audit each model, its partitions together.
 
-    Ctrl-C ends one audit and keeps what it has; while no columns are computed, it ends all, and keeps those that are done.
+    Ctrl-C ends the columns of one and keeps what it has; while none are computed, it ends all, and what was written stays.
 
     Args:
         seed: Of the samples.
         quick: Whether to take few columns of the GAT's Hessians only.
         model: Names of the models. [default: all]
-        seconds: Time limit of one audit.
+        seconds: Time limit of a model's audits.
 
     Raises:
         MisconfigurationException: There is no model of that name.
@@ -77,50 +80,43 @@ def make(seed: int = 0, quick: bool = False, model: Sequence[str] | None = None,
         raise MisconfigurationException(f"--model {unknown[0]}: audits are of {', '.join(MODELS)}.")
     warnings.simplefilter("ignore", AdamMiniWarning)  # doubts about heads, which an audit is about
     for name in chosen:
-        audits: dict[str, AuditReport] = {}
-        try:
-            for label, found in _audits(name, seed, 4 if quick else 16, seconds):
-                audits[label] = found
-        except KeyboardInterrupt:
-            if audits:
-                yield _found(name, seconds, audits)
-            raise
-        yield _found(name, seconds, audits)
+        yield _found(name, seconds, _audits(name, seed, 8 if quick else COLUMNS, seconds))
 
 
-def _audits(name: str, seed: int, columns: int, seconds: float) -> Iterator[tuple[str, AuditReport]]:
-    """The audit of each partition of a model."""
+def _audits(name: str, seed: int, columns: int, seconds: float) -> dict[str, AuditReport]:
+    """The audits of a model, by partition."""
     config, examples = MODELS[name]
     module, batch = recipe(config)
     report = inspect_model(module)
+    layouts: dict[str, dict[str, BlockLayout]] = {}
     for label, (partition, overrides) in PARTITIONS.items():
-        layouts: dict[str, BlockLayout] = partition_model(report, partition, overrides if name == "gpt" else {})
-        if overrides:
-            if name != "gpt":
-                continue
-            layouts = {name: layout for name, layout in layouts.items() if name.endswith(("q_proj.weight", "k_proj.weight"))}
-        progress(f"audit: {name}, {label}, {len(layouts)} parameters, {seconds:g} s at most")
-        options: dict[str, Any] = dict(report=report, examples=examples, columns=columns, seconds=seconds, seed=seed)
-        audit = audit_partition(module, batch, layouts, **options, progress=Bar(sys.stderr))
-        partition_model(report, partition, {**overrides, **audit.overrides})  # accepted as they stand
-        yield label, audit
+        if name == "gpt" or not overrides:
+            layouts[label] = partition_model(report, partition, overrides)
+    layouts = {
+        label: {n: layout for n, layout in some.items() if label != WRONG_HEADS or n.endswith(QUERY_KEY)} for label, some in layouts.items()
+    }
+    progress(f"audit: {name}, {len(report.parameters)} parameters, {seconds:g} s at most (Ctrl-C: what is done so far)")
+    options: dict[str, Any] = dict(report=report, examples=examples, columns=columns, seconds=seconds, seed=seed)
+    audits = audit_partitions(module, batch, layouts, **options, progress=Bar(sys.stderr))
+    for label, (partition, overrides) in PARTITIONS.items():
+        if label in audits:
+            partition_model(report, partition, {**overrides, **audits[label].overrides})  # accepted as they stand
+    return audits
 
 
 def _found(name: str, seconds: float, audits: Mapping[str, AuditReport]) -> Found:
     """The audits of a model as its result."""
     config, examples = MODELS[name]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    taken = ", ".join(f"{label} {audit.seconds:.0f} s" for label, audit in audits.items())
+    most = max(finding.columns for audit in audits.values() for finding in audit.findings)
+    ended = [note for note in next(iter(audits.values())).notes if note.startswith("Stopped")]
     text = (
-        f"`configs/{config}` at initialisation, {count(examples, 'example')} of its first batch; at most {seconds:g} s an audit. It took:"
-        f" {taken}; the process held {peak:.1f} GiB at its peak. `?`: within two standard errors of another verdict, and so not among the"
-        " overrides."
+        f"`configs/{config}` at initialisation, {count(examples, 'example')} of its first batch, up to {most} columns of each Hessian."
+        f" Time limit: {seconds:g} s. {' '.join(ended)} The process held {peak:.1f} GiB at its peak. `?`: within two standard errors of"
+        " another verdict, and so not among the overrides."
     )
     rows = [{"partition": label, **_row(finding)} for label, audit in audits.items() for finding in audit.findings]
-    facts = {
-        label: {"overrides": audit.overrides, "notes": audit.notes, "left_out": audit.left_out, "seconds": round(audit.seconds, 1)}
-        for label, audit in audits.items()
-    }
+    facts = {label: {"overrides": audit.overrides, "notes": audit.notes, "left_out": audit.left_out} for label, audit in audits.items()}
     return Found(f"audit_{name}", f"Audit of {name}", text, rows, _table(audits), facts={**facts, "peak_gib": round(peak, 2)})
 
 

@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             one.add_argument(
                 "--seconds",
                 type=float,
-                default=100.0,
+                default=200.0,
                 metavar="N",
-                help="time limit of an audit, of which a model has two or three (default: %(default)g); Ctrl-C keeps what is done",
+                help="time limit of the columns of a model (default: %(default)g); Ctrl-C keeps what is done",
             )
     arguments = vars(parser.parse_args(argv))
     figure, out, started = arguments.pop("figure"), arguments.pop("out"), time.process_time()

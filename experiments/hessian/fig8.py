@@ -162,8 +162,8 @@ def make(seed: int = 0, quick: bool = False) -> Iterator[Found]:
     )
     searched = ", ".join(f"{lr:g}: {loss:.4f}" for lr, ((loss,), _) in training.found.items())
     text = (
-        f"Losses are means of the last fifth of {training.steps} steps. Adam's by learning rate: {searched}; the best is taken. A gain is in nats"
-        " below it."
+        f"Losses are means of the last fifth of {training.steps} steps. Adam's by learning rate: {searched}; the best is taken."
+        " A gain is in nats below it."
     )
     yield Found(
         "fig8", "Figure 8: Adam leaving tensors out", text, rows, table, {"fig8": figure}, {"adam": training.loss, "lr": training.lr}

@@ -79,30 +79,104 @@ def audit_partition(
         >>> [str(finding.verdict) for finding in audit.findings][:1]
         ['matches']
     """
-    if not seconds > 0 or columns < 1 or examples < 1:
-        raise ValueError(f"An audit takes some seconds, columns and examples; got {seconds=}, {columns=}, {examples=}.")
-    started, notes = time.monotonic(), list[str]()
-    report = inspect_model(module, heads=True) if report is None else report
-    names, left_out = _choose(module, layouts)
-    loss, parts = _losses(batch_or_loss, examples, context, notes)
-    known = report.by_name
+    options = _Options(report, seconds, columns, examples, seed, context, progress)
+    return _audit(module, batch_or_loss, {"": layouts}, options)[""]
+
+
+def audit_partitions(
+    module: nn.Module,
+    batch_or_loss: Any,
+    partitions: Mapping[str, Mapping[str, BlockLayout]],
+    *,
+    report: ModelReport | None = None,
+    seconds: float = 120.0,
+    columns: int = 32,
+    examples: int = 16,
+    seed: int = 0,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    progress: Progress | None = None,
+) -> dict[str, AuditReport]:
+    """Audit several partitions by the same columns, in the time of one.
+
+    Args:
+        module: The module; this and all that follows but ``partitions`` as for :func:`audit_partition`.
+        batch_or_loss: A batch or a loss.
+        partitions: The layouts of each, by what it is called.
+        report: What :func:`~lightning_adam_mini.inspect_model` said of the module.
+        seconds: About how long it may take.
+        columns: Columns of each piece's Hessian, at most.
+        examples: Examples of the batch.
+        seed: Of the sample, and of the random numbers that the loss draws.
+        context: What each forward pass on a batch is made in.
+        progress: Told how many columns are done, and of how many.
+
+    Returns:
+        The findings of each.
+
+    Raises:
+        ValueError: As for :func:`audit_partition`.
+
+    Example:
+        >>> from lightning_adam_mini import partition_model
+        >>> model, x = nn.Linear(4, 2), torch.randn(8, 4)
+        >>> partitions = {name: partition_model(model, name) for name in ("tensor", "adam_mini")}
+        >>> audits = audit_partitions(model, lambda m: m(x).square().mean(), partitions)
+        >>> [str(audit.findings[0].verdict) for audit in audits.values()]
+        ['too coarse', 'matches']
+    """
+    return _audit(module, batch_or_loss, partitions, _Options(report, seconds, columns, examples, seed, context, progress))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What :func:`audit_partition` takes besides module, batch and layouts."""
+
+    report: ModelReport | None
+    seconds: float
+    columns: int
+    examples: int
+    seed: int
+    context: Callable[[], AbstractContextManager[Any]]
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0 or self.columns < 1 or self.examples < 1:
+            given = f"seconds={self.seconds}, columns={self.columns}, examples={self.examples}"
+            raise ValueError(f"An audit takes some seconds, columns and examples; got {given}.")
+
+
+def _audit(
+    module: nn.Module, batch_or_loss: Any, partitions: Mapping[str, Mapping[str, BlockLayout]], options: _Options
+) -> dict[str, AuditReport]:
+    started, notes, seed = time.monotonic(), list[str](), options.seed
+    known = (inspect_model(module, heads=True) if options.report is None else options.report).by_name
+    chosen = {label: _choose(module, layouts) for label, layouts in partitions.items()}
+    names = list(dict.fromkeys(name for some, _ in chosen.values() for name in some))
+    loss, parts = _losses(batch_or_loss, options.examples, options.context, notes)
     with differentiate_twice(module, loss, names, seed=seed) as curvature:
         notes += curvature.notes
-        left_out |= {name: why for name, why in curvature.left_out.items() if name in layouts}
-        moments, count = _second_moments(module, parts, curvature, seed, started + seconds / 4)
+        moments, count = _second_moments(module, parts, curvature, seed, started + options.seconds / 4)
         if count == 1:
             notes.append("Second moments are those of one gradient, and noisy: there are no parts of a batch to average over.")
-        works = [
-            _Work(segment, moments[name], columns, seed)
-            for name in curvature.parameters
-            for segment in split_segments(known[name], layouts[name])
-        ]
-        stopped = _measure(curvature, works, started + seconds, progress)
+        pieces: dict[Any, dict[str, Segment]] = {}
+        for name in curvature.parameters:
+            for label, (some, _) in chosen.items():
+                for segment in split_segments(known[name], partitions[label][name]) if name in some else ():
+                    pieces.setdefault((name, segment.axis, segment.lines), {})[label] = segment
+        works = [_Work(by, moments[name], options.columns, seed) for (name, *_), by in pieces.items()]
+        stopped = _measure(curvature, works, started + options.seconds, options.progress)
+        unused = curvature.left_out
+    taken = time.monotonic() - started
     if stopped:
-        notes.append(f"Stopped {stopped} after {time.monotonic() - started:.0f} s: see the columns that each verdict rests on.")
+        notes.append(f"Stopped {stopped} after {taken:.0f} s: see the columns that each verdict rests on.")
     largest = max((work.root_mean_square for work in works), default=0.0)
-    findings = [decide(work.segment, work.held, work.moments, largest) for work in works]
-    return AuditReport(tuple(findings), left_out, tuple(notes), time.monotonic() - started)
+    found: dict[str, AuditReport] = {}
+    for label, (_, left_out) in chosen.items():
+        ours = [work for work in works if label in work.segments]
+        findings = tuple(decide(work.segments[label], work.held, work.moments, largest) for work in ours)
+        left_out |= {name: why for name, why in unused.items() if name in partitions[label]}
+        found[label] = AuditReport(findings, left_out, tuple(notes), taken)
+    return found
 
 
 def _choose(module: nn.Module, layouts: Mapping[str, BlockLayout]) -> tuple[list[str], dict[str, str]]:
@@ -174,9 +248,9 @@ def _second_moments(
 
 @dataclass
 class _Work:
-    """The columns of one piece that are to be computed, and what those that were hold."""
+    """The columns of one piece that are to be computed, and what those that were hold, within the layouts of each partition."""
 
-    segment: Segment
+    segments: Mapping[str, Segment]
     moments: list[Tensor]
     columns: int
     seed: int
@@ -205,13 +279,21 @@ class _Work:
         self.held = nothing.measure(self.layouts)
 
     @property
+    def segment(self) -> Segment:
+        """One of them: they differ in their layouts only."""
+        return next(iter(self.segments.values()))
+
+    @property
     def size(self) -> int:
         return math.prod(self.segment.shape)
 
     @property
     def layouts(self) -> list[BlockLayout]:
-        own, crossed = self.segment.own, self.segment.crossed
-        return [own, *own.margins, *self.segment.candidates.values(), *([] if crossed is None else [crossed])]
+        found: list[BlockLayout] = []
+        for segment in self.segments.values():
+            crossed = [] if segment.crossed is None else [segment.crossed]
+            found += [segment.own, *segment.own.margins, *segment.candidates.values(), *crossed]
+        return list(dict.fromkeys(found))
 
     @property
     def root_mean_square(self) -> float:

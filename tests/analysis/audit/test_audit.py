@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, dropout
 
 from lightning_adam_mini import BlockLayout, partition_model
-from lightning_adam_mini.analysis.audit import Verdict, audit_partition
+from lightning_adam_mini.analysis.audit import Verdict, audit_partition, audit_partitions
 from lightning_adam_mini.analysis.audit.segments import group_text
 from lightning_adam_mini.analysis.audit.verdict import Compared, explained
 from recipes.language.gpt import GPT
@@ -54,6 +54,17 @@ def test_wrong_heads_are_told_and_the_overrides_are_accepted():
     lines = {line.split()[0]: line for line in audit.table().splitlines() if line.startswith("blocks")}
     assert lines[QUERY].endswith("finer than needed: 4 heads")
     assert lines[KEY].endswith("too coarse: 4 heads")
+
+
+def test_several_partitions_are_audited_by_the_same_columns():
+    model, loss = gpt(fused=True)
+    partitions = {name: partition_model(model, name) for name in ("adam_mini", "factored", "tensor")}
+    del partitions["tensor"]["norm.weight"]
+    both = audit_partitions(model, loss, partitions, columns=8)
+    for name, layouts in partitions.items():
+        alone = audit_partition(model, loss, layouts, columns=8)
+        assert {f.segment.name: f for f in both[name].findings} == {f.segment.name: f for f in alone.findings}
+        assert both[name].overrides == alone.overrides
 
 
 def test_heads_of_a_fused_projection_are_told_by_role():
