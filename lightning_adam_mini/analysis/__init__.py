@@ -2,6 +2,7 @@
 
 from lightning_adam_mini.analysis.audit import AuditReport as AuditReport
 from lightning_adam_mini.analysis.audit import audit_partition as audit_partition
+from lightning_adam_mini.analysis.audit import audit_partitions as audit_partitions
 from lightning_adam_mini.analysis.derive_rules import derive_rules as derive_rules
 from lightning_adam_mini.analysis.memory import ModelMemory as ModelMemory
 from lightning_adam_mini.analysis.memory import StateMemory as StateMemory
