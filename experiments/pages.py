@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,9 +27,6 @@ PAGES = {
 }
 """Names of the pages, in order, with their titles."""
 LIST = "data.md"
-WRITTEN = ("hessian.md",)
-"""Pages in the folder above that are written by hand, but for the tables between marks."""
-MARK = re.compile(r"(<!-- table of (\S+\.json) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 MADE = "<!-- Made by `python -m experiments pages` from the JSON files in this folder. Do not edit. -->"
 
 
@@ -56,34 +52,14 @@ def section(result: Result, file: str) -> str:
     return "\n\n".join(part.strip() for part in (f"## {result.title}", result.text, shown, told) if part.strip())
 
 
-def with_tables(text: str, folder: Path) -> str:
-    """Return a page that is written by hand, with the text and the tables of results between its marks.
-
-    Args:
-        text: The page.
-        folder: Where the JSON files are.
-
-    Raises:
-        ValueError: A mark names a file that there is not.
-    """
-
-    def made(found: re.Match[str]) -> str:
-        if not (folder / found[2]).is_file():
-            raise ValueError(f"A page wants the table of {found[2]}, which is not in {folder}. Make it, or drop the mark.")
-        result = Result.load(folder / found[2])
-        return "\n".join([found[1], f"{result.text.strip()}\n", *(table.markdown() for table in result.tables), found[3]])
-
-    return MARK.sub(made, text)
-
-
 def pages(folder: Path) -> Mapping[str, str]:
-    """Return the pages by name of their file, the list of them among them, and those above that have tables.
+    """Return the pages by name of their file, the list of them among them.
 
     Args:
         folder: Where the JSON files are.
 
     Raises:
-        ValueError: A result belongs to a page that there is not, or a page wants the table of a file that there is not.
+        ValueError: A result belongs to a page that there is not.
     """
     found: dict[str, list[tuple[int, str, Result]]] = {}
     for file in sorted(folder.glob("*.json")):
@@ -100,9 +76,6 @@ def pages(folder: Path) -> Mapping[str, str]:
             links.append(f"- [{title}]({name}.md)")
     text = "Every table is made of the JSON file that is named below it, which has the command, the commit, the versions and the machine."
     made[LIST] = "\n\n".join([MADE, "# Results as data", text, "\n".join(links)]) + "\n"
-    for name in WRITTEN:
-        if (file := folder.parent / name).is_file():
-            made[f"../{name}"] = with_tables(file.read_text(encoding="utf-8"), folder)
     return made
 
 

@@ -6,12 +6,12 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.compare.table import rows_of
-from experiments.pages import FOLDER, LIST, PAGES, WRITTEN, pages, with_tables
+from experiments.pages import FOLDER, LIST, PAGES, pages
 from experiments.result import TABLE_ONLY, Result
 from experiments.tables import Table
 
 
-@pytest.mark.parametrize("name", [*(f"{page}.md" for page in PAGES), LIST, *(f"../{page}" for page in WRITTEN)])
+@pytest.mark.parametrize("name", [*(f"{page}.md" for page in PAGES), LIST])
 def test_every_page_is_that_of_its_data(name):
     made = pages(FOLDER)
     assert (FOLDER / name).read_text(encoding="utf-8") == made[name], "run `python -m experiments pages`"
@@ -36,17 +36,6 @@ def test_a_changed_number_changes_the_page(tmp_path):
     assert pages(tmp_path)["muon.md"] != changed
     assert main(["pages", "--folder", str(tmp_path)]) == 0
     assert (tmp_path / "muon.md").read_text() == pages(tmp_path)["muon.md"]
-
-
-def test_a_written_page_has_the_tables_between_its_marks(tmp_path):
-    result = Result("hessian", "Audit", "python", "Text.", tables=[Table(["a"], [["1"]])])
-    (tmp_path / "x.json").write_text(result.json())
-    before = "# Mine\n\n<!-- table of x.json -->\nold\n<!-- end of table -->\n\nAfter.\n"
-    once = with_tables(before, tmp_path)
-    assert once == "# Mine\n\n<!-- table of x.json -->\n\nText.\n\n| a   |\n|-----|\n| 1   |\n\n<!-- end of table -->\n\nAfter.\n"
-    assert with_tables(once, tmp_path) == once
-    with pytest.raises(ValueError, match=r"table of y.json, which is not in .*drop the mark"):
-        with_tables(once.replace("x.json", "y.json"), tmp_path)
 
 
 def test_a_page_shows_what_was_measured():
