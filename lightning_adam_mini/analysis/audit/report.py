@@ -62,6 +62,9 @@ class AuditReport:
             first = next(name for name, reason in self.left_out.items() if reason == why)
             lines.append(f"Left out, {why}: {first}{f' and {count - 1} more' if count > 1 else ''}.")
         overrides = self.overrides
+        kept = {f.segment.parameter.name for f in self.findings if f.suggestion and not f.near} - overrides.keys()
+        if kept:
+            lines.append(f"Without an override, because other lines of the parameter need its layout: {', '.join(sorted(kept))}.")
         if overrides:
             lines += ["", "overrides={", *(f"    {name!r}: {spec!r}," for name, spec in overrides.items()), "}"]
         return "\n".join(lines)

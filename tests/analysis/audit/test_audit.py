@@ -290,6 +290,8 @@ def test_no_override_says_what_is_so_already():
     one = replace(audit, findings=(replace(first, suggestion=rows, near=False), *(replace(f, suggestion=None) for f in rest)))
     every = replace(audit, findings=tuple(replace(f, suggestion=rows, near=False) for f in audit.findings))
     assert one.overrides == {}  # the others need columns, which one parameter has or has not
+    assert f"other lines of the parameter need its layout: {name}." in one.table()
+    assert "other lines" not in every.table()
     assert partition_model(model, "factored", every.overrides)[name].num_blocks == 96
 
 
