@@ -205,10 +205,11 @@ def _pairs(layout: BlockLayout) -> int:
     ids = list(block_ids(layout))
     if len(ids) == 2:
         ids.append(ids[0] * (int(ids[1].max()) + 1) + ids[1])
-    counts = [int(each.unique(return_counts=True)[1].square().sum()) for each in ids]
+    counts = [int(torch.bincount(each).square().sum()) for each in ids]
     return counts[0] if len(counts) == 1 else counts[0] + counts[1] - counts[2]
 
 
+@lru_cache(maxsize=4096)
 def is_nested(fine: BlockLayout, coarse: BlockLayout) -> bool:
     """Whether each block of one layout lies in one block of another; both of one mean.
 
@@ -217,4 +218,6 @@ def is_nested(fine: BlockLayout, coarse: BlockLayout) -> bool:
         True
     """
     (a,), (b,) = block_ids(fine), block_ids(coarse)
-    return len((a * (int(b.max()) + 1) + b).unique()) == len(a.unique())
+    where = torch.empty(fine.num_blocks, dtype=b.dtype)
+    where[a] = b  # one of the coarse blocks that each fine one is in
+    return bool((where[a] == b).all())
