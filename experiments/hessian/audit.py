@@ -110,10 +110,11 @@ def _found(name: str, seconds: float, audits: Mapping[str, AuditReport]) -> Foun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     most = max(finding.columns for audit in audits.values() for finding in audit.findings)
     ended = [note for note in next(iter(audits.values())).notes if note.startswith("Stopped")]
+    limits = " ".join([f"Time limit: {seconds:g} s.", *ended])
     text = (
         f"`configs/{config}` at initialisation, {count(examples, 'example')} of its first batch, up to {most} columns of each Hessian."
-        f" Time limit: {seconds:g} s. {' '.join(ended)} The process held {peak:.1f} GiB at its peak. `?`: within two standard errors of"
-        " another verdict, and so not among the overrides."
+        f" {limits} The process held {peak:.1f} GiB at its peak. `?`: within two standard errors of another verdict, and so not among the"
+        " overrides."
     )
     rows = [{"partition": label, **_row(finding)} for label, audit in audits.items() for finding in audit.findings]
     facts = {label: {"overrides": audit.overrides, "notes": audit.notes, "left_out": audit.left_out} for label, audit in audits.items()}
