@@ -167,7 +167,7 @@ def _row(finding: Finding) -> dict[str, Any]:
         numbers = {kind: compared.label, f"{kind}_share": share.share, f"{kind}_null": share.null, f"{kind}_moments": compared.moments}
         return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in numbers.items() if value == value}
 
-    row: dict[str, Any] = {"parameter": finding.segment.name, "role": _role(finding), "shape": list(finding.segment.shape)}
+    row: dict[str, Any] = {"parameter": finding.segment.name, "role": _role(finding), "shape": "x".join(map(str, finding.segment.shape))}
     row |= {"columns": finding.columns, **beside("own", finding.own), **beside("finer", finding.finer)}
     row |= {**beside("coarser", finding.coarser), **beside("crossed", finding.crossed), "verdict": str(finding.verdict)}
     if finding.near:

@@ -48,7 +48,7 @@ def make(seed: int = 0, quick: bool = False) -> Iterator[Found]:
                 row: dict[str, Any] = {"step": stage, "loss": value, "layer": layer, "part": part, "parameter": name}
                 found = structure(hessian, shape, heads)
                 shares = {f"{kind}, {what}": share[what] for kind, share in found.items() for what in ("share", "null")}
-                rows.append({**row, "shape": shape, **shares})
+                rows.append({**row, "shape": "x".join(map(str, shape)), **shares})
                 drawn[layer, part] = hessian
         figures[f"fig4_step{stage}"] = draw(drawn, list(layers), stage, value)
     text = "Share of a Hessian's squared mass within blocks, and by chance (null); of its diagonal, in the best rank-one matrix. Exact."

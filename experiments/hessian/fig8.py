@@ -139,12 +139,12 @@ def make(seed: int = 0, quick: bool = False) -> Iterator[Found]:
     for count, times in ((2, 1 if quick else 3), (3, 0 if quick else 2)):
         choices += [tuple(draws.sample(names, count)) for _ in range(times)]
     rows: list[dict[str, Any]] = [
-        {"left_out": chosen, "loss": loss, "gain": training.loss - loss, "factors": best}
+        {"left_out": " + ".join(chosen), "loss": loss, "gain": training.loss - loss, "factors": " ".join(f"{factor:g}" for factor in best)}
         for chosen, (loss, best) in zip(choices, training.best(choices), strict=True)
     ]
     figure, charts = new_figure(width=7.5, height=0.28 * len(rows) + 1.2)
     chart = charts[0]
-    labels = [" + ".join(_short(name) for name in row["left_out"]) for row in rows]
+    labels = [" + ".join(map(_short, chosen)) for chosen in choices]
     gains = [row["gain"] for row in rows]
     chart.barh(range(len(gains)), gains, color=["#d55e00" if gain > 0 else "#6e7f8d" for gain in gains])
     chart.set_yticks(range(len(gains)), labels, fontsize=7)
@@ -155,10 +155,7 @@ def make(seed: int = 0, quick: bool = False) -> Iterator[Found]:
     chart.set_title(f"Adam leaving tensors out, each at one rate of a grid: better in {better} of {len(rows)}", fontsize=9)
     table = Table(
         ["left out", "loss", "gain", "rate over Adam's"],
-        [
-            [label, f"{row['loss']:.4f}", f"{row['gain']:+.4f}", " ".join(f"{f:g}" for f in row["factors"])]
-            for label, row in zip(labels, rows, strict=True)
-        ],
+        [[label, f"{row['loss']:.4f}", f"{row['gain']:+.4f}", row["factors"]] for label, row in zip(labels, rows, strict=True)],
     )
     searched = ", ".join(f"{lr:g}: {loss:.4f}" for lr, ((loss,), _) in training.found.items())
     text = (
