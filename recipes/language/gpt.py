@@ -184,6 +184,14 @@ class GPT(nn.Module):
         Args:
             tokens: Tokens, of shape (batch, length) with a length of at most `context`.
         """
+        return self.lm_head(self.features(tokens))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Return what the output layer reads of each token, of shape (batch, length, width).
+
+        Args:
+            tokens: Tokens, of shape (batch, length) with a length of at most `context`.
+        """
         length = tokens.shape[1]
         x = self.token_embedding(tokens)
         if self.position_embedding is not None:
@@ -192,7 +200,7 @@ class GPT(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rotation)
-        return self.lm_head(self.norm(x))
+        return self.norm(x)
 
 
 def rotary_angles(length: int, size: int, base: float = 10_000.0) -> Tensor:

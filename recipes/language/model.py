@@ -92,18 +92,26 @@ class LanguageModel(Recipe):
         return self(batch[:, :-1]).argmax(dim=-1)
 
     @override
-    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Note when a step starts."""
         self._started = time.perf_counter()
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the speed since it was last logged: on a GPU, one step alone would only tell how long it takes to launch it."""
-        self._tokens += batch.shape[0] * (batch.shape[1] - 1)
+        self._tokens += self.tokens_of(batch)
         self._seconds += time.perf_counter() - self._started
         if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             self.log("train/tokens_per_s", self._tokens / self._seconds)
             self._tokens, self._seconds = 0, 0.0
+
+    def tokens_of(self, batch: Any) -> int:
+        """Return how many tokens a batch trains on, for the speed.
+
+        Args:
+            batch: The batch.
+        """
+        return batch.shape[0] * (batch.shape[1] - 1)
 
     @torch.no_grad()
     def generate(self, prompt: Tensor, count: int, temperature: float = 0.8, seed: int = 0) -> Tensor:

@@ -137,6 +137,13 @@ class TokenData(pl.LightningDataModule):
 
     def _in_order(self, split: Split) -> DataLoader[Tensor]:
         windows = Windows(self._tokens[split], self.context)
-        count = min(self.eval_windows, -(-len(windows) // self.context))  # none overlaps with another
-        starts = [number * len(windows) // count for number in range(count)]
-        return DataLoader(windows, batch_size=self.eval_batch_size, sampler=starts)
+        return DataLoader(windows, batch_size=self.eval_batch_size, sampler=self.spread(len(windows)))
+
+    def spread(self, starts: int) -> list[int]:
+        """Return where the windows of a split start that are measured: spread evenly, so that none overlaps with another.
+
+        Args:
+            starts: Where windows may start.
+        """
+        count = min(self.eval_windows, -(-starts // self.context))
+        return [number * starts // count for number in range(count)]
