@@ -224,6 +224,7 @@ def tiny_recipe(image_tree, cifar, celeba, planetoid, arxiv, texts, token_files)
         "resnet18_cifar10_subset": [*NARROW, *QUIET, "--data.root", str(image_tree), "--data.val_folds", "2", "--model.num_classes", "2"],
         "resnet18_digits": [*NARROW, *QUIET],
         "resnet18_imagenet": [*NARROW, *QUIET, *imagenet, "--model.num_classes", "2", "--data.batch_size", "3"],
+        "sft_topics": [*TINY_TEXT, *QUIET],
         "vit_cifar10_subset": [*QUIET, "--data.root", str(image_tree), "--data.val_folds", "2", "--model.num_classes", "2"],
         "vit_digits": QUIET,
     }
