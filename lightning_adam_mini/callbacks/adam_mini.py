@@ -12,17 +12,20 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Adam, AdamW
 from typing_extensions import override
 
+from lightning_adam_mini.callbacks.combining import Combining, check_combination
 from lightning_adam_mini.callbacks.configured import Intercepted
 from lightning_adam_mini.callbacks.deepspeed import adam_minis, allow_offload, bind
 from lightning_adam_mini.callbacks.distribution import inform, misconfiguration, warn_on_rank_zero
 from lightning_adam_mini.callbacks.monitoring import Monitoring, what_to_monitor
 from lightning_adam_mini.callbacks.run import Run
 from lightning_adam_mini.callbacks.strategies import check_strategy, is_whole, number_as_in, share_work
+from lightning_adam_mini.combine import Combined, Part, read_part
+from lightning_adam_mini.combine.combined import combined_in
 from lightning_adam_mini.detection import ModelReport
 from lightning_adam_mini.detection.evidence import Evidence
 from lightning_adam_mini.optim import AdamMini, adamw_bytes, state_bytes, to_adamw_state_dict
 from lightning_adam_mini.optim.codecs import MomentumDtype, MomentumName, read_momentum_dtype
-from lightning_adam_mini.partition import PartitionStrategy, make_strategy
+from lightning_adam_mini.partition import PartitionStrategy, SlimAdamAutoPartition, make_strategy
 from lightning_adam_mini.partition.overrides import check_overrides
 
 _EVIDENCE = "adam_mini_evidence"
@@ -59,6 +62,9 @@ class AdamMiniCallback(Callback):
         momentum_dtype: What first moments are kept in: ``float32``, ``bfloat16`` (or torch's dtype) or ``8bit``; None for the
             parameters' dtype. A checkpoint written with another is converted.
         stochastic_rounding: Whether bfloat16 weights (``precision="bf16-true"``) are rounded at random, so that small updates are not lost.
+        combine: What AdamMini is combined with: ``schedule_free``, ``{"galore": {"rank": 128}}``, ``sophia``, or a
+            :class:`~lightning_adam_mini.combine.Part`. The callback switches weights for evaluations and checkpoints, and gives Sophia its
+            estimates.
         monitoring: Whether to log effective learning rates, each ``log_every_n_steps`` of the trainer; and what besides, as a
             :class:`~lightning_adam_mini.Monitoring` or a mapping of its arguments (YAML: ``monitoring: {heatmap: true}``).
         **older: ``monitor=False``, ``histograms=True`` and ``heatmap=True``, as older versions spelled ``monitoring``.
@@ -87,6 +93,7 @@ class AdamMiniCallback(Callback):
         convert_checkpoints: bool = True,
         momentum_dtype: MomentumName | MomentumDtype | None = None,
         stochastic_rounding: bool = False,
+        combine: str | Mapping[str, Mapping[str, Any] | None] | Part | None = None,
         monitoring: Monitoring | Mapping[str, Any] | bool = True,
         **older: Any,
     ) -> None:
@@ -107,9 +114,15 @@ class AdamMiniCallback(Callback):
             if not isinstance(value, bool) and not (name == "probe" and value is None):
                 raise misconfiguration(f"AdamMiniCallback has no {name}={value!r}. Give True or False.")
         try:  # what is wrong whatever the model is, before anything runs
-            make_strategy(partition, **(options or {}))
+            strategy = make_strategy(partition, **(options or {}))
             check_overrides(overrides or {})
             read_momentum_dtype(momentum_dtype)
+            self.combine = read_part(combine)
+            if self.combine is not None and isinstance(strategy, SlimAdamAutoPartition):
+                raise ValueError(
+                    f"slim_adam_auto changes blocks in the middle of a run, which {type(self.combine).__name__} does not follow. Choose"
+                    " another partition, or leave combine out."
+                )
         except ValueError as error:
             raise misconfiguration(f"AdamMiniCallback: {error}") from None
         self.partition = partition
@@ -165,6 +178,8 @@ class AdamMiniCallback(Callback):
                 " overrides={...} if parts of the model need different blocks."
             )
         check_strategy(trainer.strategy, bool(self.probe))
+        if self.combine is not None:
+            check_combination(self.combine, trainer.strategy)
         allow_offload(trainer)
         self._run = run = self._run.next()
         # Converting what the module returns, before Lightning or anything else sees it, works under every strategy.
@@ -187,6 +202,9 @@ class AdamMiniCallback(Callback):
         bind(trainer)
         run.optimizers = adam_minis(trainer.optimizers)
         run.undo += [functools.partial(o.share_work, None) for o in run.optimizers if share_work(trainer.strategy, o)]
+        if combined_in(run.optimizers):
+            run.combining = Combining(trainer, pl_module)
+            run.undo.append(run.combining.end)
         if run.logger is not None:
             run.logger.begin(trainer)
 
@@ -199,10 +217,14 @@ class AdamMiniCallback(Callback):
         if run.one_run is not None and run.report is not None:
             optimizers = [o for o in run.optimizers if o in run.converted]
             run.one_run.advance(trainer, pl_module, optimizers, run.report, run.partition)
+        if run.combining is not None:
+            run.combining.begin_batch()
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run = self._run
+        if run.combining is not None:
+            run.combining.evaluate()
         if run.logger is not None:
             run.logger.log_heatmap(trainer, run.optimizers)  # there may be no validation
         if run.one_run is not None and run.one_run.rules is None and run.optimizers:
@@ -225,6 +247,8 @@ class AdamMiniCallback(Callback):
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         run, step = self._run, trainer.global_step
+        if run.combining is not None:
+            run.combining.end_batch()
         if not run.optimizers or step == 0 or step == run.last_logged_step:  # while gradients accumulate, nothing changes
             return
         if not run.told_bytes:
@@ -239,6 +263,11 @@ class AdamMiniCallback(Callback):
             run.last_logged_step = step
             run.optimizers = adam_minis(trainer.optimizers)  # with the rates that schedulers have set
             run.logger.log(trainer, run.optimizers)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run.combining is not None:
+            self._run.combining.evaluate()
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -256,7 +285,7 @@ class AdamMiniCallback(Callback):
         # So that the run can be resumed without this callback, by the optimizer that the module configures.
         states = checkpoint.get("optimizer_states", [])
         for i, optimizer in enumerate(trainer.optimizers[: len(states)]):
-            if isinstance(optimizer, AdamMini) and is_whole(states[i]):
+            if isinstance(optimizer, AdamMini) and not isinstance(optimizer, Combined) and is_whole(states[i]):
                 states[i] = number_as_in(pl_module, optimizer, to_adamw_state_dict(states[i]))
 
     @override

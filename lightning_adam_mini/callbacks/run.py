@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch.optim import Adam, AdamW, Optimizer
 
 from lightning_adam_mini._warnings import AdamMiniWarning
+from lightning_adam_mini.callbacks.combining import Combining
 from lightning_adam_mini.callbacks.configured import (
     check_configured,
     check_rounding,
@@ -30,6 +31,8 @@ from lightning_adam_mini.callbacks.monitor import BlockLearningRateLogger
 from lightning_adam_mini.callbacks.one_run import OneRun
 from lightning_adam_mini.callbacks.probe import SECONDS, check_training_step, is_uncertain, probe_training_step, shown, why_not_again
 from lightning_adam_mini.callbacks.strategies import as_unsharded, check_measurable, flat_shards_of, load_whole_checkpoints
+from lightning_adam_mini.combine import combine_
+from lightning_adam_mini.combine.combined import combined_in
 from lightning_adam_mini.detection import ModelReport, ParameterReport, inspect_model
 from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_call
 from lightning_adam_mini.layout import BlockLayout
@@ -62,6 +65,7 @@ class Run:
         evidence: What running showed of it.
         probe_first_batch: Whether the first batch is still to be run once more.
         optimizers: The optimizers that train and are AdamMini.
+        combining: Switches the weights of those that are combined with other methods; None where none is.
         resumed: What the checkpoint says of ``one_run``.
         last_logged_step: The step that was logged last.
         told_bytes: Whether the bytes of the optimizer's state were told.
@@ -77,6 +81,7 @@ class Run:
     evidence: Evidence | None = None
     probe_first_batch: bool = False
     optimizers: list[AdamMini] = field(default_factory=list)
+    combining: Combining | None = None
     resumed: dict[str, Any] | None = None
     last_logged_step: int = -1
     told_bytes: bool = False
@@ -103,6 +108,9 @@ class Run:
             return
         known = [o for o in optimizers if o in self.converted]
         new = [o for o in optimizers if not (isinstance(o, AdamMini) and o._made_as is None)]  # else it is the user's own
+        # What was combined in an earlier fit goes on as it is.
+        going_on = [o for o in combined_in(new) if o.part == self.asked.combine]
+        new = [o for o in new if o not in going_on]
         names = parameter_names(module)
         # All checks come before the first change: if one fails, the user's optimizers are as they were.
         for optimizer in new:
@@ -131,6 +139,8 @@ class Run:
                 for optimizer in new:
                     named = [(name, p) for p, name in names.items()]
                     convert_optimizer_(optimizer, layouts, named, force=True, flat_shards=flat_shards, **self._optimizer_options())
+                    if self.asked.combine is not None:
+                        combine_(optimizer, self.asked.combine, self.report)
                     optimizer._blocks.remedy = (
                         "Make its layer before the fit begins if it is to get blocks; where it takes the place of another, call"
                         " optimizer.replace_parameter(old, new, rows=...)."
@@ -146,8 +156,14 @@ class Run:
             for message in (*forced, *different):
                 warn_on_rank_zero(message)
             if kinds:
-                inform(module.trainer, f"AdamMiniCallback: {kinds} keeps one second moment per block from now on (AdamMini)")
-        else:
+                combined = "" if self.asked.combine is None else f", combined: {self.asked.combine}"
+                inform(module.trainer, f"AdamMiniCallback: {kinds} keeps one second moment per block from now on (AdamMini{combined})")
+        elif not combined_in(optimizers):
+            if self.asked.combine is not None:
+                raise misconfiguration(
+                    f"AdamMiniCallback(combine={self.asked.combine.name!r}) combines what it converts, but configure_optimizers returned an"
+                    " AdamMini itself. Return torch.optim.AdamW; or call lightning_adam_mini.combine_ on the AdamMini there."
+                )
             inform(module.trainer, "AdamMiniCallback: configure_optimizers returned AdamMini itself, which is left as it is")
         load_whole_checkpoints(module.trainer.strategy)
 

@@ -152,6 +152,10 @@ def check_convertible(optimizer: Any, force: bool = False) -> None:
     ):
         if any(group.get(flag) for group in optimizer.param_groups):
             raise ValueError(f"{name} with {flag}=True cannot become an AdamMini because {why}. Set {flag}=False.")
+    if getattr(optimizer, "part", None) is not None and isinstance(optimizer, AdamMini):
+        raise ValueError(
+            f"{name} is combined with {optimizer.part} already, so it cannot be converted again. Make a new optimizer."  # pyright: ignore[reportAttributeAccessIssue]
+        )
     check_step(optimizer, may_be_patched=kind in _BOTH or isinstance(optimizer, AdamMini))
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise ValueError(
