@@ -2,6 +2,7 @@
 
 from lightning_adam_mini._warnings import AdamMiniWarning as AdamMiniWarning
 from lightning_adam_mini.callbacks import AdamMiniCallback as AdamMiniCallback
+from lightning_adam_mini.callbacks import BAdam as BAdam
 from lightning_adam_mini.callbacks import Monitoring as Monitoring
 from lightning_adam_mini.callbacks import PartitionAudit as PartitionAudit
 from lightning_adam_mini.callbacks import SNRMonitor as SNRMonitor

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     class AdamMiniCallback(callbacks.AdamMiniCallback, pytorch_lightning.Callback):  # type: ignore[misc, override]
         """See :class:`lightning_adam_mini.AdamMiniCallback`."""
 
+    class BAdam(callbacks.BAdam, pytorch_lightning.Callback):  # type: ignore[misc, override]
+        """See :class:`lightning_adam_mini.BAdam`."""
+
     class PartitionAudit(callbacks.PartitionAudit, pytorch_lightning.Callback):  # type: ignore[misc, override]
         """See :class:`lightning_adam_mini.PartitionAudit`."""
 
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
         """See :class:`lightning_adam_mini.SNRMonitor`."""
 
 else:
-    AdamMiniCallback, PartitionAudit, SNRMonitor = callbacks.AdamMiniCallback, callbacks.PartitionAudit, callbacks.SNRMonitor
-    for _kind in (AdamMiniCallback, PartitionAudit, SNRMonitor):
+    AdamMiniCallback, BAdam = callbacks.AdamMiniCallback, callbacks.BAdam
+    PartitionAudit, SNRMonitor = callbacks.PartitionAudit, callbacks.SNRMonitor
+    for _kind in (AdamMiniCallback, BAdam, PartitionAudit, SNRMonitor):
         if not issubclass(_kind, pytorch_lightning.Callback):
             _kind.__bases__ = (*_kind.__bases__, pytorch_lightning.Callback)

@@ -1,4 +1,4 @@
-"""GaLore over block second moments (Zhao et al., "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection", arXiv 2403.03507)."""
+"""GaLore over block second moments (Zhao et al., "GaLore: Memory-Efficient LLM Training", arXiv 2403.03507)."""
 
 from __future__ import annotations
 

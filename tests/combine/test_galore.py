@@ -28,7 +28,9 @@ GLOBS = ("tall", "wide", "square")
 @pytest.mark.parametrize("granularity", ["parameter", "line", "factored"])
 def test_it_is_the_paper_s_algorithm(granularity):
     model = Matrices().double()
-    layouts = partition_model(model, "adam", overrides={"*": granularity} if granularity != "factored" else {g: "factored" for g in GLOBS})
+    layouts = partition_model(
+        model, "adam", overrides={"*": granularity} if granularity != "factored" else dict.fromkeys(GLOBS, "factored")
+    )
     optimizer = AdamMini(model.named_parameters(), lr=0.05, betas=(0.8, 0.9), weight_decay=0.1, layouts=layouts)
     combine_(optimizer, GaLore(rank=3, every=2, scale=0.5, only=GLOBS))
     weights = {name: getattr(model, name).detach().clone() for name in GLOBS}

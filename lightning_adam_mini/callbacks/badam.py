@@ -1,0 +1,211 @@
+"""BAdam: one block of the model trains at a time, and only it has optimizer state (Luo et al., arXiv 2404.02827)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import groupby
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_adam_mini.callbacks.distribution import inform, is_lightnings, misconfiguration
+from lightning_adam_mini.combine.combined import Combined
+from lightning_adam_mini.detection import parameter_names
+from lightning_adam_mini.optim import AdamMini
+
+Order = Literal["ascending", "descending", "random"]
+_NUMBERED = re.compile(r"((?:.*?\.)?\d+)\.")
+
+
+def find_blocks(names: Sequence[str]) -> dict[str, list[str]]:
+    """Cut a model into the blocks that train one after the other: its numbered layers, and what stands before, between and after them.
+
+    Args:
+        names: Names of the parameters, in the model's order.
+
+    Returns:
+        Names of the parameters by block, in the model's order; of a model without numbered layers its first modules that are several.
+
+    Example:
+        >>> names = ["embed.weight", "layers.0.q.weight", "layers.0.mlp.weight", "layers.1.q.weight", "norm.weight", "head.weight"]
+        >>> list(find_blocks(names))
+        ['embed', 'layers.0', 'layers.1', 'norm, head']
+    """
+
+    def layer(name: str) -> str | None:
+        found = _NUMBERED.match(name)
+        return None if found is None else found[1]
+
+    if all(layer(name) is None for name in names):
+        paths = [name.split(".") for name in names]
+        deepest = min((len(path) for path in paths), default=0)
+        depth = next((d for d in range(deepest) if len({path[d] for path in paths}) > 1), 0) + 1
+        blocks: dict[str, list[str]] = {}
+        for name, path in zip(names, paths, strict=True):
+            blocks.setdefault(".".join(path[:depth]), []).append(name)
+        return blocks
+    blocks = {}
+    for key, run in groupby(names, key=layer):
+        found = list(run)
+        # A module's children may be listed apart, as shared ones are.
+        blocks.setdefault(key or ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in found)), []).extend(found)
+    return blocks
+
+
+class BAdam(Callback):
+    """Trains a model block by block: for some steps one block alone has gradients and optimizer state, which is freed with the next.
+
+    Goes with torch's Adam and AdamW, and, beside an :class:`~lightning_adam_mini.AdamMiniCallback`, with AdamMini: the state is that of the
+    largest block. Which block trains follows from the step alone, so that a resumed run goes on exactly. A block's moments begin anew
+    each time, as in the paper; backward computes no gradients of the others.
+
+    Args:
+        every: Steps until the next block; the paper's K is 50 to 100.
+        order: ``ascending``, ``descending``, or ``random``: all blocks in a new order in each round.
+        blocks: For each block a list of globs over parameter names, the first of which that matches counts; parameters that match none
+            never train. [default: the model's numbered layers, and what stands before, between and after them]
+        seed: Seed of the orders.
+
+    Raises:
+        MisconfigurationException: If an argument is not valid; if the model has no two blocks; under FSDP and DeepSpeed, which shard
+            blocks, and under DDP without ``find_unused_parameters``; with orthogonalised updates, or a combination.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning_adam_mini import AdamMiniCallback
+        >>> trainer = L.Trainer(callbacks=[AdamMiniCallback(), BAdam(every=50)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, every: int = 100, order: Order = "random", blocks: Sequence[Sequence[str]] | None = None, seed: int = 0) -> None:
+        super().__init__()
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise misconfiguration(f"BAdam has no every={every!r}. Give a whole number of steps from 1.")
+        if order not in get_args(Order):
+            raise misconfiguration(f"BAdam has no order={order!r}. Give one of {', '.join(get_args(Order))}.")
+        if blocks is not None and (isinstance(blocks, str) or not blocks or any(isinstance(globs, str) or not globs for globs in blocks)):
+            raise misconfiguration(f"BAdam has no blocks={blocks!r}. Give a list of globs for each block: [['embed.*'], ['layers.*']].")
+        self.every = every
+        self.order = order
+        self.blocks = blocks
+        self.seed = seed
+        self.active: str | None = None
+        """Name of the block that trains."""
+        self._found: dict[str, list[torch.nn.Parameter]] = {}
+        self._trained: list[torch.nn.Parameter] = []
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        strategy: Any = trainer.strategy
+        if stage != "fit":
+            return
+        if is_lightnings(strategy, "FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
+            raise misconfiguration(
+                f"BAdam does not go with {type(strategy).__name__}, which shards blocks. Train under DDP, or on one device."
+            )
+        if is_lightnings(strategy, "DDPStrategy") and not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise misconfiguration(
+                "BAdam freezes blocks, on whose gradients DDP would wait. Train with Trainer(strategy='ddp_find_unused_parameters_true')."
+            )
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            self._check(optimizer)
+        held = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        named: dict[str, torch.nn.Parameter] = {name: p for p, name in parameter_names(pl_module).items() if p in held and p.requires_grad}  # type: ignore[misc]
+        found = find_blocks(list(named)) if self.blocks is None else self._asked(named)
+        if not found or (self.blocks is None and len(found) < 2):
+            raise misconfiguration(
+                f"BAdam found no two blocks in {type(pl_module).__name__}, whose {len(named)} trained parameters are in"
+                f" {', '.join(found) or 'none'}. Give blocks=[['embed.*'], ['encoder.*'], ...]."
+            )
+        self._found = {block: [named[name] for name in names] for block, names in found.items()}
+        self._trained = list(named.values())
+        self.active = None
+        sizes = {block: sum(p.numel() for p in params) for block, params in self._found.items()}
+        largest = max(sizes, key=lambda block: sizes[block])
+        inform(
+            trainer,
+            f"BAdam: {len(found)} blocks train for {self.every} steps each, {self.order}; the largest, {largest}, has {sizes[largest]:,} of"
+            f" {sum(p.numel() for p in self._trained):,} parameters",
+        )
+
+    def _check(self, optimizer: Optimizer) -> None:
+        if isinstance(optimizer, Combined):
+            raise misconfiguration(
+                f"BAdam frees the states of blocks, without which {type(optimizer.part).__name__} cannot go on. Leave one of them out."
+            )
+        matrices = [name for name, layout in optimizer.layouts.items() if layout.is_orthogonal] if isinstance(optimizer, AdamMini) else []
+        if matrices:
+            raise misconfiguration(
+                f"BAdam does not go with orthogonalised updates (Muon, NorMuon), which parameter {matrices[0]!r} has. Choose the partition"
+                " 'auto'."
+            )
+
+    def _asked(self, named: Collection[str]) -> dict[str, list[str]]:
+        """The blocks that the user has given."""
+        assert self.blocks is not None
+        found: dict[str, list[str]] = {", ".join(globs): [] for globs in self.blocks}
+        for name in named:
+            block = next((globs for globs in self.blocks if any(fnmatchcase(name, glob) for glob in globs)), None)
+            if block is not None:
+                found[", ".join(block)].append(name)
+        for block, names in found.items():
+            if not names:
+                raise misconfiguration(f"BAdam's block of {block!r} matches no trained parameter, such as {next(iter(named), 'none')!r}.")
+        return found
+
+    def block_at(self, step: int, count: int) -> int:
+        """Number of the block that trains in a step.
+
+        Args:
+            step: Steps taken before.
+            count: Number of blocks.
+
+        Example:
+            >>> [BAdam(every=2, order="descending").block_at(step, 3) for step in range(8)]
+            [2, 2, 1, 1, 0, 0, 2, 2]
+        """
+        turn, place = divmod(step // self.every, count)
+        if self.order == "random":
+            return int(torch.randperm(count, generator=torch.Generator().manual_seed(self.seed + turn))[place])
+        return place if self.order == "ascending" else count - 1 - place
+
+    @override
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        names = list(self._found)
+        name = names[self.block_at(trainer.global_step, len(names))]
+        if name == self.active:
+            return
+        self.active = name
+        active = set(self._found[name])
+        for p in self._trained:
+            p.requires_grad_(p in active)
+            if p not in active:
+                p.grad = None
+                for optimizer in trainer.optimizers:
+                    state: Any = optimizer.state
+                    state.pop(p, None)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """Let all train that did before; the state is the last block's."""
+        for p in self._trained:
+            p.requires_grad_(True)
+        self._found, self._trained, self.active = {}, [], None
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        return {**vars(self), "_found": {}, "_trained": [], "active": None}
