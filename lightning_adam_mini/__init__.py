@@ -8,6 +8,7 @@ from lightning_adam_mini.callbacks import PartitionAudit as PartitionAudit
 from lightning_adam_mini.callbacks import SNRMonitor as SNRMonitor
 from lightning_adam_mini.combine import GaLore as GaLore
 from lightning_adam_mini.combine import ScheduleFree as ScheduleFree
+from lightning_adam_mini.combine import Sophia as Sophia
 from lightning_adam_mini.combine import combine_ as combine_
 from lightning_adam_mini.detection import ModelReport as ModelReport
 from lightning_adam_mini.detection import inspect_model as inspect_model

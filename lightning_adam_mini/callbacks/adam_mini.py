@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from torch.optim import Adam, AdamW
+from torch.optim import Adam, AdamW, Optimizer
 from typing_extensions import override
 
 from lightning_adam_mini.callbacks.combining import Combining, check_combination
@@ -218,7 +218,12 @@ class AdamMiniCallback(Callback):
             optimizers = [o for o in run.optimizers if o in run.converted]
             run.one_run.advance(trainer, pl_module, optimizers, run.report, run.partition)
         if run.combining is not None:
-            run.combining.begin_batch()
+            run.combining.begin_batch(batch, batch_idx)
+
+    @override
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        if self._run.combining is not None:
+            self._run.combining.estimate(pl_module, optimizer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

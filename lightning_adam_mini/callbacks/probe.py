@@ -26,7 +26,7 @@ def check_training_step(module: pl.LightningModule) -> None:
     Raises:
         MisconfigurationException: If it steps optimizers itself or takes the batches' iterator.
     """
-    why = _why_not_again(module)
+    why = why_not_once_more(module)
     if why is not None:
         raise misconfiguration(
             f"AdamMiniCallback(probe=True) cannot run training_step once more because it {why}. Set self.example_input_array in the"
@@ -39,10 +39,11 @@ def why_not_again(strategy: Any, module: pl.LightningModule) -> str | None:
     if is_lightnings(strategy, "FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"):
         return f"is sharded by {type(strategy).__name__}"
     drawn = next((name for name, value in vars(module).items() if isinstance(value, Iterator)), None)
-    return _why_not_again(module) if drawn is None else f"may draw from {drawn!r}, which cannot be put back"
+    return why_not_once_more(module) if drawn is None else f"may draw from {drawn!r}, which cannot be put back"
 
 
-def _why_not_again(module: pl.LightningModule) -> str | None:
+def why_not_once_more(module: pl.LightningModule) -> str | None:
+    """Why ``training_step`` cannot be run once more, asked to: as what follows "because it"; None if it can."""
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         return "takes its batches from an iterator"
     return None if module.automatic_optimization else "steps its optimizers itself (automatic_optimization=False)"

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from lightning_adam_mini.combine.part import Part, Place, read_part
+from lightning_adam_mini.combine.sophia import Sophia
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.layout_spec import LayoutSpec
@@ -55,6 +57,36 @@ class Combined(AdamMini):
 
     def _stands_in(self, name: str, layout: BlockLayout) -> BlockLayout:
         return self._part.stands_in(layout) if name in self._chosen else layout
+
+    # ---- Sophia's estimates -------------------------------------------------------------------------------------------
+
+    @property
+    def estimate_is_due(self) -> bool:
+        """Whether the next step wants :meth:`update_hessian` to be called before it."""
+        return isinstance(self._part, Sophia) and any(map(self._part.is_due, self.param_groups))
+
+    @torch.no_grad()
+    def update_hessian(self, loss: Tensor, examples: int | None = None, ranks: ProcessGroup | None = None) -> None:
+        """Give Sophia an estimate of the Hessian.
+
+        Args:
+            loss: Of one element, with its graph: the training loss for Hutchinson's estimate, which differentiates it twice (under
+                ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` where there is attention); for Gauss, Newton and Bartlett's the loss on
+                labels that are drawn from the model's output.
+            examples: How many examples the latter is the mean of.
+            ranks: Under DDP the ranks, each of which has to call this; their estimates are averaged.
+
+        Raises:
+            ValueError: If the optimizer is not combined with Sophia, or the loss has no graph.
+        """
+        if not isinstance(self._part, Sophia):
+            raise ValueError(f"update_hessian is Sophia's, but this AdamMini is combined with {type(self._part).__name__}.")
+        inner = self.inner()
+        groups = [(p, group) for group in self.param_groups for p in group["params"] if p in inner.standing and p.requires_grad]
+        if groups:
+            self._part.update([inner.place(p, group) for p, group in groups], loss, examples, ranks)
+        for group in self.param_groups:
+            self._part.mark(group)
 
     # ---- the step -----------------------------------------------------------------------------------------------------
 
