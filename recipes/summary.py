@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_adam_mini import AdamMiniCallback
+from lightning_adam_mini import AdamMiniCallback, BAdam
 from lightning_adam_mini.optim import state_bytes
 from recipes.recipe import Headline
 
@@ -54,8 +54,11 @@ def run_summary(trainer: pl.Trainer) -> RunSummary:
     Args:
         trainer: The trainer, before it tests.
     """
+    badam = next((callback for callback in trainer.callbacks if isinstance(callback, BAdam)), None)  # pyright: ignore[reportAttributeAccessIssue]
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, AdamMiniCallback):
             ours, adamw = callback.optimizer_state_bytes
+            if badam is not None:
+                ours, adamw = badam.most_state_bytes, 8 * sum(p.numel() for p in trainer.lightning_module.parameters())
             return RunSummary(trainer.log_dir, ours, adamw)
     return RunSummary(trainer.log_dir, sum(state_bytes(optimizer) for optimizer in trainer.optimizers), None)

@@ -12,8 +12,8 @@ from torch import nn
 
 import recipes.partitions  # noqa: F401  (its names are known from here on)
 from experiments.rivals import RIVALS, find_rival
-from experiments.rivals.ours import callback_arguments
-from lightning_adam_mini import AdamMiniCallback, partition_model
+from experiments.rivals.ours import BADAM, callback_arguments, combination
+from lightning_adam_mini import AdamMiniCallback, BAdam, partition_model
 from lightning_adam_mini.partition import STRATEGIES
 
 CALLBACK = "AdamMiniCallback"
@@ -40,7 +40,10 @@ def check_optimizer(name: str) -> None:
         partition_model(nn.Linear(1, 1), arguments["partition"], **arguments.get("options", {}))
     except ValueError as error:
         raise MisconfigurationException(f"The optimizer {name!r} cannot be: {error}") from error
-    AdamMiniCallback(momentum_dtype=cast(Any, arguments.get("momentum_dtype")))
+    AdamMiniCallback(momentum_dtype=cast(Any, arguments.get("momentum_dtype")), combine=arguments.get("combine"))
+    combined, settings = combination(name)
+    if combined == BADAM:
+        BAdam(**settings)
 
 
 def put_optimizer(name: str, config: Namespace) -> None:
@@ -59,6 +62,9 @@ def put_optimizer(name: str, config: Namespace) -> None:
         callback = Namespace(class_path=f"lightning_adam_mini.{CALLBACK}", init_args=Namespace()) if found is None else found
         callback.init_args = Namespace({**vars(callback.init_args), **callback_arguments(name)})
         kept.insert(0, callback)
+        combined, settings = combination(name)
+        if combined == BADAM:
+            kept.insert(1, Namespace(class_path="lightning_adam_mini.BAdam", init_args=Namespace(**settings)))
     config.trainer.callbacks = kept
 
 

@@ -18,6 +18,7 @@ from experiments.compare.plan import POINTS, Plan, Run, edit_for
 from experiments.compare.trajectory import WeightRecorder, weights_file, write_weights
 from experiments.result import commit, machine_text, versions
 from experiments.timing import StepTimer
+from lightning_adam_mini import AdamMini
 from recipes.cli import RecipeCLI, end_averaging
 from recipes.files import write_atomically
 from recipes.summary import run_summary
@@ -45,6 +46,26 @@ class Snapshots(Callback):
                     if isinstance(callback, WeightAveraging):
                         callback.on_save_checkpoint(trainer, pl_module, checkpoint)
                 self.weights[point] = {name: value.detach().cpu().clone() for name, value in checkpoint["state_dict"].items()}
+
+
+class Modes(Callback):
+    """Switch the weights of a rival that is evaluated at others than it trains with; AdamMiniCallback does so for ours."""
+
+    @override
+    def on_train_batch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int) -> None:
+        """Put in place what gradients are taken at."""
+        self._switch(trainer, "train")
+
+    @override
+    def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Put in place what is evaluated."""
+        self._switch(trainer, "eval")
+
+    @staticmethod
+    def _switch(trainer: "pl.Trainer", mode: str) -> None:
+        for optimizer in trainer.optimizers:
+            if not isinstance(optimizer, AdamMini) and hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
 
 
 class Curve(Callback):
@@ -97,7 +118,7 @@ def train(plan: Plan, run: Run, threads: int | None = None) -> None:
     cli = prepare(plan, run, threads)
     snapshots, curve, timer = Snapshots(), Curve(), StepTimer()
     trainer = cli.trainer
-    trainer.callbacks += [snapshots, curve, timer]  # pyright: ignore[reportAttributeAccessIssue]
+    trainer.callbacks += [Modes(), snapshots, curve, timer]  # pyright: ignore[reportAttributeAccessIssue]
     trainer.fit(cli.model, datamodule=cli.datamodule)
     if not snapshots.weights:
         raise MisconfigurationException(f"The run {run.name} took no training step, so there is nothing to compare.")

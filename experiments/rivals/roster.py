@@ -95,6 +95,12 @@ def _galore(groups: Groups, s: Settings) -> Optimizer:
     return GaLore([{**projected, **group} for group in groups], lr=s.lr, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
 
 
+def _schedule_free(groups: Groups, s: Settings) -> Optimizer:
+    from pytorch_optimizer import ScheduleFreeAdamW  # `compare` switches its weights
+
+    return ScheduleFreeAdamW(groups, lr=s.lr, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
+
+
 def _sophia(groups: Groups, s: Settings) -> Optimizer:
     from pytorch_optimizer import SophiaH
 
@@ -185,6 +191,7 @@ _ALL = (
     Rival("lamb", "LAMB (timm)", _lamb, per_element(36), "timm"),
     Rival("novograd", "NovoGrad (timm)", _novograd, per_element(24), "timm"),
     Rival("galore", "GaLore (pytorch-optimizer)", _galore, per_element(12), "pytorch_optimizer"),
+    Rival("schedule_free", "Schedule-free AdamW (pytorch-optimizer)", _schedule_free, per_element(28), "pytorch_optimizer"),
     Rival("sophia", "Sophia-H (pytorch-optimizer)", _sophia, per_element(24), "pytorch_optimizer"),
 )
 RIVALS: dict[str, Rival] = {rival.name: rival for rival in _ALL}

@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_adam_mini.callbacks.distribution import inform, is_lightnings, misconfiguration
 from lightning_adam_mini.combine.combined import Combined
 from lightning_adam_mini.detection import parameter_names
-from lightning_adam_mini.optim import AdamMini
+from lightning_adam_mini.optim import AdamMini, state_bytes
 
 Order = Literal["ascending", "descending", "random"]
 _NUMBERED = re.compile(r"((?:.*?\.)?\d+)\.")
@@ -96,6 +96,8 @@ class BAdam(Callback):
         self.seed = seed
         self.active: str | None = None
         """Name of the block that trains."""
+        self.most_state_bytes = 0
+        """The most bytes that the optimizers' state has held in the last fit, as far as it has come: those of the largest block."""
         self._found: dict[str, list[torch.nn.Parameter]] = {}
         self._trained: list[torch.nn.Parameter] = []
 
@@ -127,7 +129,7 @@ class BAdam(Callback):
             )
         self._found = {block: [named[name] for name in names] for block, names in found.items()}
         self._trained = list(named.values())
-        self.active = None
+        self.active, self.most_state_bytes = None, 0
         sizes = {block: sum(p.numel() for p in params) for block, params in self._found.items()}
         largest = max(sizes, key=lambda block: sizes[block])
         inform(
@@ -183,6 +185,7 @@ class BAdam(Callback):
         name = names[self.block_at(trainer.global_step, len(names))]
         if name == self.active:
             return
+        self._count(trainer)
         self.active = name
         active = set(self._found[name])
         for p in self._trained:
@@ -193,8 +196,12 @@ class BAdam(Callback):
                     state: Any = optimizer.state
                     state.pop(p, None)
 
+    def _count(self, trainer: pl.Trainer) -> None:
+        self.most_state_bytes = max(self.most_state_bytes, sum(map(state_bytes, trainer.optimizers)))
+
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._count(trainer)
         self._end()
 
     @override
