@@ -12,7 +12,7 @@ from torch import nn
 
 import recipes.partitions  # noqa: F401  (its names are known from here on)
 from experiments.rivals import RIVALS, find_rival
-from experiments.rivals.ours import BADAM, callback_arguments, combination
+from experiments.rivals.ours import badam_arguments, callback_arguments
 from lightning_adam_mini import AdamMiniCallback, BAdam, partition_model
 from lightning_adam_mini.partition import STRATEGIES
 
@@ -41,8 +41,7 @@ def check_optimizer(name: str) -> None:
     except ValueError as error:
         raise MisconfigurationException(f"The optimizer {name!r} cannot be: {error}") from error
     AdamMiniCallback(momentum_dtype=cast(Any, arguments.get("momentum_dtype")), combine=arguments.get("combine"))
-    combined, settings = combination(name)
-    if combined == BADAM:
+    if (settings := badam_arguments(name)) is not None:
         BAdam(**settings)
 
 
@@ -62,8 +61,7 @@ def put_optimizer(name: str, config: Namespace) -> None:
         callback = Namespace(class_path=f"lightning_adam_mini.{CALLBACK}", init_args=Namespace()) if found is None else found
         callback.init_args = Namespace({**vars(callback.init_args), **callback_arguments(name)})
         kept.insert(0, callback)
-        combined, settings = combination(name)
-        if combined == BADAM:
+        if (settings := badam_arguments(name)) is not None:
             kept.insert(1, Namespace(class_path="lightning_adam_mini.BAdam", init_args=Namespace(**settings)))
     config.trainer.callbacks = kept
 

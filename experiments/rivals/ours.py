@@ -1,8 +1,8 @@
 """This package's optimizer among the rivals, by the names that `compare` and the timings have in common.
 
 A name is a partition of `AdamMiniCallback`, if need be with its momentum_dtype and options after colons: ``adam_mini:8bit``,
-``adam_mini:embedding=none``, ``slim_adam:rules=rules.yaml``. After a plus stands what it is combined with, and its settings: ``auto+sophia``,
-``auto+galore:rank=32``; ``auto+badam:every=50`` trains beside `BAdam`.
+``adam_mini:embedding=none``, ``slim_adam:rules=rules.yaml``. After a plus stands what it is combined with, and its settings:
+``auto+sophia``, ``auto+galore:rank=32``; ``auto+badam:every=50`` trains beside `BAdam`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import yaml
 from torch.optim import Optimizer
 
 from experiments.rivals.paired import orthogonalised
 from experiments.rivals.rival import Rival, blocks_of, blockwise
 from lightning_adam_mini import AdamMini
+from lightning_adam_mini.combine.part import read_settings
 from recipes.optim import Groups, Settings
 
-BADAM = "badam"
 MOMENTUM = {"bfloat16": (torch.bfloat16, 2), "8bit": ("8bit", 1)}  # what AdamMini calls it, and its bytes
 
 
@@ -31,8 +30,11 @@ def callback_arguments(name: str) -> dict[str, Any]:
     Example:
         >>> callback_arguments("adam_mini:value=whole:bfloat16")
         {'partition': 'adam_mini', 'momentum_dtype': 'bfloat16', 'options': {'value': 'whole'}}
+        >>> callback_arguments("auto+galore:rank=32")
+        {'partition': 'auto', 'combine': 'galore:rank=32'}
     """
-    (partition, *parts), (combined, settings) = name.partition("+")[0].split(":"), combination(name)
+    asked, _, combined = name.partition("+")
+    partition, *parts = asked.split(":")
     arguments: dict[str, Any] = {"partition": partition}
     options: dict[str, str] = {}
     for part in parts:
@@ -41,24 +43,23 @@ def callback_arguments(name: str) -> dict[str, Any]:
             options[key] = value
         else:
             arguments["momentum_dtype"] = part
-    if combined not in ("", BADAM):
-        arguments["combine"] = {combined: settings}
+    if combined and badam_arguments(name) is None:
+        arguments["combine"] = combined
     return arguments | ({"options": options} if options else {})
 
 
-def combination(name: str) -> tuple[str, dict[str, Any]]:
-    """Return what the optimizer of a name is combined with, and its settings; nothing of one that is not.
+def badam_arguments(name: str) -> dict[str, Any] | None:
+    """Return the arguments of `BAdam` that a name stands for; none of one that does not train by blocks.
 
     Args:
         name: Name of an optimizer that is a partition.
 
     Example:
-        >>> combination("auto:8bit+galore:rank=32"), combination("auto")
-        (('galore', {'rank': 32}), ('', {}))
+        >>> badam_arguments("auto+badam:every=50"), badam_arguments("auto+sophia")
+        ({'every': 50}, None)
     """
-    combined, *parts = name.partition("+")[2].split(":")
-    pairs = [part.partition("=") for part in parts]
-    return combined, {key: yaml.safe_load(value) for key, _, value in pairs}
+    combined, settings = read_settings(name.partition("+")[2])
+    return settings if combined == "badam" else None
 
 
 def ours(name: str, suffix: str = "", **options: Any) -> Rival:

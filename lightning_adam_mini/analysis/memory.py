@@ -12,18 +12,24 @@ What each optimizer keeps for a parameter of ``n`` elements, once every trainabl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from lightning_adam_mini.combine import Part, read_part
+from lightning_adam_mini.combine.blocks import find_blocks
 from lightning_adam_mini.detection import ModelReport, inspect_model, parameter_names
+from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.codecs import MomentumDtype
 from lightning_adam_mini.optim.state import Kind, fields_by_slot, slots_of
 from lightning_adam_mini.partition import PartitionStrategy, make_strategy, partition_model
 
 PARTITIONS = ("auto", "adam_mini", "adam_mini_v1", "adalayer", "adalayer_ln_tl", "adam")
 """The partitions that are counted unless others are asked for."""
+
+BADAM = "badam"
+"""What is no part of a step, but trains block by block: the state is that of the largest block."""
 
 _STEP = 4
 
@@ -39,6 +45,8 @@ class StateMemory:
         second_moments: Number of second moments.
         second_moment: Their bytes.
         step: Bytes of the step counters.
+        combined: What AdamMini is combined with; empty if with nothing.
+        added: Bytes that this keeps beside AdamMini's slots.
     """
 
     optimizer: str
@@ -47,11 +55,13 @@ class StateMemory:
     second_moments: int
     second_moment: int
     step: int
+    combined: str = ""
+    added: int = 0
 
     @property
     def total(self) -> int:
         """All of it: what :func:`~lightning_adam_mini.optim.state_bytes` counts on the real optimizer."""
-        return self.momentum + self.second_moment + self.step
+        return self.momentum + self.second_moment + self.step + self.added
 
 
 @dataclass(frozen=True)
@@ -81,16 +91,16 @@ class ModelMemory:
         """Number of elements, tied ones counted once."""
         return sum(self.dtypes.values())
 
-    def state(self, optimizer: str, partition: str = "") -> StateMemory:
+    def state(self, optimizer: str, partition: str = "", combined: str = "") -> StateMemory:
         """The state of one optimizer.
 
         Raises:
             KeyError: If it was not counted.
         """
         for state in self.states:
-            if (state.optimizer, state.partition) == (optimizer, partition):
+            if (state.optimizer, state.partition, state.combined) == (optimizer, partition, combined):
                 return state
-        raise KeyError(f"The state of {optimizer} {partition} was not counted.")
+        raise KeyError(f"The state of {optimizer} {partition}{f' + {combined}' if combined else ''} was not counted.")
 
 
 def count_memory(
@@ -100,6 +110,7 @@ def count_memory(
     dtype: torch.dtype | None = None,
     momentum_dtype: MomentumDtype | None = None,
     strict: bool = False,
+    combine: Sequence[str] = (),
 ) -> ModelMemory:
     """Count what a model takes under SGD with momentum, AdamW, and AdamMini with each partition.
 
@@ -109,9 +120,10 @@ def count_memory(
         dtype: What the floating-point parameters are taken to be in. [default: each as it is]
         momentum_dtype: What AdamMini's momentum is kept in. [default: the parameter's dtype]
         strict: Whether attention whose heads cannot be found is an error; else each of its lines is a block, with a warning.
+        combine: What AdamMini with each partition is combined with besides, such as ``galore:rank=1024``; ``badam`` for the largest block.
 
     Raises:
-        ValueError: If a partition is unknown, a parameter is lazy or complex, or, if ``strict``, heads are unknown.
+        ValueError: If a partition or a combination is unknown, a parameter is lazy or complex, or, if ``strict``, heads are unknown.
 
     Example:
         >>> memory = count_memory(nn.Linear(8, 4), ["tensor"])
@@ -133,10 +145,17 @@ def count_memory(
     states = [StateMemory("SGD", "", same_dtype, 0, 0, 0), StateMemory("AdamW", "", same_dtype, elements, same_dtype, steps)]
     for partition in partitions:
         decided = partition_model(report, partition, strict=strict)
-        kept = [fields_by_slot(decided[name], dtypes[name], momentum_dtype) for name in trained]
-        sizes = {kind: sum(field.bytes for fields in kept for slot in slots_of(kind) for field in fields[slot.name]) for kind in Kind}
-        blocks = sum(decided[name].num_blocks for name in trained)
-        states.append(StateMemory("AdamMini", str(partition), sizes[Kind.ELEMENT], blocks, sizes[Kind.BLOCK], sizes[Kind.NUMBER]))
+        for combined in ("", *combine):
+            kept = {name: StateMemory("", "", 0, 0, 0, 0) for name in trained}
+            part = None if combined in ("", BADAM) else read_part(combined)
+            chosen = {} if part is None else part.choose({name: tuple(p.shape) for name, p in trained.items()}, report)
+            for name in trained:
+                layout, of = decided[name], part if name in chosen else None
+                kept[name] = _state(layout, dtypes[name], momentum_dtype, of)
+            groups = find_blocks(list(trained)).values() if combined == BADAM else [list(trained)]
+            sums = [_sum([kept[name] for name in names]) for names in groups]
+            most = max(sums, key=lambda state: state.total, default=StateMemory("", "", 0, 0, 0, 0))
+            states.append(replace(most, optimizer="AdamMini", partition=str(partition), combined=combined))
     return ModelMemory(
         report=report,
         dtypes=_elements_by_dtype(parameters, dtypes),
@@ -146,6 +165,23 @@ def count_memory(
         gradients=same_dtype,
         states=tuple(states),
     )
+
+
+def _state(layout: BlockLayout, dtype: torch.dtype, momentum_dtype: MomentumDtype | None, part: Part | None) -> StateMemory:
+    """What is kept of one parameter, by what it is for."""
+    of = layout if part is None else part.stands_in(layout)
+    slots = fields_by_slot(of, dtype, momentum_dtype)
+    sizes = {kind: sum(field.bytes for slot in slots_of(kind) for field in slots[slot.name]) for kind in Kind}
+    momentum = sizes[Kind.ELEMENT] if part is None or part.momentum else 0
+    added = 0 if part is None else sum(field.bytes for field in part.adds(layout, dtype).values())
+    return StateMemory("", "", momentum, of.num_blocks, sizes[Kind.BLOCK], sizes[Kind.NUMBER], "", added)
+
+
+def _sum(states: Sequence[StateMemory]) -> StateMemory:
+    def of(name: str) -> int:
+        return sum(getattr(state, name) for state in states)
+
+    return StateMemory("", "", of("momentum"), of("second_moments"), of("second_moment"), of("step"), added=of("added"))
 
 
 def _elements_by_dtype(parameters: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:

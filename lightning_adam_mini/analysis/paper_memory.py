@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,6 +34,8 @@ class PaperModel:
         embedding: Share of the parameters that are in the token embedding and the output layer, in percent.
         state_note: Why the GB differ from those counted here.
         embedding_note: Why the share of embedding and output layer differs.
+        galore_rank: Rank at which it counts GaLore-mini; 0 if it does not.
+        galore_saved: Share that GaLore-mini saves of GaLore's state, and of AdamW's, in percent.
     """
 
     name: str
@@ -45,6 +47,8 @@ class PaperModel:
     embedding: float | None = None
     state_note: str = ""
     embedding_note: str = ""
+    galore_rank: int = 0
+    galore_saved: tuple[float, float] = (0.0, 0.0)
 
 
 def _llama(vocabulary: int, width: int, mlp: int, layers: int, heads: int, key_value_heads: int) -> dict[str, Any]:
@@ -93,6 +97,8 @@ PAPER_MODELS = (
         embedding=3.80,
         state_note="the paper rounds to 6.74e9 parameters: 8 bytes each are its 53.92; its 28.04 does not fit its own 48.04 %: 28.02 would",
         embedding_note="not explained: 2 x 32,000 x 4,096 of 6.74e9 are 3.89 %; a width of 4,000 would give 3.80 %",
+        galore_rank=1024,
+        galore_saved=(40.0, 81.0),
     ),
     PaperModel(
         "Llama2-13B",
@@ -126,6 +132,22 @@ PAPER_MODELS = (
 """The models of Tables 1 and 5, from their published configurations."""
 
 
+class GaLoreComparison(NamedTuple):
+    """The state of a model under GaLore, in bytes.
+
+    Attributes:
+        adamw: AdamW's.
+        galore: GaLore's with AdamW: embedding and output layer are not projected.
+        mini: GaLore's with AdamMini, version 2.
+        projected: The same without the first moments of the embedding and the output layer.
+    """
+
+    adamw: int
+    galore: int
+    mini: int
+    projected: int
+
+
 @dataclass(frozen=True)
 class PaperComparison:
     """A model of the paper as it is counted here.
@@ -134,11 +156,13 @@ class PaperComparison:
         model: The model and the paper's figures.
         memory: Its memory in float32, with the state of AdamW and of versions 1 and 2 of Adam-mini.
         embedding: Number of elements of the token embedding and the output layer.
+        galore: The model under GaLore, if the paper counts that.
     """
 
     model: PaperModel
     memory: ModelMemory
     embedding: int
+    galore: GaLoreComparison | None = None
 
     @property
     def embedding_share(self) -> float:
@@ -175,7 +199,13 @@ def compare_with_paper(model: PaperModel) -> PaperComparison:
     with torch.device("meta"):
         network = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model.kind, **model.config))
     memory = count_memory(network, ["adam_mini_v1", "adam_mini"], dtype=torch.float32, strict=True)
-    return PaperComparison(model, memory, _embedding(memory.report))
+    embedding, galore = _embedding(memory.report), None
+    if model.galore_rank:
+        combined = f"galore:rank={model.galore_rank}"
+        under = count_memory(network, ["adam", "adam_mini"], dtype=torch.float32, combine=[combined])
+        mini = under.state("AdamMini", "adam_mini", combined).total
+        galore = GaLoreComparison(under.state("AdamW").total, under.state("AdamMini", "adam", combined).total, mini, mini - 4 * embedding)
+    return PaperComparison(model, memory, embedding, galore)
 
 
 def _embedding(report: ModelReport) -> int:

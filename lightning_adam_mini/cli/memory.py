@@ -9,9 +9,17 @@ from typing import Any, get_args
 
 import torch
 
-from lightning_adam_mini.analysis.memory import PARTITIONS, ModelMemory, StateMemory, count_memory
-from lightning_adam_mini.analysis.paper_memory import PAPER_MODELS, PaperComparison, compare_with_paper
+from lightning_adam_mini.analysis.memory import BADAM, PARTITIONS, ModelMemory, StateMemory, count_memory
+from lightning_adam_mini.analysis.paper_memory import (
+    GIGABYTE,
+    PAPER_MODELS,
+    GaLoreComparison,
+    PaperComparison,
+    PaperModel,
+    compare_with_paper,
+)
 from lightning_adam_mini.cli.models import HELP, build_model
+from lightning_adam_mini.combine import PARTS, read_part
 from lightning_adam_mini.optim.codecs import MomentumName, read_momentum_dtype
 from lightning_adam_mini.partition import make_strategy
 from lightning_adam_mini.table import align
@@ -37,6 +45,13 @@ def add_memory_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument(
         "--partition", action="append", metavar="NAME", help=f"partition of AdamMini; may be repeated (default: {', '.join(PARTITIONS)})"
     )
+    parser.add_argument(
+        "--combine",
+        action="append",
+        metavar="NAME",
+        help=f"what AdamMini is combined with: {', '.join(PARTS)} or {BADAM}, with settings after colons (galore:rank=1024); may be"
+        " repeated. With --partition adam it is combined with AdamW, as its authors do",
+    )
     parser.add_argument("--dtype", choices=_DTYPES, help="dtype of the parameters (default: each as the model has it)")
     parser.add_argument(
         "--momentum-dtype", choices=get_args(MomentumName), help="dtype of AdamMini's momentum (default: that of the parameter)"
@@ -55,7 +70,7 @@ def run(arguments: argparse.Namespace) -> str:
         ModuleNotFoundError: If the library that the model needs is not installed.
     """
     if arguments.paper:
-        for option in ("partition", "dtype", "momentum_dtype", "strict"):
+        for option in ("partition", "combine", "dtype", "momentum_dtype", "strict"):
             if getattr(arguments, option):
                 flag = f"--{option.replace('_', '-')}"
                 raise ValueError(f"{flag} does not go with --paper, because the paper's figures have one setting. Give it with a MODEL.")
@@ -64,6 +79,10 @@ def run(arguments: argparse.Namespace) -> str:
     partitions = list(dict.fromkeys(arguments.partition or PARTITIONS))
     for partition in partitions:
         make_strategy(partition)  # an unknown one fails before the model is built
+    combine = list(dict.fromkeys(arguments.combine or ()))
+    for combined in combine:
+        if combined != BADAM:
+            read_part(combined)
     model = build_model(arguments.model)
     memory = count_memory(
         model,
@@ -71,6 +90,7 @@ def run(arguments: argparse.Namespace) -> str:
         dtype=_DTYPES.get(arguments.dtype),
         momentum_dtype=read_momentum_dtype(arguments.momentum_dtype),
         strict=arguments.strict,
+        combine=combine,
     )
     name = type(model).__name__
     if arguments.format == "json":
@@ -101,8 +121,10 @@ def memory_table(name: str, memory: ModelMemory, momentum_dtype: str | None) -> 
     if tied:
         others = f" and {len(tied) - 1} more" if len(tied) > 1 else ""
         lines.append(f"Tied, counted once: {tied[0].name} = {', '.join(tied[0].aliases)}{others}.")
-    heading = ["optimizer", "momentum", "2nd moments", "steps", "state, bytes", "state", "of AdamW's", "a parameter", "in all"]
-    rows = [_state_row(memory, state) for state in memory.states]
+    combining = any(state.combined for state in memory.states)
+    added = ["combination"] if combining else []
+    heading = ["optimizer", "momentum", "2nd moments", "steps", *added, "state, bytes", "state", "of AdamW's", "a parameter", "in all"]
+    rows = [_state_row(memory, state, combining) for state in memory.states]
     lines += ["", *_align([heading, *rows]), ""]
     if momentum_dtype is not None:
         kept = (
@@ -115,13 +137,14 @@ def memory_table(name: str, memory: ModelMemory, momentum_dtype: str | None) -> 
     return "\n".join(lines)
 
 
-def _state_row(memory: ModelMemory, state: StateMemory) -> list[str]:
+def _state_row(memory: ModelMemory, state: StateMemory, combining: bool) -> list[str]:
     adamw = memory.state("AdamW").total
     return [
-        f"{_OPTIMIZERS[state.optimizer]} {state.partition}".rstrip(),
+        f"{_OPTIMIZERS[state.optimizer]} {state.partition}".rstrip() + f" + {state.combined}" * bool(state.combined),
         _size(state.momentum),
         _size(state.second_moment),
         _size(state.step),
+        *([_size(state.added)] if combining else []),
         f"{state.total:,}",
         _size(state.total),
         f"{100 * state.total / adamw:.2f} %" if adamw else "-",
@@ -142,6 +165,7 @@ def memory_json(name: str, memory: ModelMemory, momentum_dtype: str | None) -> s
             "second_moments": state.second_moments,
             "second_moment_bytes": state.second_moment,
             "step_bytes": state.step,
+            **({"combined": state.combined, "combined_bytes": state.added} if state.combined else {}),
             "state_bytes": state.total,
             "total_bytes": memory.parameters + memory.gradients + state.total,
         }
@@ -203,8 +227,33 @@ def paper_tables(comparisons: Sequence[PaperComparison]) -> str:
             *_align(shares),
             "",
             *_notes([(c.model.name, c.model.embedding_note) for c in comparisons]),
+            *(line for c in comparisons if c.galore is not None for line in _galore_lines(c.model, c.galore)),
         ]
     )
+
+
+def _galore_lines(model: PaperModel, galore: GaLoreComparison) -> list[str]:
+    """The paper's claim of GaLore-mini beside what is counted here."""
+    heading = ["optimizer", "state, GB", "of AdamW's", "of GaLore's"]
+    states = {
+        "AdamW": galore.adamw,
+        "GaLore": galore.galore,
+        "GaLore-mini": galore.mini,
+        "GaLore-mini, projected matrices": galore.projected,
+    }
+    rows = [
+        [name, f"{size / GIGABYTE:.3f}", f"{100 * (size / galore.adamw - 1):+.1f} %", f"{100 * (size / galore.galore - 1):+.1f} %"]
+        for name, size in states.items()
+    ]
+    return [
+        "",
+        f"GaLore-mini, {model.name} at rank {model.galore_rank}: the paper claims {-model.galore_saved[0]:+.0f} % on GaLore and"
+        f" {-model.galore_saved[1]:+.0f} % on AdamW.",
+        "",
+        *_align([heading, *rows]),
+        "",
+        "As we read it, the second claim leaves the embedding and the output layer out of GaLore-mini's state, and not out of AdamW's.",
+    ]
 
 
 def paper_json(comparisons: Sequence[PaperComparison]) -> str:
@@ -221,6 +270,7 @@ def paper_json(comparisons: Sequence[PaperComparison]) -> str:
             "embedding_percent": c.embedding_share,
             "why_state": c.model.state_note,
             "why_embedding": c.model.embedding_note,
+            **({} if c.galore is None else {"galore_bytes": c.galore._asdict(), "galore_paper_saved_percent": c.model.galore_saved}),
         }
         for c in comparisons
     ]

@@ -13,8 +13,9 @@ slots that AdamMini keeps, and what it keeps of a group in that group. So a chec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from ast import literal_eval
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -179,14 +180,15 @@ def read_part(spec: Any) -> Part | None:
     """A part, as users write it.
 
     Args:
-        spec: A part; its name, such as ``"schedule_free"``; its name with its settings, such as ``{"galore": {"rank": 128}}``; or None.
+        spec: A part; its name, such as ``"schedule_free"``; its name with its settings, such as ``{"galore": {"rank": 128}}`` or
+            ``"galore:rank=128"``; or None.
 
     Raises:
         ValueError: If there is none of this name, or a setting is not valid.
 
     Example:
-        >>> read_part({"galore": {"rank": 128}})
-        GaLore(rank=128, every=200, scale=0.25, only=None)
+        >>> read_part("galore:rank=128") == read_part({"galore": {"rank": 128}})
+        True
     """
     from lightning_adam_mini.combine import PARTS
 
@@ -194,20 +196,38 @@ def read_part(spec: Any) -> Part | None:
         return spec
     if isinstance(spec, Mapping) and len(spec) == 1:
         name, settings = next(iter(spec.items()))
+        settings = {} if settings is None else settings
     else:
-        name, settings = spec, {}
-    if not isinstance(name, str) or name not in PARTS or not isinstance(settings, Mapping | None):
+        name, settings = read_settings(spec) if isinstance(spec, str) else (None, {})
+    if not isinstance(name, str) or name not in PARTS or not isinstance(settings, Mapping):
         raise ValueError(
             f"There is no combination {shorten(spec)}. Give one of {', '.join(PARTS)}, if need be with its settings:"
             " {'galore': {'rank': 128}}."
         )
     kind = PARTS[name]
-    known = [field.name for field in fields(kind)]
-    for key in settings or {}:
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    for key in settings:
         if key not in known:
             raise ValueError(f"{kind.__name__} has no {key!r}. It takes {', '.join(known)}.")
-    try:
-        return kind(**(settings or {}))
-    except TypeError:
-        needed = [field.name for field in fields(kind) if field.name not in (settings or {})]
-        raise ValueError(f"{kind.__name__} needs {needed[0]}: {{{name!r}: {{{needed[0]!r}: ...}}}}.") from None
+    for key, needed in known.items():
+        if needed and key not in settings:
+            raise ValueError(f"{kind.__name__} needs {key}: {{{name!r}: {{{key!r}: ...}}}}.")
+    return kind(**settings)
+
+
+def read_settings(text: str) -> tuple[str, dict[str, Any]]:
+    """A name, and the settings after it.
+
+    Example:
+        >>> read_settings("galore:rank=128:scale=0.5"), read_settings("sophia:estimate=hutchinson")
+        (('galore', {'rank': 128, 'scale': 0.5}), ('sophia', {'estimate': 'hutchinson'}))
+    """
+    name, *parts = text.split(":")
+    settings: dict[str, Any] = {}
+    for part in parts:
+        key, _, value = part.partition("=")
+        try:
+            settings[key] = literal_eval(value)
+        except (SyntaxError, ValueError):
+            settings[key] = value
+    return name, settings

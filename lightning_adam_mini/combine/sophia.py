@@ -149,9 +149,17 @@ class Sophia(Part):
         signs = [self._signs(places[i], i) for i in known]
         products: Sequence[Tensor | None] = ()
         if known:
-            with torch.enable_grad():
-                inner = [grads[i] for i in known]
-                products = torch.autograd.grad(inner, [places[i].p for i in known], signs, allow_unused=True)  # type: ignore[arg-type]
+            first, params = [grads[i] for i in known], [places[i].p for i in known]
+            try:
+                with torch.enable_grad():
+                    products = torch.autograd.grad(first, params, signs, allow_unused=True)  # type: ignore[arg-type]
+            except RuntimeError as error:
+                if "not implemented" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"Sophia's Hutchinson estimate differentiates the loss twice, which an operator of it does not do: {error}. Compute the"
+                    " loss under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or take estimate='gauss_newton_bartlett'."
+                ) from error
         of = {i: (u, hu) for i, u, hu in zip(known, signs, products, strict=True) if hu is not None}
         return [place.layout.averages(of[i][0] * of[i][1]) if i in of else _zeros(place.layout, place.p) for i, place in enumerate(places)]
 

@@ -203,3 +203,25 @@ def test_unknown_partition():
         count_memory(nn.Linear(2, 2), ["adam_mimi"])
     with pytest.raises(KeyError, match="AdamMini sgd was not counted"):
         count_memory(nn.Linear(2, 2)).state("AdamMini", "sgd")
+
+
+@pytest.mark.parametrize("combined", ["schedule_free", "galore:rank=4", "sophia"])
+@pytest.mark.parametrize("partition", ["adam", "adam_mini", "auto"])
+def test_combinations_are_counted_to_the_byte(combined, partition):
+    from lightning_adam_mini import combine_
+    from tests.combine.train import Net, gradients, make
+
+    model = Net()
+    optimizer = combine_(make(model, partition), combined, model)
+    if combined == "sophia":
+        optimizer.update_hessian(model.loss())
+    gradients(model, 0)
+    optimizer.step()
+    assert state_bytes(optimizer) == count_memory(model, [partition], combine=[combined]).state("AdamMini", partition, combined).total
+
+
+def test_training_block_by_block_takes_the_largest_block():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert count_memory(model, ["adam"], combine=["badam"]).state("AdamMini", "adam", "badam").total == 8 * 36 + 8
+    with pytest.raises(ValueError, match="no combination 'sofia'"):
+        count_memory(model, ["adam"], combine=["sofia"])

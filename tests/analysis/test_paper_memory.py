@@ -64,3 +64,19 @@ def test_every_difference_is_explained():
     for model in PAPER_MODELS:
         assert model.embedding_note or model.embedding is None
         assert model.state_note or model.adamw is None
+
+
+def test_galore_mini_is_the_paper_s():
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    comparison = compare_with_paper(next(model for model in PAPER_MODELS if model.galore_rank))
+    assert comparison.galore is not None
+    adamw, galore, mini, apart = comparison.galore
+    assert adamw == comparison.memory.state("AdamW").total
+    # By hand: of 4 attention and 3 MLP matrices a layer both moments, or the first, at rank 1024, and the projections.
+    projected = 32 * (4 * 4096 + 3 * 11_008) * 1024
+    projections = 32 * 7 * 4096 * 1024
+    vectors = 65 * 4096
+    assert galore == 4 * (2 * projected + projections + 2 * (2 * 32_000 * 4096 + vectors) + 291)
+    assert apart == pytest.approx(4 * (projected + projections), rel=1e-3)
+    assert 1 - mini / galore == pytest.approx(0.40, abs=0.005)
+    assert 1 - apart / adamw == pytest.approx(0.81, abs=0.005)

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
 from lightning_adam_mini import AdamMiniCallback, BAdam
-from lightning_adam_mini.callbacks.badam import find_blocks
+from lightning_adam_mini.combine.blocks import find_blocks
 from lightning_adam_mini.optim import state_bytes
 from tests.callbacks.models import TokenModel, assert_equal, fit, weights
 

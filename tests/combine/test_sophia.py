@@ -169,6 +169,9 @@ def test_what_is_refused():
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     with pytest.raises(ValueError, match="Sophia differentiates a loss of one element with its graph"):
         optimizer.update_hessian(model.loss().detach())
+    tokens = torch.zeros(2, 5, dtype=torch.long)
+    with pytest.raises(RuntimeError, match=r"differentiates the loss twice.*sdpa_kernel\(SDPBackend.MATH\)"):
+        optimizer.update_hessian(model(tokens).sum())
     with pytest.raises(ValueError, match="update_hessian is Sophia's"):
         combine_(make(Net(), "auto"), "schedule_free").update_hessian(model.loss())
     with pytest.raises(ValueError, match="needs how many examples"):
