@@ -9,7 +9,9 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_adam_mini import AdamMini, AdamMiniCallback, combine_, partition_model
 from lightning_adam_mini.combine import ScheduleFree
+from tests.callbacks import combining_ranks
 from tests.callbacks.models import TokenModel, assert_differ, assert_equal, fit, weights
+from tests.launch import run_ranks
 
 
 class Watch(pl.Callback):
@@ -186,3 +188,17 @@ def _fsdp():
 
     FSDPOnCPU.__name__ = "FSDPStrategy"
     return FSDPOnCPU()
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_under_ddp_are_one_process(tmp_path):
+    (alone,) = run_ranks(combining_ranks.train, 1, tmp_path, 1)
+    ranks = run_ranks(combining_ranks.train, 2, tmp_path, 2)
+    for outcome in (alone, *ranks):
+        if isinstance(outcome, Exception):
+            raise outcome
+    for name, whole in alone.items():
+        assert_equal(ranks[0][name], ranks[1][name])
+        for key, value in whole.items():
+            if key != "encoder.self_attn.in_proj_bias":  # keys' biases have no gradient but rounding
+                torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-3, atol=2e-4, msg=f"{name} {key}")
