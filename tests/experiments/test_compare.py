@@ -223,6 +223,25 @@ def test_muon_beside_adamw(tmp_path):
     assert float(rows["muon_adamw"]["bytes_per_parameter"]) == pytest.approx((4 * hidden + 8 * others) / (hidden + others), abs=0.01)
 
 
+def test_combinations_are_trained_beside_their_originals(tmp_path):
+    names = ["schedule_free", "auto+schedule_free", "auto+galore:rank=4", "auto+badam:every=2"]
+    small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "1"]
+    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), "--out", "out", *small, "--optimizers", ",".join(names)]
+    assert main([*command, "--seeds", "1"]) == 0
+    found = {}
+    for file in (tmp_path / "out" / "runs").glob("*.json"):
+        stored = json.loads(file.read_text())
+        found[stored["optimizer"]] = stored
+        # What is measured at the end, and what was validated while it trained, are the same averages.
+        assert stored["curve"][-1]["val/loss"] == pytest.approx(stored["points"]["1"]["val/loss"], abs=1e-5)
+    bytes_each = {name: found[name]["state_bytes"] / found[name]["parameters"] for name in names}
+    assert bytes_each["schedule_free"] == pytest.approx(8, abs=0.1)
+    assert bytes_each["auto+schedule_free"] == pytest.approx(4, abs=0.3)
+    assert max(bytes_each["auto+galore:rank=4"], bytes_each["auto+badam:every=2"]) < 4
+    ours, theirs = (found[name]["points"]["1"]["val/loss"] for name in ("auto+schedule_free", "schedule_free"))
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
 def test_runs_that_diverge_are_in_the_tables(tmp_path, capsys):
     small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "1"]
     command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), *small, "--optimizers", "adamw,lion", "--seeds", "2"]
@@ -267,6 +286,9 @@ def test_queries_and_keys_by_tensor():
         (["--optimizers", "adamw:8bit"], "There is no optimizer 'adamw:8bit'"),
         (["--optimizers", "muonn"], "There is no optimizer 'muonn'"),
         (["--optimizers", "adam_mini:embedding=nun"], "embedding='nun'"),
+        (["--optimizers", "auto+sofia"], "There is no combination 'sofia'. Give one of schedule_free, galore, sophia"),
+        (["--optimizers", "auto+galore:rank=0"], "GaLore has no rank=0"),
+        (["--optimizers", "auto+badam:order=up"], "BAdam has no order='up'"),
         (["--seeds", "2", "--tune-seeds", "3"], "--tune-seeds 3 between 1 and --seeds"),
         (["--betas", "0.9"], "must be pairs"),
         (["--seeds", "0"], "must be at least 1"),

@@ -32,6 +32,7 @@ FEW = {  # bytes of state a parameter; the factored ones add a row and a column 
     "novograd": (4.0, 4.1),
     "adamw_8bit": (2.0, 5.0),
     "galore": (2.0, 4.0),
+    "schedule_free": (8.0, 8.1),
     "sophia": (12.0, 12.1),  # a buffer of the last estimate beside the two averages
     "muon_adamw": (5.0, 6.1),  # 4 for hidden matrices, 8 for the rest
     "normuon_adamw": (5.0, 6.1),
