@@ -45,11 +45,13 @@ def test_it_is_the_paper_s_algorithm(partition, options):
         torch.testing.assert_close(p, x[name], rtol=1e-9, atol=1e-9)
 
 
-def test_beside_the_original():
-    original = pytest.importorskip("pytorch_optimizer", reason="pytorch-optimizer is not installed").ScheduleFreeAdamW
+@pytest.mark.parametrize(("package", "name"), [("pytorch_optimizer", "ScheduleFreeAdamW"), ("schedulefree", "AdamWScheduleFree")])
+def test_beside_the_originals(package, name):
+    original = getattr(pytest.importorskip(package, reason=f"{package} is not installed"), name)
     ours, theirs = Net(), Net()
     optimizer = combine_(make(ours, "adam", lr=0.02, weight_decay=0.1), ScheduleFree())
     other = original(theirs.parameters(), lr=0.02, weight_decay=0.1)
+    other.train()
     for step in range(20):
         gradients(ours, step)
         gradients(theirs, step)
