@@ -19,6 +19,7 @@ PAGES = {
     "muon": "Muon and NorMuon",
     "rivals": "Optimizers of other libraries",
     "partitions": "Adam-mini's own partitions",
+    "combine": "Combined with other methods",
     "slim_adam": "SlimAdam",
     "low_memory": "Momentum in fewer bits",
     "hessian": "The Hessian: figures and audits",
