@@ -15,3 +15,8 @@ if torch.backends.cpu.get_cpu_capability() == "AVX2":
 # Without a GPU, Triton's kernels run in its interpreter, which must be known before anything imports Triton.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_configure(config):
+    """Here, since pytest imports what pyproject.toml names before the lines above."""
+    config.addinivalue_line("filterwarnings", "error::lightning_adam_mini.AdamMiniWarning")

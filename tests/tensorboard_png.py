@@ -60,7 +60,8 @@ def tensorboard(logdir: Path, timeout: float = 120) -> Iterator[str]:
         end = time.monotonic() + timeout
         while True:
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                layout = urllib.request.urlopen(f"{address}/data/plugin/custom_scalars/layout", timeout=10).read()
+                with urllib.request.urlopen(f"{address}/data/plugin/custom_scalars/layout", timeout=10) as answer:
+                    layout = answer.read()
                 if layout.strip() != b"{}":
                     break
             if time.monotonic() > end or process.poll() is not None:

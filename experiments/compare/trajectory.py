@@ -195,7 +195,8 @@ def draw_trajectories(trajectories: Sequence[Trajectory], baseline: str) -> "Fig
         axes.fill_between(steps, relative.min(axis=0), relative.max(axis=0), color=style["color"], alpha=0.12, linewidth=0.0)
         label = f"{run.optimizer}, lr {run.setting.text()}"
         axes.plot(steps, relative.mean(axis=0), **style, marker="o", label=label)
-    axes.set_yscale("log")  # a rival may go ten times as far
+    if any((np.asarray(line.get_ydata()) > 0).any() for line in axes.lines):
+        axes.set_yscale("log")  # a rival may go ten times as far
     axes.set_xlabel("training step")
     axes.set_ylabel(f"distance to {baseline}'s weights / their way")
     add_legend(axes)

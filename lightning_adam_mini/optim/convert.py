@@ -99,7 +99,8 @@ def convert_optimizer_(
         >>> model = torch.nn.Linear(6, 4)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-        >>> convert_optimizer_(optimizer, {"weight": BlockLayout.each_line((4, 6))}, model.named_parameters()) is scheduler.optimizer
+        >>> layouts = {"weight": BlockLayout.each_line((4, 6)), "bias": BlockLayout.per_parameter((4,))}
+        >>> convert_optimizer_(optimizer, layouts, model.named_parameters()) is scheduler.optimizer
         True
         >>> isinstance(optimizer, torch.optim.AdamW) and isinstance(optimizer, AdamMini)
         True

@@ -62,16 +62,14 @@ def fit(pl, name, ckpt_path=None, epochs=2):
 
 
 def weights_of_runs(folder):
-    """By strategy and distribution, whole weights of a run and of one that went on from the whole checkpoint of the other distribution."""
+    """By strategy, whole weights of a run under each distribution, and of one that went on from the other's whole checkpoint."""
     warnings.simplefilter("ignore")
     first, second = map(importlib.import_module, DISTRIBUTIONS)
     found = {}
     for name in STRATEGIES:
-        for pl in (first, second):
-            fit(pl, name, epochs=1).save_checkpoint(folder / f"{name} {pl.__name__}.ckpt")
-        for pl, other in ((first, second), (second, first)):
-            resumed = fit(pl, name, ckpt_path=folder / f"{name} {other.__name__}.ckpt")
-            found[name, pl.__name__] = whole_weights(fit(pl, name)), whole_weights(resumed)
+        fit(first, name, epochs=1).save_checkpoint(folder / f"{name}.ckpt")
+        runs = fit(first, name), fit(second, name), fit(second, name, ckpt_path=folder / f"{name}.ckpt")
+        found[name] = tuple(map(whole_weights, runs))
     return found
 
 

@@ -47,8 +47,7 @@ def differences(a, b):
 
 
 OPTIONS = {
-    "accumulation": {"accumulate_grad_batches": 3},
-    "clipping by value": {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"},
+    "accumulation, clipping by value": {"accumulate_grad_batches": 3, "gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"},
     "clipping by norm": {"gradient_clip_val": 0.05},
 }
 

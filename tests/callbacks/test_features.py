@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -32,8 +33,10 @@ from tests.callbacks.models import ConvModel, TokenModel, assert_differ, assert_
 def test_trainer_features_train_as_without_the_callback(kwargs):
     plain, swapped = TokenModel(), TokenModel()
     fit(plain, **kwargs)
-    trainer = fit(swapped, AdamMiniCallback("adam"), **kwargs)
-    if kwargs.get("precision") == "bf16-true":  # AdamW's second moments are bfloat16 there, ours are not
+    narrow = kwargs.get("precision") == "bf16-true"
+    with pytest.warns(AdamMiniWarning, match="are kept in float32") if narrow else nullcontext():
+        trainer = fit(swapped, AdamMiniCallback("adam"), **kwargs)
+    if narrow:  # AdamW's second moments are bfloat16 there, ours are not
         assert {v.dtype for v in trainer.optimizers[0].second_moments().values()} == {torch.float32}
         assert_differ(weights(plain), weights(swapped))
     else:
@@ -85,8 +88,9 @@ def scheduled(model):
     return [optimizer], [{"scheduler": ls.OneCycleLR(optimizer, 1e-2, total_steps=40), "interval": "step"}]
 
 
-@pytest.mark.parametrize("partition", ["adam_mini", "adam_mini_v1", "tensor", "adalayer_ln_tl", "adam"])
-@pytest.mark.parametrize("model_class", [TokenModel, ConvModel])
+@pytest.mark.parametrize(
+    ("model_class", "partition"), [(TokenModel, "adam_mini"), (TokenModel, "adam"), (ConvModel, "adam_mini"), (ConvModel, "adalayer_ln_tl")]
+)
 def test_a_killed_run_resumes_to_the_bit(tmp_path, partition, model_class):
     straight = model_class(scheduled)
     fit(straight, AdamMiniCallback(partition), max_epochs=4)
@@ -270,24 +274,6 @@ def test_report_is_shown_once_with_bytes(caplog):
     assert "transformer" in caplog.text
 
 
-# ---- processes
-
-
-def large_eps(model):
-    # The true gradient of key biases is zero. Without a sizeable eps Adam would make full steps of its rounding errors.
-    return torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3)
-
-
-def test_two_ddp_processes_equal_one(monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    alone, together = TokenModel(large_eps, batch_size=8), TokenModel(large_eps, batch_size=4)
-    fit(alone, AdamMiniCallback())
-    fit(together, AdamMiniCallback(), strategy="ddp_spawn", devices=2)
-    assert_differ(weights(TokenModel()), weights(together))
-    for name, w in weights(alone).items():
-        torch.testing.assert_close(weights(together)[name], w, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-
-
 def test_nothing_to_log_to_is_no_error():
     for kwargs in ({"logger": False}, {"fast_dev_run": True}, {"barebones": True, "enable_checkpointing": None, "logger": None}):
         settings = {k: v for k, v in kwargs.items() if v is not None}
@@ -302,7 +288,9 @@ def test_nothing_to_log_to_is_no_error():
         assert isinstance(trainer.optimizers[0], AdamMini)
 
 
-@pytest.mark.parametrize("make", [lambda: AdamMiniCallback(overrides={"head.weight": "tensor"}, heatmap=True), lambda: SNRMonitor(every=2)])
+@pytest.mark.parametrize(
+    "make", [lambda: AdamMiniCallback(overrides={"head.weight": "tensor"}), lambda: SNRMonitor(every=2, figures=False)]
+)
 @pytest.mark.parametrize("fitted", [False, True])
 def test_a_pickle_names_no_class_but_the_callbacks(make, fitted, tmp_path):
     """As libraries that load by an allow-list of classes need it."""

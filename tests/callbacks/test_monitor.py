@@ -440,7 +440,7 @@ def test_only_rank_zero_logs():
 
 def test_nothing_before_the_first_step():
     recorder = Recorder()
-    BlockLearningRateLogger().log(stand_in([recorder]), [AdamMini([("a", nn.Parameter(torch.ones(2)))])])
+    BlockLearningRateLogger().log(stand_in([recorder]), [AdamMini([("a", nn.Parameter(torch.ones(2)))], layouts={})])
     assert recorder.calls == []
 
 

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_adam_mini import AdamMiniCallback, MatrixLayout
+from lightning_adam_mini import AdamMiniCallback, AdamMiniWarning, MatrixLayout
 
 
 class Words(L.LightningModule):
@@ -60,7 +60,8 @@ def test_a_run_resumes_exactly_and_goes_on_with_adamw(tmp_path, partition, momen
     assert type(plain.optimizers[0]) is torch.optim.AdamW
     batch = (next(iter(plain.train_dataloader))[0],)
     assert module.training_step(batch, 0) < whole.training_step(batch, 0)
-    _, back = fit(tmp_path / "auto", epochs=8, callbacks=[AdamMiniCallback()], ckpt_path=str(tmp_path / "whole" / "epoch=3.ckpt"))
+    with pytest.warns(AdamMiniWarning, match="begun anew"):
+        _, back = fit(tmp_path / "auto", epochs=8, callbacks=[AdamMiniCallback()], ckpt_path=str(tmp_path / "whole" / "epoch=3.ckpt"))
     assert back.training_step(batch, 0) < whole.training_step(batch, 0)
 
 

@@ -1,6 +1,7 @@
 import csv
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ class Recorder(Callback):
 def test_is_adamw_until_it_has_measured():
     plain, ours = TokenModel(), TokenModel()
     fit(plain, **steps(6))
-    fit(ours, auto(lr_scale=1.0), **steps(6))
+    with pytest.warns(AdamMiniWarning, match="ended after 6 steps"):
+        fit(ours, auto(lr_scale=1.0), **steps(6))
     assert_equal(weights(plain), weights(ours))
     fit(ours := TokenModel(), auto(lr_scale=1.0), **steps(7))
     fit(plain := TokenModel(), **steps(7))
@@ -58,7 +60,8 @@ def test_reduced_learning_rate_is_that_of_the_steps_alone():
     tenth, ours = TokenModel(lambda model: AdamW(model.parameters(), lr=1e-3)), TokenModel()
     fit(tenth, **steps(6))
     recorder = Recorder()
-    fit(ours, auto(), recorder, **steps(6))
+    with pytest.warns(AdamMiniWarning, match="ended after 6 steps"):
+        fit(ours, auto(), recorder, **steps(6))
     for name, p in weights(tenth).items():
         torch.testing.assert_close(p, weights(ours)[name], rtol=1e-5, atol=1e-7)
     assert recorder.lrs == [1e-2] * 6  # a scheduler that multiplies what it finds goes on from the whole
@@ -157,12 +160,13 @@ def test_rows_that_cross_columns(tmp_path):
     assert again._run.one_run.rules == whole._run.one_run.rules
 
 
-@pytest.mark.parametrize("at", [1, 4, 5, 6, 7, 9])
+@pytest.mark.parametrize("at", [1, 4, 6, 7])
 def test_resumed_run_is_the_uninterrupted_one(tmp_path, at):
     whole, recorder = one_batch_an_epoch(), Recorder()
     fit(whole, whole_callback := auto(), recorder, **steps(12))
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
-    fit(one_batch_an_epoch(), auto(), checkpoint, **steps(at, enable_checkpointing=True))
+    with pytest.warns(AdamMiniWarning, match=f"ended after {at} steps") if at <= 6 else nullcontext():
+        fit(one_batch_an_epoch(), auto(), checkpoint, **steps(at, enable_checkpointing=True))
     resumed, again = one_batch_an_epoch(), Recorder()
     fit(resumed, callback := auto(), again, ckpt_path=checkpoint.last_model_path, **steps(12))
     assert_equal(weights(whole), weights(resumed))

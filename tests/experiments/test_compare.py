@@ -138,11 +138,11 @@ def test_partitions_with_the_dtype_of_their_momentum(tmp_path):
 
 def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys):
     small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "2"]
-    names = ["adamw", "adam", "lion", "adam_mini:embedding=none"]
+    names = ["adamw", "adam", "adam_mini:embedding=none"]
     command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), "--out", "out", *small, "--optimizers", ",".join(names)]
     assert main([*command, "--seeds", "2", "--tune-seeds", "1", "--lrs", "1e-3,1e-2", "--betas", "0.9/0.95", "--trajectory", "4"]) == 0
     runs = {file.name for file in (tmp_path / "out" / "runs").glob("*.json")}
-    assert len(runs) == 4 * 2 + 4  # both rates at the first seed, the better one at the second
+    assert len(runs) == 3 * 2 + 3  # both rates at the first seed, the better one at the second
     assert "adam_mini-embedding=none_lr0.01_betas0.9-0.95_seed0.json" in runs
 
     table = folded((tmp_path / "out" / "table.md").read_text())
@@ -151,9 +151,9 @@ def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys
     assert "| adamw | 0.01, betas 0.9/0.95* |" in table
     with (tmp_path / "out" / "sensitivity.csv").open() as file:
         cells = {(row["optimizer"], float(row["lr"])): row for row in csv.DictReader(file)}
-    assert len(cells) == 8
-    stored = json.loads((tmp_path / "out" / "runs" / "lion_lr0.001_betas0.9-0.95_seed0.json").read_text())
-    assert float(cells["lion", 1e-3]["val_mean"]) == pytest.approx(stored["points"]["1"]["val/loss"], abs=1e-6)
+    assert len(cells) == 6
+    stored = json.loads((tmp_path / "out" / "runs" / "adam_lr0.001_betas0.9-0.95_seed0.json").read_text())
+    assert float(cells["adam", 1e-3]["val_mean"]) == pytest.approx(stored["points"]["1"]["val/loss"], abs=1e-6)
     assert len(stored["losses"]) == 8
     with (tmp_path / "out" / "table.csv").open() as file:
         highest = {row["optimizer"]: float(row["highest_loss"]) for row in csv.DictReader(file)}
@@ -174,14 +174,16 @@ def test_settings_are_chosen_on_few_seeds_and_trajectories_kept(tmp_path, capsys
     (row,) = [line for line in lines if line.startswith("| adam_mini")]
     assert row.endswith(f"| {fmean(ours):.2f} ± {stdev(ours):.2f} |")
     assert {int(row["step"]) for row in rows} == {0, 2, 4, 6, 8}
-    weights = np.load(tmp_path / "out" / "weights" / "adamw_lr0.01_betas0.9-0.95_seed0_4.npz")["weights"]
-    theirs = np.load(tmp_path / "out" / "weights" / "lion_lr0.01_betas0.9-0.95_seed0_4.npz")["weights"]
-    distance = math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(weights[-1], theirs[-1], strict=True)))
+    last = []
+    for name in ("adamw", "adam_mini-embedding=none"):
+        with np.load(tmp_path / "out" / "weights" / f"{name}_lr0.01_betas0.9-0.95_seed0_4.npz") as file:
+            last.append(file["weights"][-1])
+    distance = math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(*last, strict=True)))
     assert float(rows[9]["distance"]) == pytest.approx(distance, rel=1e-4)
     for figure in ("figure", "losses", "sensitivity", "trajectory"):
         assert (tmp_path / "out" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert main([*command, "--seeds", "2", "--tune-seeds", "1", "--lrs", "1e-3,1e-2", "--betas", "0.9/0.95", "--trajectory", "4"]) == 0
-    assert "8 of 8 runs were finished before" in capsys.readouterr().out
+    assert "6 of 6 runs were finished before" in capsys.readouterr().out
 
 
 def test_compare_measures_the_averaged_weights_of_each_point(tmp_path):
@@ -198,24 +200,24 @@ def test_compare_measures_the_averaged_weights_of_each_point(tmp_path):
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_muon_beside_adamw(tmp_path):
     """Each at the rate that is best for its mean over the seeds on validation, and judged there on test."""
-    small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "2"]
+    small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "1"]
     command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), "--out", "out", *small, "--optimizers", "adamw,muon_adamw"]
-    assert main([*command, "--seeds", "3", "--lrs", "1e-5,1e-2"]) == 0
+    assert main([*command, "--seeds", "2", "--lrs", "1e-5,1e-2"]) == 0
     reached = {}
     for file in (tmp_path / "out" / "runs").glob("*.json"):
         stored = json.loads(file.read_text())
         reached[stored["optimizer"], stored["lr"], stored["seed"]] = stored["points"]["1"]
-    assert len(reached) == 2 * 2 * 3
+    assert len(reached) == 2 * 2 * 2
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = {row["optimizer"]: row for row in csv.DictReader(file)}
     tests = {}
     for name, row in rows.items():
-        val = {lr: fmean(reached[name, lr, seed]["val/loss"] for seed in range(3)) for lr in (1e-5, 1e-2)}
+        val = {lr: fmean(reached[name, lr, seed]["val/loss"] for seed in range(2)) for lr in (1e-5, 1e-2)}
         assert float(row["lr"]) == min(val, key=val.__getitem__)
-        tests[name] = np.array([reached[name, float(row["lr"]), seed]["test/loss"] for seed in range(3)])
+        tests[name] = np.array([reached[name, float(row["lr"]), seed]["test/loss"] for seed in range(2)])
         assert float(row["test_mean_1"]) == pytest.approx(tests[name].mean(), abs=1e-6)
     difference = tests["muon_adamw"] - tests["adamw"]
-    half = 4.302653 * difference.std(ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    half = 12.706205 * difference.std(ddof=1) / 2**0.5  # Student's t of one degree of freedom
     ends = [float(rows["muon_adamw"][key]) for key in ("low95", "difference", "high95")]
     assert ends == pytest.approx([difference.mean() - half, difference.mean(), difference.mean() + half], abs=1e-5)
     assert float(rows["adamw"]["bytes_per_parameter"]) == pytest.approx(8.0, abs=0.01)
@@ -244,14 +246,14 @@ def test_combinations_are_trained_beside_their_originals(tmp_path):
 
 def test_runs_that_diverge_are_in_the_tables(tmp_path, capsys):
     small = [*TINY_GPT, *TINY_TEXT, "--trainer.max_epochs", "1"]
-    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), *small, "--optimizers", "adamw,lion", "--seeds", "2"]
-    assert main([*command, "--out", "both", "--lrs", "1e-3,1e30"]) == 0
+    command = ["compare", "--config", str(CONFIGS / "gpt_stdlib.yaml"), *small, "--optimizers", "adamw,lion", "--seeds"]
+    assert main([*command, "1", "--out", "both", "--lrs", "1e-3,1e30"]) == 0
     assert "| adamw | 0.001* |" in folded(capsys.readouterr().out)
     with (tmp_path / "both" / "sensitivity.csv").open() as file:
         means = {(row["optimizer"], float(row["lr"])): float(row["val_mean"]) for row in csv.DictReader(file)}
     assert math.isfinite(means["lion", 1e-3])
     assert math.isnan(means["lion", 1e30])
-    assert main([*command, "--out", "none", "--lrs", "1e30", "--trajectory", "2"]) == 0
+    assert main([*command, "2", "--out", "none", "--lrs", "1e30", "--trajectory", "2"]) == 0
     text = folded(capsys.readouterr().out)
     assert text.count("| adamw | 1e+30 | diverged | diverged | diverged | diverged | - |") == 1
     assert text.count("| lion | 1e+30 | diverged | diverged | diverged | diverged | - |") == 1

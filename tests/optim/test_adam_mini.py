@@ -74,7 +74,7 @@ def test_without_gradients_there_is_no_state():
 
 def test_closure_runs_with_gradients_and_returns_the_loss():
     p = nn.Parameter(torch.ones(3))
-    optimizer = AdamMini([p])
+    optimizer = AdamMini([p], layouts={})
 
     def closure():
         optimizer.zero_grad()
@@ -206,15 +206,15 @@ def test_options_out_of_range(kwargs, message):
 def test_layouts_for_other_parameters():
     p = nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="None of the 1 layouts .such as 'weight'. is for a parameter of this optimizer .such as p."):
-        AdamMini([("p", p)], layouts={"weight": BlockLayout.whole((2,))})
+        AdamMini([("p", p)], layouts={"weight": BlockLayout.per_parameter((2,))})
     with pytest.raises(ValueError, match="because its parameters have no names"):
-        AdamMini([p], layouts={"weight": BlockLayout.whole((2,))})
+        AdamMini([p], layouts={"weight": BlockLayout.per_parameter((2,))})
 
 
 def test_sparse_gradient_names_the_parameter_before_anything_changed():
     embedding = nn.Embedding(5, 2, sparse=True)
     other = nn.Parameter(torch.ones(2))
-    optimizer = AdamMini([("other", other), *embedding.named_parameters("table")])
+    optimizer = AdamMini([("other", other), *embedding.named_parameters("table")], layouts={})
     (embedding(torch.tensor([1])).sum() + other.sum()).backward()
     with pytest.raises(RuntimeError, match=r"parameter 'table.weight' of shape \(5, 2\) because its gradient is sparse"):
         optimizer.step()
@@ -249,7 +249,7 @@ def test_set_layouts_goes_on_as_if_blocks_had_been_so_from_the_start():
     for early in (True, False):
         torch.manual_seed(0)
         p = torch.nn.Parameter(torch.randn(4, 6))
-        optimizer = AdamMini([("w", p)], lr=0.0, layouts=layouts if early else None)
+        optimizer = AdamMini([("w", p)], lr=0.0, layouts=layouts if early else {})
         for step in range(6):
             if step == 3:
                 optimizer.set_layouts(layouts)

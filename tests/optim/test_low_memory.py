@@ -219,7 +219,7 @@ def test_mistakes_are_told():
     _, p = adam_mini()
     for wrong in ("8-bit", "int8", torch.int8):
         with pytest.raises(ValueError, match="Invalid momentum_dtype value: .* or '8bit'"):
-            AdamMini([p], momentum_dtype=wrong)
+            AdamMini([p], layouts={}, momentum_dtype=wrong)
 
 
 # ---- checkpoints

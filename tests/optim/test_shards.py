@@ -10,14 +10,18 @@ from tests.launch import run_ranks, what_went_wrong
 from tests.optim import shard_ranks
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module")
 def wrong(request, tmp_path_factory):
     """What went wrong on any rank, by check: one group of processes runs them all."""
     return what_went_wrong(run_ranks(shard_ranks.run_checks, request.param, tmp_path_factory.mktemp("ranks"), request.param))
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("check", [check.__name__ for check in shard_ranks.CHECKS])
+@pytest.mark.parametrize(
+    ("wrong", "check"),
+    [(ranks, check.__name__) for ranks, checks in shard_ranks.CHECKS.items() for check in checks],
+    indirect=["wrong"],
+)
 def test_shards(wrong, check):
     problems = [text for name, text in wrong if name == check]
     assert not problems, "\n".join(problems)

@@ -13,6 +13,8 @@ from recipes.graph import NodeClassifier
 from .conftest import CONFIGS, NARROW, QUIET
 
 DIGITS = str(CONFIGS / "resnet18_digits.yaml")
+ONE_BATCH = ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"]
+TWO_STEPS = ["--trainer.max_steps", "2", *ONE_BATCH]
 
 
 ELSEWHERE = {"reward_topics", "remax_topics"}  # in test_remax.py, because they go on from each other
@@ -27,13 +29,13 @@ def test_every_config_trains_for_two_steps(config, tiny_recipe, tmp_path, capsys
     if "zero" in config.stem:
         pytest.importorskip("deepspeed")
     if "fsdp" in config.stem or "zero" in config.stem:  # Lightning starts the command that it runs in once more, as the second process
-        command = [sys.executable, "-m", "recipes", "fit", "--config", str(config), "--trainer.max_steps", "2"]
+        command = [sys.executable, "-m", "recipes", "fit", "--config", str(config), *TWO_STEPS]
         environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}  # two that wait for each other busily
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         out = done.stdout
     else:
-        assert main(["fit", "--config", str(config), *tiny_recipe[config.stem], "--trainer.max_steps", "2"]) == 0
+        assert main(["fit", "--config", str(config), *tiny_recipe[config.stem], *TWO_STEPS]) == 0
         out = capsys.readouterr().out
 
     last = out.strip().splitlines()[-1]
@@ -52,12 +54,11 @@ def test_memory_in_the_last_line_is_half_of_adamw(capsys):
             "--config",
             DIGITS,
             *QUIET,
+            *ONE_BATCH,
             "--trainer.max_steps",
             "1",
-            "--trainer.limit_val_batches",
-            "0",
-            "--trainer.limit_test_batches",
-            "1",
+            "--data.batch_size",
+            "2",
         ]
     )
     saved = re.search(r"([\d.]+) % saved", capsys.readouterr().out)
@@ -66,7 +67,7 @@ def test_memory_in_the_last_line_is_half_of_adamw(capsys):
 
 
 def test_without_the_callback_it_is_plain_adamw(capsys):
-    assert main(["fit", "--config", DIGITS, *NARROW, *QUIET, "--trainer.callbacks", "null", "--trainer.max_steps", "2"]) == 0
+    assert main(["fit", "--config", DIGITS, *NARROW, *QUIET, "--trainer.callbacks", "null", *TWO_STEPS]) == 0
     assert re.search(r"optimizer state: [\d.]+ MB$", capsys.readouterr().out.strip())
 
 
@@ -76,7 +77,7 @@ def test_fast_dev_run_without_logger(capsys):
 
 
 def test_resume_from_last_goes_on_in_the_same_log(tmp_path):
-    args = ["fit", "--config", DIGITS, *NARROW, *QUIET, "--trainer.limit_train_batches", "2"]
+    args = ["fit", "--config", DIGITS, *NARROW, *QUIET, *ONE_BATCH, "--trainer.limit_train_batches", "2"]
     assert main([*args, "--trainer.max_epochs", "1"]) == 0
     assert main([*args, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
 

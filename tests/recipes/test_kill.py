@@ -11,7 +11,7 @@ import yaml
 
 from recipes.__main__ import main
 
-from .conftest import CONFIGS, NARROW, QUIET, REPOSITORY, TINY_GPT, TINY_TEXT
+from .conftest import CONFIGS, QUIET, REPOSITORY
 
 # A callback of the killed runs. A file that grows past RLIMIT_FSIZE ends its process by a signal of the kernel, in the middle of a write.
 KILLER = """
@@ -31,10 +31,8 @@ class Killer(Callback):
 """
 
 RECIPES = {  # arguments that make a config small, steps an epoch, and epochs between checkpoints
-    "resnet18_digits": ([*NARROW, "--trainer.limit_train_batches", "4"], 4, 1),
     "ddpm_digits": (["--model.channels", "[8, 16]", "--trainer.limit_train_batches", "4"], 4, 1),
     "gcn_digits": ([], 1, 2),
-    "gpt_stdlib": ([*TINY_GPT, *TINY_TEXT], 4, 1),
 }
 
 

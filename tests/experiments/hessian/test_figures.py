@@ -52,7 +52,7 @@ def test_one_rate_and_adam_on_a_quadratic():
     w = torch.nn.Parameter(start.clone())
     scale = adam_scale(h, start)
     rate = float((scale * (h @ start).abs())[0])
-    optimizer = AdamMini([("w", w)], lr=rate, betas=(0.0, 0.5), eps=0.0, weight_decay=0.0)
+    optimizer = AdamMini([("w", w)], lr=rate, betas=(0.0, 0.5), eps=0.0, weight_decay=0.0, layouts={})
     w.grad = h @ start
     optimizer.step()  # of one step, Adam with its second moment held is Adam
     torch.testing.assert_close(w.detach(), start - scale * (h @ start))

@@ -43,7 +43,7 @@ def test_the_tensors_of_the_table_have_all_kinds_of_programs():
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_what_has_not_changed_is_not_sent_again(monkeypatch):
+def test_what_has_not_changed_is_not_sent_again(monkeypatch, launched):
     sent, send = [], triton_step._Batch._send
     monkeypatch.setattr(triton_step._Batch, "_send", lambda self, *tables: sent.append(len(tables[0])) or send(self, *tables))
     params, kinds = many()
@@ -209,10 +209,14 @@ def _unchecked():
 
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize(
-    ("dtype", "momentum_dtype"),
-    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.int8), (torch.bfloat16, torch.int8)],
+    ("dtype", "momentum_dtype", "cut"),
+    [
+        (torch.float32, torch.float32, False),
+        (torch.bfloat16, torch.int8, False),
+        (torch.bfloat16, torch.bfloat16, True),
+        (torch.float32, torch.int8, True),
+    ],
 )
-@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 def test_the_check_passes(dtype, momentum_dtype, cut):
     rng_state = torch.cuda.get_rng_state if GPU else torch.random.get_rng_state
     state = rng_state()
@@ -236,9 +240,9 @@ right = triton_step.step
 
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize(
-    ("broken", "reason"), [(_steps_wrongly, "AssertionError: exp_avg_sq"), (_raises, "RuntimeError: no such instruction$")]
+    ("broken", "reason", "cut"),
+    [(_steps_wrongly, "AssertionError: exp_avg_sq", True), (_raises, "RuntimeError: no such instruction$", False)],
 )
-@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 def test_kernels_that_fail_the_check_are_not_used(monkeypatch, broken, reason, cut):
     monkeypatch.setattr(triton_step, "step", broken)
     problem = check.disagreement(DEVICE, torch.float32, torch.float32, cut) or ""

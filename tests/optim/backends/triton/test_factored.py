@@ -184,9 +184,8 @@ def test_a_step_gives_the_same_bits_again_whatever_else_is_stepped():
         kinds = {**others, **SOME}
         params = make_params(SOME, device=DEVICE) | make_params(others, device=DEVICE)
         optimizer = TRITON.optimizer([(name, params[name]) for name in kinds], layouts_of(kinds), **OPTIONS)
-        for step in range(2):
-            give(params, rows_times_columns(step, SOME) | make_grads(step, others))
-            optimizer.step()
+        give(params, rows_times_columns(0, SOME) | make_grads(0, others))
+        optimizer.step()
         state = optimizer.state
         return [t for name in SOME for t in (params[name], state[params[name]]["exp_avg_sq"], state[params[name]]["exp_avg_sq_col"])]
 
