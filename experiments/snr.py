@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from experiments.options import recipe_parser
 from experiments.result import new_result, publish
-from experiments.slim_adam.derive import edit_to_measure, recipe_lr
+from experiments.slim_adam.room import edit_to_measure, recipe_lr
 from experiments.timing import StepTimer
 from lightning_adam_mini import SNRMonitor
 from recipes.cli import RecipeCLI
