@@ -25,6 +25,7 @@ from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajector
 SWEPT = ("adam_mini_v1", "adam_mini", "adalayer", "adalayer_ln_tl")
 EPILOG = "Runs that were finished are not repeated. Results are in OUT, by default runs/slim_adam/<name of the config>."
 FIGURES = {
+    "vocabulary": "ratios of an embedding and an output layer over the vocabulary, and the tail of its tokens (Figures 7, 29)",
     "vision": "ratios of a ResNet18 and a vision transformer over learning rates, along the run and over depth (Figures 5, 6, 19-23)",
     "fine_tuning": "ratios of a fine-tuned GPT beside those of its pre-training, all weights and LoRA; loss by rules (Figures 18, 27, 28)",
     "kept": "what rules keep over learning rates and cut-offs, rows x columns among them, and their loss (Figures 10, 26)",
