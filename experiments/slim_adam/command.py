@@ -27,6 +27,9 @@ EPILOG = "Runs that were finished are not repeated. Results are in OUT, by defau
 FIGURES = {
     "vocabulary": "ratios of an embedding and an output layer over the vocabulary, and the tail of its tokens (Figures 7, 29)",
     "vision": "ratios of a ResNet18 and a vision transformer over learning rates, along the run and over depth (Figures 5, 6, 19-23)",
+    "transfer": "rules averaged over depth, of a smaller model and of other data, beside rules per layer (Figure 30, Section 5)",
+    "depth": "ratios of a small and a medium GPT over depth, by layer type (Figures 13-17)",
+    "trajectories": "ratios of a small and a medium GPT along the run, by layer type (Figures 13-17)",
     "fine_tuning": "ratios of a fine-tuned GPT beside those of its pre-training, all weights and LoRA; loss by rules (Figures 18, 27, 28)",
     "kept": "what rules keep over learning rates and cut-offs, rows x columns among them, and their loss (Figures 10, 26)",
 }
@@ -100,7 +103,7 @@ def add_figure(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", 
     """
     default = importlib.import_module(f"experiments.slim_adam.{name}")
     one = commands.add_parser(name, help=text, description=f"SlimAdam: {text}.", epilog="Runs that were finished are not repeated.")
-    one.add_argument("--out", type=Path, default=Path("runs/slim_adam") / name, help="folder of the results (default: %(default)s)")
+    one.add_argument("--out", type=Path, default=Path("runs/slim_adam"), help="folder of the results (default: %(default)s)")
     lrs = ",".join(f"{lr:g}" for lr in default.LRS)
     one.add_argument("--lrs", default=lrs, help="learning rates with commas between (default: %(default)s)")
     one.add_argument("--seeds", type=int, default=default.SEEDS, help="how many seeds, from 0 (default: %(default)s)")

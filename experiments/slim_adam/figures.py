@@ -1,5 +1,6 @@
 """Figures of SlimAdam's experiments."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -107,3 +108,42 @@ def mean_ratios(runs: "Sequence[Run]") -> dict[str, dict[str, dict[str, float]]]
         group: {over: {name: average_snr(run.ratios[group][over][name] for run in runs) for name in each} for over, each in by.items()}
         for group, by in runs[0].ratios.items()
     }
+
+
+def type_panels(runs: "Mapping[str, Run]", across: str) -> "tuple[Figure, dict[tuple[str, str], Axes]]":
+    """Return a figure with a row of panels for each run and a panel for each layer type, and the panels by both.
+
+    Args:
+        runs: Measured runs by name.
+        across: What lies along the panels.
+    """
+    kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run.ratios))
+    figure, axes = new_figure(len(kinds), len(runs), 1.9, 2.2)
+    panels = dict(zip(itertools.product(runs, kinds), axes, strict=True))
+    for (name, kind), panel in panels.items():
+        panel.set_title(f"{kind}\n{name}", fontsize=8)
+        panel.set_xlabel(across, fontsize=8)
+        panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+        panel.tick_params(labelsize=7)
+    return figure, panels
+
+
+def finish_types(figure: "Figure", panels: "Mapping[tuple[str, str], Axes]") -> "Figure":
+    """Give the panels one logarithmic scale and the figure a legend, once all is drawn.
+
+    Args:
+        figure: The figure.
+        panels: Its panels.
+    """
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    ends = [panel.dataLim.intervaly for panel in panels.values()]
+    for panel in panels.values():
+        panel.set_yscale("log")
+        panel.set_ylim(0.7 * min(low for low, _ in ends), 1.4 * max(high for _, high in ends))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    handles = {label: handle for panel in panels.values() for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, title="averaged over", loc="outside upper center", ncols=4, fontsize=8)
+    return figure

@@ -1,4 +1,4 @@
-"""AdamW over learning rates, measured, and beside it three sets of rules from its measurements."""
+"""AdamW over learning rates, measured, and beside it sets of rules from its measurements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Sweep:
 
     Args:
         best: The learning rate at which AdamW is best on validation.
-        rules: The sets of rules: the paper's from a tenth of that rate and from the rate itself, and those that know rows x columns.
+        rules: The sets of rules.
         runs: By optimizer (``"AdamW"``, or the name of a set of rules) and by learning rate: a run for each seed.
     """
 
@@ -71,20 +71,52 @@ class Sweep:
         ]
 
 
-def sweep(asked: Asked, label: str, args: tuple[str, ...]) -> Sweep:
-    """Train with AdamW at each learning rate, and with each set of rules.
+def sweep(asked: Asked, label: str, args: tuple[str, ...], cutoffs: Sequence[float] = (1.0,)) -> Sweep:
+    """Train with AdamW at each learning rate, and with sets of rules.
+
+    These are the paper's from a tenth of the learning rate that is AdamW's best on validation, with a cut-off of 1; from the rate itself,
+    with each cut-off, the paper's and those that know rows x columns.
+
+    Args:
+        asked: Learning rates, seeds, steps.
+        label: What the files of runs are called.
+        args: The recipe.
+        cutoffs: The cut-offs.
+    """
+    adamw = train_adamw(asked, label, args)
+    best = best_rate(adamw)
+    rules = {TENTH: asked.train({0: Task(label, args, best / 10, every=asked.every)})[0].rules()}
+    for cutoff in cutoffs:
+        told = f", cut-off {cutoff:g}" * (cutoff != 1)
+        rules |= {f"{kind}{told}": adamw[best][0].rules(cutoff, factored=kind == CROSSED) for kind in (WHOLE, CROSSED)}
+    return train_by(asked, label, args, adamw, rules)
+
+
+def train_adamw(asked: Asked, label: str, args: tuple[str, ...]) -> dict[float, list[Run]]:
+    """Train with AdamW and measure, at each learning rate and with each seed.
 
     Args:
         asked: Learning rates, seeds, steps.
         label: What the files of runs are called.
         args: The recipe.
     """
-    adamw = _by_rate(asked, Task(label, args, 0.0, every=asked.every))
-    best = best_rate(adamw)
-    tenth = asked.train({0: Task(label, args, best / 10, every=asked.every)})[0]
-    whole = adamw[best][0]
-    rules = {TENTH: tenth.rules(), WHOLE: whole.rules(), CROSSED: whole.rules(factored=True)}
-    return Sweep(best, rules, {ADAMW: adamw} | {name: _by_rate(asked, Task(label, args, 0.0, rules=one)) for name, one in rules.items()})
+    return _by_rate(asked, Task(label, args, 0.0, every=asked.every))
+
+
+def train_by(
+    asked: Asked, label: str, args: tuple[str, ...], adamw: Mapping[float, Sequence[Run]], rules: Mapping[str, SlimAdamRules]
+) -> Sweep:
+    """Train with each set of rules, at each learning rate and with each seed.
+
+    Args:
+        asked: Learning rates, seeds, steps.
+        label: What the files of runs are called.
+        args: The recipe.
+        adamw: AdamW's runs.
+        rules: The sets, by name.
+    """
+    by_rules = {name: _by_rate(asked, Task(label, args, 0.0, rules=one)) for name, one in rules.items()}
+    return Sweep(best_rate(adamw), dict(rules), {ADAMW: {lr: list(runs) for lr, runs in adamw.items()}, **by_rules})
 
 
 def best_rate(runs: Mapping[float, Sequence[Run]]) -> float:
