@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from experiments.figures import add_legend, new_figure
+from experiments.figures import new_figure
 from experiments.result import new_result, publish
 from experiments.slim_adam.figures import mean_ratios, plot_over_rates
 from experiments.slim_adam.models import arguments, gpt, length, text_data
@@ -125,8 +125,8 @@ def draw(ratios: Mapping[str, Ratios], shares: Mapping[str, Mapping[float, float
         axes[1], {name: {lr: [100 * share] for lr, share in rates.items()} for name, rates in shares.items()}, "second moments kept, %"
     )
     for panel, (kind, one) in zip(axes[2:], found.items(), strict=True):
-        plot_over_rates(panel, one.losses, "test loss")
+        plot_over_rates(panel, one.curves, "test loss")
         panel.set_title(kind)
     for panel in axes:
-        add_legend(panel)
+        panel.legend(fontsize=7)
     return figure

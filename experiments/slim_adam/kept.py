@@ -63,9 +63,10 @@ def draw(shares: dict[str, dict[float, dict[float, float]]], found: Sweep) -> Fi
         plot_over_rates(panel, curves, "second moments kept, %")
         panel.set_title(kind)
         panel.set_yscale("log")
+        panel.set_ylim(1, 130)
         panel.yaxis.set_major_formatter("{x:g}")
         add_legend(panel)
-    plot_over_rates(axes[2], found.losses, "test loss")
+    plot_over_rates(axes[2], found.curves, "test loss")
     axes[2].set_title("loss over learning rates")
-    add_legend(axes[2])
+    axes[2].legend(fontsize=7)
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from experiments.slim_adam.room import Asked, Run, Task
+from experiments.slim_adam.room import Asked, Run, Task, rules_digest
 from experiments.statistics import deviation, mean_interval, mean_text
 from experiments.tables import Table
 from lightning_adam_mini.partition import SlimAdamRules
@@ -32,6 +32,14 @@ class Sweep:
     def losses(self) -> dict[str, dict[float, list[float]]]:
         """The test metric of each seed, by optimizer and learning rate."""
         return {name: {lr: [run.test for run in here] for lr, here in rates.items()} for name, rates in self.runs.items()}
+
+    @property
+    def curves(self) -> dict[str, dict[float, list[float]]]:
+        """The same for a figure, where sets of equal rules are one line."""
+        same: dict[str, list[str]] = {}
+        for name in self.runs:
+            same.setdefault(rules_digest(self.rules[name]) if name in self.rules else "", []).append(name)
+        return {"\n= ".join(names): self.losses[names[0]] for names in same.values()}
 
     def kept(self, lr: float, cutoff: float = 1.0, factored: bool = False) -> float:
         """Return the share of second moments that rules from AdamW's runs at a learning rate keep, averaged over seeds.

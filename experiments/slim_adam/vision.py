@@ -15,7 +15,7 @@ from experiments.tables import Table
 from lightning_adam_mini.analysis import average_snr
 from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
 
-LRS, STEPS, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 100, 2
+LRS, STEPS, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 150, 1
 MODELS: dict[str, Callable[[int, Path | None], tuple[str, ...]]] = {"resnet18": resnet, "vit": vit}
 
 
