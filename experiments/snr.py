@@ -66,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
     step, measurement = median(steps.seconds), median(monitor.seconds[1:])  # without the first, which warms up
     text = (
         f"{known.config.stem}: a training step takes {1e3 * step:.1f} ms of CPU time, a measurement {1e3 * measurement:.1f} ms"
-        f" (medians of {len(steps.seconds)} and {len(monitor.seconds) - 1}): {measurement / (known.cadence * step):.2%} of the run"
-        f" with a measurement each {known.cadence} steps."
+        f" (medians of {len(steps.seconds)} and {len(monitor.seconds) - 1}): {measurement / step:.0%} of a step,"
+        f" {measurement / (known.cadence * step):.2%} of the run with a measurement each {known.cadence} steps."
     )
     row = {"config": known.config.stem, "step_seconds": step, "measurement_seconds": measurement, "cadence": known.cadence}
     publish(new_result("snr", "What SNRMonitor costs", argv, text=text, rows=[row]), known.out, name=f"snr_{known.config.stem}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LRS, STEPS, SEEDS = (1e-3,), 200, 1
-SIZES = {"small": (4, 64), "medium": (8, 128)}
+SIZES = {"small": (4, 64), "medium": (6, 96)}
 """Layers and width."""
 
 

@@ -17,7 +17,7 @@ from lightning_adam_mini.analysis import average_snr
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LRS, STEPS, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), 60, 3
+LRS, STEPS, SEEDS = (1e-3, 3e-3, 1e-2), 60, 3
 PRETRAINED_AT, PRETRAINING = 3e-3, 10
 """Learning rate of the pre-training, and how many times as long it is."""
 KINDS = {"all weights": 0, "LoRA": 4}

@@ -16,7 +16,7 @@ from lightning_adam_mini.partition import SlimAdamRules
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LRS, STEPS, SEEDS = (3e-3,), 120, 3
+LRS, STEPS, SEEDS = (3e-3,), 80, 3
 LAYER, DEPTH, SMALLER, OTHER = "per layer", "averaged over depth", "of a smaller model", "of other data"
 
 

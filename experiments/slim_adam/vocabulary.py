@@ -23,7 +23,7 @@ from recipes.language.tokenizer import ByteTokenizer, PairTokenizer, Tokenizer, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LRS, STEPS, SEEDS = (1e-3,), 300, 1
+LRS, STEPS, SEEDS = (1e-3,), 200, 1
 SIZES, TOY = (256, 1024, 4096, 16384), (256, 280)
 LARGEST = 65536  # of real data
 EACH = 3  # of Python's modules one in so many: the text is to be encoded once for each vocabulary
