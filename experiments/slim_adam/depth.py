@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from experiments.result import new_result, publish
 from experiments.slim_adam.figures import finish_types, type_panels
 from experiments.slim_adam.models import gpt
 from experiments.slim_adam.room import Asked, Run, Task
@@ -36,8 +35,7 @@ def make(asked: Asked) -> None:
         for over, each in by.items()
         for depth, (parameter, ratio) in enumerate(each.items())
     ]
-    result = new_result("slim_adam", "Ratios over depth", asked.argv, text=about(asked), rows=rows, seeds=asked.seeds)
-    publish(result, asked.out, {"depth": draw(runs)}, "depth", [spread_table(runs)])
+    asked.publish("depth", "Ratios over depth", about(asked), rows, [spread_table(runs)], {"depth": draw(runs)})
 
 
 def two_sizes(asked: Asked) -> dict[str, Run]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from experiments.figures import new_figure
-from experiments.result import new_result, publish
 from experiments.slim_adam.figures import mean_ratios, plot_over_rates
 from experiments.slim_adam.models import arguments, gpt, length, text_data
 from experiments.slim_adam.room import Asked, Task
@@ -53,7 +52,6 @@ def make(asked: Asked) -> None:
         f" weights or LoRA of rank {KINDS['LoRA']}. AdamW is best on validation at lr"
         f" {' and '.join(f'{one.best:g}' for one in found.values())}."
     )
-    result = new_result("slim_adam", "Fine-tuning", asked.argv, text=text, rows=rows, seeds=asked.seeds)
     kept = Table(
         ["trained, rules", *(f"lr {lr:g}" for lr in asked.lrs)],
         [[name, *(f"{share:.2%}" for share in rates.values())] for name, rates in shares.items()],
@@ -61,7 +59,7 @@ def make(asked: Asked) -> None:
         "Rules by layer type, cut-off 1, from AdamW's own run at each learning rate.",
     )
     tables = [ratios_table(ratios), kept, *(one.table(f"Loss, {kind}") for kind, one in found.items())]
-    publish(result, asked.out, {"fine_tuning": draw(ratios, shares, found)}, "fine_tuning", tables)
+    asked.publish("fine_tuning", "Fine-tuning", text, rows, tables, {"fine_tuning": draw(ratios, shares, found)})
 
 
 def fine_tuned(asked: Asked, checkpoint: str, rank: int) -> tuple[str, ...]:

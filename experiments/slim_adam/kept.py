@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from experiments.figures import add_legend, new_figure
-from experiments.result import new_result, publish
 from experiments.slim_adam.figures import plot_over_rates
 from experiments.slim_adam.models import gpt
 from experiments.slim_adam.room import Asked
@@ -46,8 +45,8 @@ def make(asked: Asked) -> None:
     text = f"Of rules by layer type from AdamW's own run at each learning rate, averaged over {len(asked.seeds)} seeds."
     kept = Table(["rules", "cut-off", *(f"lr {lr:g}" for lr in asked.lrs)], lines, "Share of second moments kept", text)
     about = f"A GPT of {layers} layers and width {width}, {asked.steps} steps; AdamW is best at lr {found.best:g} on validation."
-    result = new_result("slim_adam", "What is kept", asked.argv, text=about, rows=[*found.rows(), *rows], seeds=asked.seeds)
-    publish(result, asked.out, {"kept": draw(shares, found)}, "kept", [kept, found.table("Loss by sets of rules")])
+    tables = [kept, found.table("Loss by sets of rules")]
+    asked.publish("kept", "What rules keep", about, [*found.rows(), *rows], tables, {"kept": draw(shares, found)})
 
 
 def draw(shares: dict[str, dict[float, dict[float, float]]], found: Sweep) -> Figure:

@@ -23,7 +23,8 @@ from typing_extensions import override
 from experiments.compare.command import do_each
 from experiments.compare.digest import recipe_digest
 from experiments.compare.train import measure
-from experiments.result import commit
+from experiments.result import commit, new_result, publish
+from experiments.tables import Table
 from lightning_adam_mini import AdamMiniCallback, SNRMonitor
 from lightning_adam_mini.analysis import SNRHistory, derive_rules
 from lightning_adam_mini.callbacks.snr_figures import named_ratios
@@ -68,6 +69,30 @@ class Asked:
     def every(self) -> int:
         """Steps between measurements: twenty a run."""
         return max(1, self.steps // 20)
+
+    def publish(
+        self,
+        name: str,
+        title: str,
+        text: str,
+        rows: Sequence[Mapping[str, Any]],
+        tables: Sequence[Table],
+        figures: Mapping[str, Any],
+        **facts: Any,
+    ) -> None:
+        """Write a figure's result, and show it.
+
+        Args:
+            name: Name of the files.
+            title: What it found out.
+            text: What a reader must know of all tables.
+            rows: The numbers.
+            tables: What is shown.
+            figures: By name.
+            facts: What else was found.
+        """
+        told = {"text": text, "rows": rows, "tables": tables, "facts": facts, "seeds": self.seeds, "page": "slim_adam", "place": 10}
+        publish(new_result("slim_adam", title, self.argv, **told), self.out, figures, name)
 
     def train(self, tasks: Mapping[K, Task]) -> dict[K, Run]:
         """Do the runs that have not been done, and return all.

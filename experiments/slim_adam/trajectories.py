@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from experiments.result import new_result, publish
 from experiments.slim_adam.depth import LRS as LRS
 from experiments.slim_adam.depth import SEEDS as SEEDS
 from experiments.slim_adam.depth import STEPS as STEPS
@@ -39,8 +38,9 @@ def make(asked: Asked) -> None:
         for (kind, over), each in found.items()
         for step, ratio in zip(runs[name].history.steps, mean_curve(each), strict=True)
     ]
-    result = new_result("slim_adam", "Ratios along the run", asked.argv, text=about(asked), rows=rows, seeds=asked.seeds)
-    publish(result, asked.out, {"trajectories": draw(runs, curves)}, "trajectories", [quarters_table(curves)])
+    asked.publish(
+        "trajectories", "Ratios along the run", about(asked), rows, [quarters_table(curves)], {"trajectories": draw(runs, curves)}
+    )
 
 
 def curves_of(run: Run) -> Curves:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from experiments.figures import INK, OURS, new_figure
-from experiments.result import new_result, publish
 from experiments.slim_adam.models import gpt
 from experiments.slim_adam.room import Asked, Run, Task
 from experiments.slim_adam.sweep import ADAMW, Sweep, best_rate, train_adamw, train_by
@@ -44,9 +43,8 @@ def make(asked: Asked) -> None:
         f" {small[1]}. All rules are measured at a tenth of the learning rate that is AdamW's best on validation."
     )
     rows = [{"data": name, **row} for name, one in found.items() for row in one.rows()]
-    result = new_result("slim_adam", "Transfer of rules", asked.argv, text=text, rows=rows, seeds=asked.seeds)
     tables = [*(one.table(f"Loss on the {name}, by rules") for name, one in found.items()), agreement(rules)]
-    publish(result, asked.out, {"transfer": draw(found)}, "transfer", tables)
+    asked.publish("transfer", "Transfer of rules", text, rows, tables, {"transfer": draw(found)})
 
 
 def part(name: str) -> str:

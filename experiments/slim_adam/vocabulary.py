@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.figures import add_legend, new_figure, styles
-from experiments.result import new_result, progress, publish
+from experiments.result import progress
 from experiments.slim_adam.models import arguments, length
 from experiments.slim_adam.room import Asked, Run, Task
 from experiments.tables import Table
@@ -58,10 +58,9 @@ def make(asked: Asked) -> None:
         f" {CONTEXT} tokens on {'a third of the standard library' if asked.root is None else asked.root.name}, byte pairs."
     )
     facts = {"frequency": {str(size): share(ranked) for size, ranked in counts.items()}}
-    result = new_result("slim_adam", "Ratios over the vocabulary", asked.argv, text=about, rows=rows, seeds=asked.seeds, facts=facts)
-    publish(
-        result, asked.out, {"vocabulary": draw(runs, counts, asked)}, "vocabulary", [ratios_table(runs, asked), tail_table(counts, asked)]
-    )
+    tables = [ratios_table(runs, asked), tail_table(counts)]
+    figures = {"vocabulary": draw(runs, counts, asked)}
+    asked.publish("vocabulary", "Ratios over the vocabulary", about, rows, tables, figures, **facts)
 
 
 def vocabularies(asked: Asked) -> dict[int, Tokens]:
@@ -178,12 +177,11 @@ def ratios_table(runs: Mapping[tuple[int, float, int], Run], asked: Asked) -> Ta
     return Table(["layer", "averaged over", "lr", *(f"{size:,} tokens" for size in sizes)], lines, "Averaged ratios")
 
 
-def tail_table(counts: Mapping[int, NDArray[np.int64]], asked: Asked) -> Table:
+def tail_table(counts: Mapping[int, NDArray[np.int64]]) -> Table:
     """Return how unequal the tokens of each vocabulary are.
 
     Args:
         counts: How often each token occurs, by vocabulary.
-        asked: What was asked for.
     """
     lines = [
         [f"{size:,}", f"{found['top_tenth']:.1%}", f"{found['rare']:.1%}", f"{found['median_over_mean']:.2g}"]
