@@ -46,8 +46,8 @@ def make(asked: Asked) -> None:
         for over, each in by.items()
     ]
     text = (
-        f"A ResNet18, an eighth as wide, and a vision transformer of 3 layers and width 96 on {'digits' if asked.root is None else asked.root.name},"
-        f" {asked.steps} steps of AdamW."
+        f"A ResNet18, an eighth as wide, and a vision transformer of 3 layers and width 96, {asked.steps} steps of AdamW on"
+        f" {'digits' if asked.root is None else asked.root.name}."
     )
     asked.publish("vision", "Ratios of vision models", text, rows, [kept_table(runs, asked), ratios_table(runs, asked)], figures)
 
