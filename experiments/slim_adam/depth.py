@@ -102,4 +102,5 @@ def draw(runs: Mapping[str, Run]) -> Figure:
             for over, each in by.items():
                 values = [value if math.isfinite(value) and value > 0 else math.nan for value in each.values()]
                 panels[name, kind].plot(range(len(values)), values, color=COLOURS[over], marker="o", label=over)
+            panels[name, kind].set_xlim(-0.5, max(map(len, by.values())) - 0.5)
     return finish_types(figure, panels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from experiments.figures import new_figure
+from experiments.figures import COLOURS, new_figure
 from experiments.slim_adam.figures import mean_ratios, plot_over_rates
 from experiments.slim_adam.models import arguments, gpt, length, text_data
 from experiments.slim_adam.room import Asked, Task
@@ -42,7 +42,7 @@ def make(asked: Asked) -> None:
     shares = {
         f"{kind}, {name}": {lr: one.kept(lr, factored=factored) for lr in asked.lrs}
         for kind, one in found.items()
-        for name, factored in (("paper's rules", False), ("rows x columns", True))
+        for name, factored in (("paper's rules", False), ("the cheapest", True))
     }
     rows: list[dict[str, object]] = [{"trained": kind, **row} for kind, one in found.items() for row in one.rows()]
     rows += [{"trained": kind, "layer_type": layer, **by} for kind, each in ratios.items() for layer, by in each.items()]
@@ -110,13 +110,11 @@ def draw(ratios: Mapping[str, Ratios], shares: Mapping[str, Mapping[float, float
         found: The losses, by what is trained.
     """
     figure, axes = new_figure(2, 2, width=4.8, height=3.4)
-    layers = list(ratios["pre-training"])
-    for i, (kind, each) in enumerate(ratios.items()):
+    layers = list(dict.fromkeys(layer for each in ratios.values() for layer in each))
+    for i, ((kind, each), colour) in enumerate(zip(ratios.items(), COLOURS, strict=False)):
         best = [max(each.get(layer, {}).get("fan_in", 0), each.get(layer, {}).get("fan_out", 0)) for layer in layers]
-        axes[0].bar([x + 0.27 * (i - 1) for x in range(len(layers))], best, 0.27, label=kind)
+        axes[0].bar([x + 0.27 * (i - 1) for x in range(len(layers))], best, 0.27, label=kind, color=colour)
     axes[0].set_xticks(range(len(layers)), [layer.replace("_", "\n") for layer in layers], fontsize=7)
-    axes[0].set_yscale("log")
-    axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].axhline(1.0, color="black", linewidth=0.8, linestyle=":")
     axes[0].set_ylabel("higher of fan_in's and fan_out's ratio")
     plot_over_rates(

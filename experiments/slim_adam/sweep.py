@@ -11,7 +11,7 @@ from experiments.statistics import deviation, mean_interval, mean_text
 from experiments.tables import Table
 from lightning_adam_mini.partition import SlimAdamRules
 
-ADAMW, TENTH, WHOLE, CROSSED = "AdamW", "rules from lr / 10", "rules from lr", "rows x columns, from lr"
+ADAMW, TENTH, WHOLE, CROSSED = "AdamW", "rules from lr / 10", "rules from lr", "cheapest, rows x columns among, from lr"
 
 
 @dataclass(frozen=True)

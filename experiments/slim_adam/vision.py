@@ -65,7 +65,7 @@ def kept_table(runs: dict[tuple[str, float, int], Run], asked: Asked) -> Table:
             here = [runs[name, lr, seed] for seed in asked.seeds]
             shares = [fmean(run.kept(run.rules(factored=factored)) for run in here) for factored in (False, True)]
             lines.append([name, f"{lr:g}", f"{fmean(run.test for run in here):.4f}", *(f"{share:.2%}" for share in shares)])
-    head = ["model", "lr", "AdamW's test accuracy", "second moments kept", "kept if rows may cross columns"]
+    head = ["model", "lr", "AdamW's test accuracy", "second moments kept", "kept by the cheapest, rows x columns among them"]
     return Table(head, lines, text=f"Means over {len(asked.seeds)} seeds; rules by layer type, cut-off 1, from the same run.")
 
 
