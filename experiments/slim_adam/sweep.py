@@ -62,7 +62,7 @@ class Sweep:
         lines = []
         for name, rates in self.losses.items():
             kept = "100 %" if name == ADAMW else f"{here.kept(self.rules[name]):.2%}"
-            cells = [mean_text(fmean(values), deviation(values), ".3f") for values in rates.values()]
+            cells = [mean_text(fmean(rates[lr]), deviation(rates[lr]), ".3f") if lr in rates else "" for lr in adamw]
             paired = [run.test - other.test for run, other in zip(self.runs[name][self.best], adamw[self.best], strict=True)]
             lines.append([name, kept, *cells, "" if name == ADAMW else mean_interval(paired).text("+.3f")])
         head = ["optimizer", "second moments kept", *(f"lr {lr:g}" for lr in adamw), f"difference at {self.best:g} [95 %]"]
@@ -79,25 +79,28 @@ class Sweep:
         ]
 
 
-def sweep(asked: Asked, label: str, args: tuple[str, ...], cutoffs: Sequence[float] = (1.0,)) -> Sweep:
+def sweep(asked: Asked, label: str, args: tuple[str, ...], stricter: float | None = None) -> Sweep:
     """Train with AdamW at each learning rate, and with sets of rules.
 
-    These are the paper's from a tenth of the learning rate that is AdamW's best on validation, with a cut-off of 1; from the rate itself,
-    with each cut-off, the paper's and those that know rows x columns.
+    These are the paper's from a tenth of the learning rate that is AdamW's best on validation; from the rate itself the paper's, and the
+    cheapest with rows x columns among them. With a stricter cut-off than 1, the last two again, trained at the best rate alone.
 
     Args:
         asked: Learning rates, seeds, steps.
         label: What the files of runs are called.
         args: The recipe.
-        cutoffs: The cut-offs.
+        stricter: The stricter cut-off; none for none.
     """
     adamw = train_adamw(asked, label, args)
     best = best_rate(adamw)
-    rules = {TENTH: asked.train({0: Task(label, args, best / 10, every=asked.every)})[0].rules()}
-    for cutoff in cutoffs:
-        told = f", cut-off {cutoff:g}" * (cutoff != 1)
-        rules |= {f"{kind}{told}": adamw[best][0].rules(cutoff, factored=kind == CROSSED) for kind in (WHOLE, CROSSED)}
-    return train_by(asked, label, args, adamw, rules)
+    whole = adamw[best][0]
+    tenth = asked.train({0: Task(label, args, best / 10, every=asked.every)})[0]
+    found = train_by(asked, label, args, adamw, {TENTH: tenth.rules(), WHOLE: whole.rules(), CROSSED: whole.rules(factored=True)})
+    if stricter is None:
+        return found
+    strict = {f"{kind}, cut-off {stricter:g}": whole.rules(stricter, factored=kind == CROSSED) for kind in (WHOLE, CROSSED)}
+    at_best = train_by(replace(asked, lrs=(best,)), label, args, {best: adamw[best]}, strict)
+    return Sweep(best, {**found.rules, **strict}, {**found.runs, **{name: at_best.runs[name] for name in strict}})
 
 
 def train_adamw(asked: Asked, label: str, args: tuple[str, ...]) -> dict[float, list[Run]]:
