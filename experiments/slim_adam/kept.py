@@ -9,7 +9,7 @@ from experiments.slim_adam.figures import plot_over_rates
 from experiments.slim_adam.models import gpt
 from experiments.slim_adam.room import Asked
 from experiments.slim_adam.sweep import Sweep, sweep
-from experiments.tables import Table
+from experiments.tables import Table, count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def make(asked: Asked) -> None:
         for kind, cutoffs in shares.items()
         for cutoff, rates in cutoffs.items()
     ]
-    text = f"Of rules by layer type from AdamW's own run at each learning rate, averaged over {len(asked.seeds)} seeds."
+    text = f"Of rules by layer type from AdamW's own run at each learning rate, averaged over {count(len(asked.seeds), 'seed')}."
     kept = Table(["rules", "cut-off", *(f"lr {lr:g}" for lr in asked.lrs)], lines, "Share of second moments kept", text)
     about = f"A GPT of {layers} layers and width {width}, {asked.steps} steps; AdamW is best at lr {found.best:g} on validation."
     tables = [kept, found.table("Loss by sets of rules")]

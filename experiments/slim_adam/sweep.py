@@ -8,7 +8,7 @@ from statistics import fmean
 
 from experiments.slim_adam.room import Asked, Run, Task, rules_digest
 from experiments.statistics import deviation, mean_interval, mean_text
-from experiments.tables import Table
+from experiments.tables import Table, count
 from lightning_adam_mini.partition import SlimAdamRules
 
 ADAMW, TENTH, WHOLE, CROSSED = "AdamW", "rules from lr / 10", "rules from lr", "cheapest, rows x columns among, from lr"
@@ -66,7 +66,7 @@ class Sweep:
             paired = [run.test - other.test for run, other in zip(self.runs[name][self.best], adamw[self.best], strict=True)]
             lines.append([name, kept, *cells, "" if name == ADAMW else mean_interval(paired).text("+.3f")])
         head = ["optimizer", "second moments kept", *(f"lr {lr:g}" for lr in adamw), f"difference at {self.best:g} [95 %]"]
-        text = f"Test {here.title}, mean ± standard deviation over {len(adamw[self.best])} seeds; differences are paired by seed."
+        text = f"Test {here.title}, mean ± standard deviation over {count(len(adamw[self.best]), 'seed')}; differences are paired by seed."
         return Table(head, lines, title, text)
 
     def rows(self) -> list[dict[str, object]]:

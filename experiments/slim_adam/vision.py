@@ -10,7 +10,7 @@ from typing import Any
 from experiments.slim_adam.figures import draw_ratios, mean_ratios
 from experiments.slim_adam.models import resnet, vit
 from experiments.slim_adam.room import Asked, Run, Task
-from experiments.tables import Table
+from experiments.tables import Table, count
 from lightning_adam_mini.analysis import average_snr
 from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
 
@@ -66,7 +66,7 @@ def kept_table(runs: dict[tuple[str, float, int], Run], asked: Asked) -> Table:
             shares = [fmean(run.kept(run.rules(factored=factored)) for run in here) for factored in (False, True)]
             lines.append([name, f"{lr:g}", f"{fmean(run.test for run in here):.4f}", *(f"{share:.2%}" for share in shares)])
     head = ["model", "lr", "AdamW's test accuracy", "second moments kept", "kept by the cheapest, rows x columns among them"]
-    return Table(head, lines, text=f"Means over {len(asked.seeds)} seeds; rules by layer type, cut-off 1, from the same run.")
+    return Table(head, lines, text=f"Means over {count(len(asked.seeds), 'seed')}; rules by layer type, cut-off 1, from the same run.")
 
 
 def ratios_table(runs: dict[tuple[str, float, int], Run], asked: Asked) -> Table:
