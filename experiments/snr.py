@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     args = ["--config", str(known.config), *overrides, "--trainer.max_steps", str(known.steps), "--trainer.max_epochs", "-1"]
     cli = RecipeCLI(args, run=False, edit=lambda config: edit_to_measure(lr, config))
     monitor, steps = TimedMonitor(known.every), StepTimer(warmup=1, clock=time.process_time)
-    cli.trainer.callbacks += [steps, monitor]  # pyright: ignore[reportAttributeAccessIssue]
+    cli.trainer.callbacks = [steps, monitor]  # pyright: ignore[reportAttributeAccessIssue]
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     step, measurement = median(steps.seconds), median(monitor.seconds[1:])  # without the first, which warms up
     text = (
