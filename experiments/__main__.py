@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 EXPERIMENTS = {
     "compare": "train a recipe under several optimizers, learning rates and seeds; a ranked table and figures",
-    "slim_adam": "SlimAdam: derive rules and train with them; sweep learning rates; draw signal-to-noise ratios",
+    "slim_adam": "SlimAdam: derive rules and train with them; sweep learning rates; draw signal-to-noise ratios; the paper's figures",
     "step": "how long a step takes on ResNet18, ViT-S, a 60M GPT and 1,000 tiny tensors, and how near to the floor",
     "training-step": "how long a training step takes, and the optimizer's share in it",
     "scaling": "how the step time grows with parameters and with tensors",

@@ -20,14 +20,20 @@ REPOSITORY = Path(__file__).parents[1]
 GPT = f"--config {REPOSITORY / 'configs' / 'gpt_stdlib.yaml'}"
 TINY = "--model.layers=1 --model.width=32 --model.context=32 --data.context=32 --data.batch_size=4 --data.epoch_windows=16"
 TINY_GPT = f"{GPT} {TINY} --data.eval_windows=8"
+SLIM_ADAM = ("vision", "fine_tuning", "vocabulary", "kept", "transfer", "depth", "trajectories")
 ARGUMENTS = {  # of those that need some; a name may stand for several runs
     "compare": [f"{GPT} --optimizers adamw,auto --seeds 5"],
     "hessian": [*FIGURES],
-    "slim_adam": [f"rules {GPT}", f"sweep {GPT} --lrs 1e-3,3e-3", f"figures {GPT} --lrs 1e-3,3e-3"],
+    "slim_adam": [f"rules {GPT}", f"sweep {GPT} --lrs 1e-3,3e-3", f"figures {GPT} --lrs 1e-3,3e-3", *SLIM_ADAM],
 }
 SMALL = {
     "compare": [f"{TINY_GPT} --optimizers adamw,auto:8bit --lrs 1e-3,1e-2 --seeds 1 --trajectory 2"],
-    "slim_adam": [f"rules {TINY_GPT} --seeds 1", f"sweep {TINY_GPT} --lrs 1e-3,1e-2 --seeds 1", f"figures {TINY_GPT} --lrs 1e-3,1e-2"],
+    "slim_adam": [
+        f"rules {TINY_GPT} --seeds 1",
+        f"sweep {TINY_GPT} --lrs 1e-3,1e-2 --seeds 1",
+        f"figures {TINY_GPT} --lrs 1e-3,1e-2",
+        *SLIM_ADAM,
+    ],
     "hessian": ["fig3"],
     "callback": [TINY_GPT],
     "snr": [TINY_GPT],

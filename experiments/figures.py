@@ -36,6 +36,7 @@ COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c6d31", "#7
 LINES = ("-", "--", "-.", ":")
 ALWAYS = {  # what most figures have, looks the same in each
     "adamw": (INK, "-"),
+    "AdamW": (INK, "-"),
     "AdamW fused": (INK, "-"),
     "auto": (OURS, "-"),
     "AdamMini": (OURS, "-"),

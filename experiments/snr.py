@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from experiments.options import recipe_parser
 from experiments.result import new_result, publish
-from experiments.slim_adam.derive import edit_to_measure, recipe_lr
+from experiments.slim_adam.room import edit_to_measure, recipe_lr
 from experiments.timing import StepTimer
 from lightning_adam_mini import SNRMonitor
 from recipes.cli import RecipeCLI
@@ -61,13 +61,13 @@ def main(argv: Sequence[str]) -> int:
     args = ["--config", str(known.config), *overrides, "--trainer.max_steps", str(known.steps), "--trainer.max_epochs", "-1"]
     cli = RecipeCLI(args, run=False, edit=lambda config: edit_to_measure(lr, config))
     monitor, steps = TimedMonitor(known.every), StepTimer(warmup=1, clock=time.process_time)
-    cli.trainer.callbacks += [steps, monitor]  # pyright: ignore[reportAttributeAccessIssue]
+    cli.trainer.callbacks = [steps, monitor]  # pyright: ignore[reportAttributeAccessIssue]
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     step, measurement = median(steps.seconds), median(monitor.seconds[1:])  # without the first, which warms up
     text = (
         f"{known.config.stem}: a training step takes {1e3 * step:.1f} ms of CPU time, a measurement {1e3 * measurement:.1f} ms"
-        f" (medians of {len(steps.seconds)} and {len(monitor.seconds) - 1}): {measurement / (known.cadence * step):.2%} of the run"
-        f" with a measurement each {known.cadence} steps."
+        f" (medians of {len(steps.seconds)} and {len(monitor.seconds) - 1}): {measurement / step:.0%} of a step,"
+        f" {measurement / (known.cadence * step):.2%} of the run with a measurement each {known.cadence} steps."
     )
     row = {"config": known.config.stem, "step_seconds": step, "measurement_seconds": measurement, "cadence": known.cadence}
     publish(new_result("snr", "What SNRMonitor costs", argv, text=text, rows=[row]), known.out, name=f"snr_{known.config.stem}")

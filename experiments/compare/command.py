@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -37,6 +38,7 @@ from experiments.tables import csv_text
 from recipes.files import write_atomically
 from recipes.recipe import Headline
 
+T = TypeVar("T")
 EPILOG = """An interrupted comparison goes on where it stopped: a finished run (one JSON file under OUT/runs, by default under
 runs/compare/<name of the config>) is never repeated."""
 TOY = ("--trainer.max_steps=4", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", "--trainer.val_check_interval=2")
@@ -199,7 +201,7 @@ def run_all(plan: Plan, runs: Sequence[Run], jobs: int) -> list[Finished]:
     return [result for run in runs if (result := load_result(plan, run)) is not None]
 
 
-def do_each(runs: Sequence[Run], work: Callable[..., None], jobs: int, report: Callable[[Run, int], None]) -> None:
+def do_each(runs: Sequence[T], work: Callable[..., None], jobs: int, report: Callable[[T, int], None]) -> None:
     """Do something with each run, in processes of their own where several go side by side.
 
     Args:

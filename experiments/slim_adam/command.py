@@ -1,8 +1,10 @@
 """The command line of ``python -m experiments slim_adam``."""
 
 import argparse
+import importlib
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,25 @@ from experiments.compare.command import TOY
 from experiments.compare.command import main as compare
 from experiments.options import recipe_parser
 from experiments.result import new_result, publish
-from experiments.slim_adam.derive import Derived, derive, recipe_lr
 from experiments.slim_adam.figures import draw_ratios, draw_sweep
+from experiments.slim_adam.room import Asked, Run, Task, recipe_lr, train
 from experiments.slim_adam.tables import final, load_runs, rules_table, sweep_table
 from experiments.tables import Table
 from lightning_adam_mini.analysis import average_snr
+from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
 
 SWEPT = ("adam_mini_v1", "adam_mini", "adalayer", "adalayer_ln_tl")
 EPILOG = "Runs that were finished are not repeated. Results are in OUT, by default runs/slim_adam/<name of the config>."
+FIGURES = {
+    "vocabulary": "ratios of an embedding and an output layer over the vocabulary, and the tail of its tokens (Figures 7, 29)",
+    "vision": "ratios of a ResNet18 and a vision transformer over learning rates, along the run and over depth (Figures 5, 6, 19-23)",
+    "transfer": "rules averaged over depth, of a smaller model and of other data, beside rules per layer (Figure 30, Section 5)",
+    "depth": "ratios of a small and a medium GPT over depth, by layer type (Figures 13-17)",
+    "trajectories": "ratios of a small and a medium GPT along the run, by layer type (Figures 13-17)",
+    "fine_tuning": "ratios of a fine-tuned GPT beside those of its pre-training, all weights and LoRA; loss by rules (Figures 18, 27, 28)",
+    "kept": "what rules keep over learning rates and cut-offs, rows x columns among them, and their loss (Figures 10, 26)",
+}
+"""The paper's figures on recipes of their own; a module each, with the learning rates, steps and seeds of the default."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,13 +55,20 @@ def main(argv: Sequence[str]) -> int:
     for command in (sweep, figures):
         command.add_argument("--lrs", required=True, help="learning rates with commas between")
     figures.add_argument("--vary", metavar="ARG=A,B", help="an argument of the recipe and its values, such as model.init=gpt2,torch")
+    for name, text in FIGURES.items():
+        add_figure(commands, name, text)
     known, overrides = parser.parse_known_args(list(argv))
     known.argv = argv
-    if known.small:
-        known.every, overrides = 2, [*TOY, *overrides]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    known.out = known.out or Path("runs") / "slim_adam" / known.config.stem
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     try:
+        if known.command in FIGURES:
+            if overrides:
+                parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+            return run_figure(known)
+        if known.small:
+            known.every, overrides = 2, [*TOY, *overrides]
+        known.out = known.out or Path("runs") / "slim_adam" / known.config.stem
         return known.run(known, overrides)
     except MisconfigurationException as error:
         sys.stderr.write(f"error: {error}\n")
@@ -73,8 +93,44 @@ def add_command(
     return command
 
 
-def measured_at(known: argparse.Namespace, overrides: Sequence[str], lr: float, variant: str = "") -> Derived:
-    """Return what a measuring run at a learning rate gives.
+def add_figure(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str) -> None:
+    """Add one of the paper's figures to the command line.
+
+    Args:
+        commands: What it is added to.
+        name: The figure's.
+        text: What it shows.
+    """
+    default = importlib.import_module(f"experiments.slim_adam.{name}")
+    one = commands.add_parser(name, help=text, description=f"SlimAdam: {text}.", epilog="Runs that were finished are not repeated.")
+    one.add_argument("--out", type=Path, default=Path("runs/slim_adam"), help="folder of the results (default: %(default)s)")
+    lrs = ",".join(f"{lr:g}" for lr in default.LRS)
+    one.add_argument("--lrs", default=lrs, help="learning rates with commas between (default: %(default)s)")
+    one.add_argument("--seeds", type=int, default=default.SEEDS, help="how many seeds, from 0 (default: %(default)s)")
+    one.add_argument("--steps", type=int, default=default.STEPS, help="steps of a run (default: %(default)s)")
+    one.add_argument("--jobs", type=int, default=1, help="how many runs side by side, in processes of their own (default: %(default)s)")
+    one.add_argument("--root", type=Path, help="folder of real data: text files or images (default: data that are embedded)")
+    one.add_argument("--small", action="store_true", help="as few runs and steps as there can be: only to see that it runs")
+
+
+def run_figure(known: argparse.Namespace) -> int:
+    """Make one of the paper's figures."""
+    lrs = sorted(set(_numbers(known.lrs)))
+    if known.small:
+        lrs, known.seeds, known.steps = lrs[:1], 1, 2
+    if not lrs or min(known.seeds, known.steps, known.jobs) < 1:
+        raise MisconfigurationException(f"--lrs {known.lrs!r} must hold a number, and --seeds, --steps and --jobs must be at least 1.")
+    if known.root is not None and not known.root.is_dir():
+        raise MisconfigurationException(f"--root {known.root} is no folder. Give the folder that holds the data, or leave it out.")
+    started = time.perf_counter()
+    asked = Asked(tuple(known.argv), known.out, tuple(lrs), tuple(range(known.seeds)), known.steps, known.jobs, known.root, known.small)
+    importlib.import_module(f"experiments.slim_adam.{known.command}").make(asked)
+    sys.stdout.write(f"{known.command}: {time.perf_counter() - started:.0f} s\n")
+    return 0
+
+
+def measured_at(known: argparse.Namespace, overrides: Sequence[str], lr: float, variant: str = "") -> tuple[Run, Path]:
+    """Return what a measuring run at a learning rate gives, and the file of its rules; measurements and figures lie beside it.
 
     Args:
         known: The command's own arguments.
@@ -84,26 +140,34 @@ def measured_at(known: argparse.Namespace, overrides: Sequence[str], lr: float, 
     """
     sys.stdout.write(f"measuring at lr {lr:g} {variant}\n")
     sys.stdout.flush()
-    return derive(known.config, overrides, lr, known.every, known.out / f"lr{lr:g}{variant}")
+    folder = known.out / f"lr{lr:g}{variant}"
+    task = Task(f"lr{lr:g}{variant}", ("--config", str(known.config), *overrides), lr, every=known.every)
+    run = train(task, folder / "run.json")
+    rules = folder / "slim_adam_rules.yaml"
+    run.rules().save(rules)
+    (folder / "snr.csv").write_text(run.history.csv_text(), encoding="utf-8")
+    for name, draw in (("trajectories", draw_trajectories), ("depth", draw_depth)):
+        draw(run.history, run.report).savefig(folder / f"snr_{name}.png")
+    return run, rules
 
 
 def run_rules(known: argparse.Namespace, overrides: list[str]) -> int:
     """Derive rules at a tenth of the learning rate and at all of it, and train with both."""
     lr = recipe_lr(known.config)
     derived = {rate: measured_at(known, overrides, rate) for rate in (lr / 10, lr)}
-    names = {rate: f"slim_adam:rules={found.rules_file}" for rate, found in derived.items()}
+    names = {rate: f"slim_adam:rules={rules}" for rate, (_, rules) in derived.items()}
     folder = known.out / "rules"
     given = ["--config", str(known.config), "--seeds", str(known.seeds), "--out", str(folder), *overrides]
     if status := compare([*given, "--optimizers", ",".join(["adamw", *names.values()])]):
         return status
-    table = rules_table(load_runs(folder), {names[rate]: (rate, found.kept) for rate, found in derived.items()})
+    table = rules_table(load_runs(folder), {names[rate]: (rate, run.kept(run.rules())) for rate, (run, _) in derived.items()})
     return _publish(known, "rules", "Rules from two learning rates", table, load_runs(folder))
 
 
 def run_sweep(known: argparse.Namespace, overrides: list[str]) -> int:
     """Train AdamW, SlimAdam and coarser partitions over learning rates."""
-    found = measured_at(known, overrides, recipe_lr(known.config) / 10)
-    slim, folder = f"slim_adam:rules={found.rules_file}", known.out / "sweep"
+    _, rules = measured_at(known, overrides, recipe_lr(known.config) / 10)
+    slim, folder = f"slim_adam:rules={rules}", known.out / "sweep"
     given = ["--config", str(known.config), "--seeds", str(known.seeds), "--lrs", known.lrs, "--out", str(folder), *overrides]
     if status := compare([*given, "--optimizers", ",".join(["adamw", slim, *SWEPT])]):
         return status
@@ -117,7 +181,9 @@ def run_figures(known: argparse.Namespace, overrides: list[str]) -> int:
     argument, _, values = (known.vary or "").partition("=")
     variants = {value: [f"--{argument}", value] for value in values.split(",") if value} or {"": []}
     curves = {
-        variant: {rate: measured_at(known, [*overrides, *more], rate, f"_{variant}" * bool(variant)).ratios for rate in _numbers(known.lrs)}
+        variant: {
+            rate: measured_at(known, [*overrides, *more], rate, f"_{variant}" * bool(variant))[0].ratios for rate in _numbers(known.lrs)
+        }
         for variant, more in variants.items()
     }
     rows = [

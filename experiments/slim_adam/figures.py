@@ -1,5 +1,6 @@
 """Figures of SlimAdam's experiments."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -11,7 +12,10 @@ from lightning_adam_mini.analysis import average_snr
 from lightning_adam_mini.callbacks.snr_figures import COLOURS
 
 if TYPE_CHECKING:  # a second to import
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from experiments.slim_adam.room import Run
 
 MARKERS = ("-", "--", ":", "-.")
 Curves = Mapping[str, Mapping[float, Mapping[str, Mapping[str, Mapping[str, float]]]]]
@@ -24,18 +28,34 @@ def draw_sweep(runs: Sequence[Mapping[str, Any]]) -> "Figure":
         runs: The results of a sweep.
     """
     figure, (axes,) = new_figure(width=5.6, height=3.6)
-    settings = by_setting(runs)
-    for name, style in styles(list(dict.fromkeys(name for name, _ in settings))).items():
-        points = sorted((lr, fmean(values.values())) for (other, lr), values in settings.items() if other == name and lr is not None)
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, **style)
-        low = [min(settings[name, lr].values()) for lr, _ in points]
-        high = [max(settings[name, lr].values()) for lr, _ in points]
-        axes.fill_between([lr for lr, _ in points], low, high, color=style["color"], alpha=0.08)
-    axes.set_xscale("log")
-    axes.set_xlabel("peak learning rate")
-    axes.set_ylabel(f"test {runs[0]['headline']['title']}")
+    curves: dict[str, dict[float, list[float]]] = {}
+    for (name, lr), values in by_setting(runs).items():
+        if lr is not None:
+            curves.setdefault(name, {})[lr] = list(values.values())
+    plot_over_rates(axes, curves, f"test {runs[0]['headline']['title']}")
     add_legend(axes)
     return figure
+
+
+def plot_over_rates(axes: "Axes", curves: Mapping[str, Mapping[float, Sequence[float]]], label: str) -> None:
+    """Plot means over learning rates, a line for each, with the range over seeds shaded; what is not finite is left out.
+
+    Args:
+        axes: The chart.
+        curves: Values of each seed, by line and by learning rate.
+        label: What they are.
+    """
+    for (name, rates), style in zip(curves.items(), styles(list(curves)).values(), strict=True):
+        points = {lr: values for lr, values in sorted(rates.items()) if all(map(math.isfinite, values))}
+        axes.plot(list(points), [fmean(values) for values in points.values()], marker="o", label=name, **style)
+        low, high = ([end(values) for values in points.values()] for end in (min, max))
+        axes.fill_between(list(points), low, high, color=style["color"], alpha=0.08)
+    lrs = sorted({lr for rates in curves.values() for lr in rates})
+    axes.set_xscale("log")
+    axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+    axes.minorticks_off()
+    axes.set_xlabel("peak learning rate")
+    axes.set_ylabel(label)
 
 
 def draw_ratios(curves: Curves, argument: str) -> "Figure":
@@ -75,4 +95,55 @@ def draw_ratios(curves: Curves, argument: str) -> "Figure":
     axes[0].set_ylabel("averaged SNR", fontsize=8)
     handles = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def mean_ratios(runs: "Sequence[Run]") -> dict[str, dict[str, dict[str, float]]]:
+    """Return the averaged ratios of equal models, averaged over their runs.
+
+    Args:
+        runs: Measured runs of one model, such as those of several seeds.
+    """
+    return {
+        group: {over: {name: average_snr(run.ratios[group][over][name] for run in runs) for name in each} for over, each in by.items()}
+        for group, by in runs[0].ratios.items()
+    }
+
+
+def type_panels(runs: "Mapping[str, Run]", across: str) -> "tuple[Figure, dict[tuple[str, str], Axes]]":
+    """Return a figure with a row of panels for each run and a panel for each layer type, and the panels by both.
+
+    Args:
+        runs: Measured runs by name.
+        across: What lies along the panels.
+    """
+    kinds = list(dict.fromkeys(kind for run in runs.values() for kind in run.ratios))
+    figure, axes = new_figure(len(kinds), len(runs), 1.9, 2.2)
+    panels = dict(zip(itertools.product(runs, kinds), axes, strict=True))
+    for (name, kind), panel in panels.items():
+        panel.set_title(f"{kind}\n{name}", fontsize=8)
+        panel.set_xlabel(across, fontsize=8)
+        panel.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+        panel.tick_params(labelsize=7)
+    return figure, panels
+
+
+def finish_types(figure: "Figure", panels: "Mapping[tuple[str, str], Axes]") -> "Figure":
+    """Give the panels one logarithmic scale and the figure a legend, once all is drawn.
+
+    Args:
+        figure: The figure.
+        panels: Its panels.
+    """
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    ends = [panel.dataLim.intervaly for panel in panels.values()]
+    for panel in panels.values():
+        panel.set_yscale("log")
+        panel.set_ylim(0.7 * min(low for low, _ in ends), 1.4 * max(high for _, high in ends))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    handles = {label: handle for panel in panels.values() for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, title="averaged over", loc="outside upper center", ncols=4, fontsize=8)
     return figure

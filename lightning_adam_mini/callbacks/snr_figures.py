@@ -39,6 +39,25 @@ def named_ratios(report: ModelReport, averages: Mapping[str, Mapping[Any, float]
     return out
 
 
+def ratios_along(history: SNRHistory, report: ModelReport) -> list[dict[str, dict[str, dict[str, float]]]]:
+    """Ratios as :func:`named_ratios` gives them, of each measurement along a run.
+
+    Args:
+        history: The measurements.
+        report: The model.
+    """
+    names: list[tuple[str, Averaged]] = [(name, averaged(layout)) for name, layout in history.columns()]
+    heads = [layout.lines is not None for _, layout in history.columns()]
+    steps = []
+    for row in history.table().tolist():
+        found: dict[str, dict[Averaged, float]] = {}
+        for (name, kept), head, snr in zip(names, heads, row, strict=True):
+            if not head:
+                found.setdefault(name, {})[kept] = snr
+        steps.append(named_ratios(report, found))
+    return steps
+
+
 def draw_trajectories(history: SNRHistory, report: ModelReport, cutoff: float = 1.0) -> Figure:
     """Draw the ratios along the run: a panel a layer type, thin lines for tensors, thick ones for their mean.
 
@@ -47,15 +66,7 @@ def draw_trajectories(history: SNRHistory, report: ModelReport, cutoff: float = 
         report: The model.
         cutoff: Where to draw the cut-off.
     """
-    names: list[tuple[str, Averaged]] = [(name, averaged(layout)) for name, layout in history.columns()]
-    heads = [layout.lines is not None for _, layout in history.columns()]
-    steps: list[Ratios] = []
-    for row in history.table().tolist():
-        found: dict[str, dict[Averaged, float]] = {}
-        for (name, kept), head, snr in zip(names, heads, row, strict=True):
-            if not head:
-                found.setdefault(name, {})[kept] = snr
-        steps.append(named_ratios(report, found))
+    steps = ratios_along(history, report)
     groups = list(dict.fromkeys(group for step in steps for group in step))
     figure, axes = _panels(groups, "steps", cutoff)
     for group, panel in zip(groups, axes, strict=False):

@@ -1,5 +1,6 @@
 """Real text: the Python standard library's source and its documentation, which come with Python, and folders of text files."""
 
+import os
 import sysconfig
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -108,7 +109,10 @@ class PythonText(TextData):
             topics: dict[str, str] = import_module("pydoc_data.topics").topics
             return [text for _, text in sorted(topics.items())]
         root = Path(sysconfig.get_path("stdlib"))
-        files = [file for file in root.rglob("*.py") if not OTHERS & set(file.relative_to(root).parts)]
+        files: list[Path] = []
+        for folder, within, names in os.walk(root):
+            within[:] = [name for name in within if name not in OTHERS]  # not even looked into: what is installed is far more
+            files += [Path(folder, name) for name in names if name.endswith(".py")]
         return read_files(files)
 
 

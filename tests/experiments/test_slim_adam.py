@@ -1,5 +1,4 @@
 import csv
-import json
 
 import pytest
 from PIL import Image
@@ -63,8 +62,10 @@ def test_sweep_and_figures(tmp_path):
     for name in ("sweep.png", "ratios.png"):
         with Image.open(tmp_path / "out" / name) as image:
             assert image.width > 300
-    ratios = json.loads((tmp_path / "out" / "lr0.01_0.1" / "ratios.json").read_text())["ratios"]
-    assert {"fan_in", "fan_out", "all"} <= ratios["conv_4d"].keys()
+    with (tmp_path / "out" / "ratios.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["over"] for row in rows if row["layer_type"] == "conv_4d" and row["variant"] == "0.1"} >= {"fan_in", "fan_out", "all"}
+    assert (tmp_path / "out" / "lr0.01_0.1" / "snr_depth.png").stat().st_size
 
 
 def test_rules_by_path_in_yaml(tmp_path, capsys):
