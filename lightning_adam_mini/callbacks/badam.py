@@ -51,8 +51,13 @@ class BAdam(Callback):
             raise misconfiguration(f"BAdam has no every={every!r}. Give a whole number of steps from 1.")
         if order not in get_args(Order):
             raise misconfiguration(f"BAdam has no order={order!r}. Give one of {', '.join(get_args(Order))}.")
-        if blocks is not None and (isinstance(blocks, str) or not blocks or any(isinstance(globs, str) or not globs for globs in blocks)):
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise misconfiguration(f"BAdam has no seed={seed!r}. Give a whole number.")
+        if blocks is not None and not (_is_list(blocks) and blocks and all(_is_globs(globs) for globs in blocks)):
             raise misconfiguration(f"BAdam has no blocks={blocks!r}. Give a list of globs for each block: [['embed.*'], ['layers.*']].")
+        twice = [globs for i, globs in enumerate(blocks or ()) if globs in list(blocks or ())[:i]]
+        if twice:
+            raise misconfiguration(f"BAdam has the block {list(twice[0])} twice. Give each once.")
         self.every = every
         self.order = order
         self.blocks = blocks
@@ -123,7 +128,10 @@ class BAdam(Callback):
                 found[", ".join(block)].append(name)
         for block, names in found.items():
             if not names:
-                raise misconfiguration(f"BAdam's block of {block!r} matches no trained parameter, such as {next(iter(named), 'none')!r}.")
+                raise misconfiguration(
+                    f"BAdam's block of {block!r} matches no trained parameter, such as {next(iter(named), 'none')!r}, that no block"
+                    " before it does. Correct its globs, or leave it out."
+                )
         return found
 
     def block_at(self, step: int, count: int) -> int:
@@ -179,3 +187,11 @@ class BAdam(Callback):
 
     def __getstate__(self) -> Mapping[str, Any]:
         return {**vars(self), "_found": {}, "_trained": [], "active": None}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_globs(value: Any) -> bool:
+    return _is_list(value) and len(value) > 0 and all(isinstance(glob, str) for glob in value)

@@ -218,6 +218,9 @@ def read_part(spec: Any) -> Part | None:
 def read_settings(text: str) -> tuple[str, dict[str, Any]]:
     """A name, and the settings after it.
 
+    Raises:
+        ValueError: If one of them is not of the form name=value.
+
     Example:
         >>> read_settings("galore:rank=128:scale=0.5"), read_settings("sophia:estimate=hutchinson")
         (('galore', {'rank': 128, 'scale': 0.5}), ('sophia', {'estimate': 'hutchinson'}))
@@ -225,6 +228,10 @@ def read_settings(text: str) -> tuple[str, dict[str, Any]]:
     name, *parts = text.split(":")
     settings: dict[str, Any] = {}
     for part in parts:
+        if part.count("=") != 1 or not part.partition("=")[0]:
+            raise ValueError(
+                f"{text!r} has no setting {part!r}. Write name=value, and a colon between settings: 'galore:rank=128:every=200'."
+            )
         key, _, value = part.partition("=")
         try:
             settings[key] = literal_eval(value)

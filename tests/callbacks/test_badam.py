@@ -137,6 +137,10 @@ def test_beside_the_original():
         ({"order": "up"}, r"BAdam has no order='up'. Give one of ascending"),
         ({"blocks": []}, r"BAdam has no blocks=\[\]"),
         ({"blocks": ["head.*"]}, r"Give a list of globs for each block"),
+        ({"blocks": 3}, r"BAdam has no blocks=3"),
+        ({"blocks": [[3]]}, r"BAdam has no blocks=\[\[3\]\]"),
+        ({"blocks": [["a.*"], ["a.*"]]}, r"BAdam has the block \['a\.\*'\] twice"),
+        ({"seed": "x"}, r"BAdam has no seed='x'"),
     ],
 )
 def test_what_is_refused_at_once(settings, message):
