@@ -118,8 +118,8 @@ def audit_partitions(
 
     Example:
         >>> from lightning_adam_mini import partition_model
-        >>> model, x = nn.Linear(4, 2), torch.randn(8, 4)
-        >>> partitions = {name: partition_model(model, name) for name in ("tensor", "adam_mini")}
+        >>> model, x = nn.Linear(4, 2), torch.randn(64, 4) + 2
+        >>> partitions = {how: partition_model(model, overrides={"weight": how}) for how in ("tensor", "line")}
         >>> audits = audit_partitions(model, lambda m: m(x).square().mean(), partitions)
         >>> [str(audit.findings[0].verdict) for audit in audits.values()]
         ['too coarse', 'matches']
