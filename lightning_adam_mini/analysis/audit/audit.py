@@ -79,8 +79,19 @@ def audit_partition(
         >>> [str(finding.verdict) for finding in audit.findings][:1]
         ['matches']
     """
-    options = _Options(report, seconds, columns, examples, seed, context, progress)
-    return _audit(module, batch_or_loss, {"": layouts}, options)[""]
+    found = audit_partitions(
+        module,
+        batch_or_loss,
+        {"": layouts},
+        report=report,
+        seconds=seconds,
+        columns=columns,
+        examples=examples,
+        seed=seed,
+        context=context,
+        progress=progress,
+    )
+    return found[""]
 
 
 def audit_partitions(
@@ -124,38 +135,16 @@ def audit_partitions(
         >>> [str(audit.findings[0].verdict) for audit in audits.values()]
         ['too coarse', 'matches']
     """
-    return _audit(module, batch_or_loss, partitions, _Options(report, seconds, columns, examples, seed, context, progress))
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What :func:`audit_partition` takes besides module, batch and layouts."""
-
-    report: ModelReport | None
-    seconds: float
-    columns: int
-    examples: int
-    seed: int
-    context: Callable[[], AbstractContextManager[Any]]
-    progress: Progress | None
-
-    def __post_init__(self) -> None:
-        if not self.seconds > 0 or self.columns < 1 or self.examples < 1:
-            given = f"seconds={self.seconds}, columns={self.columns}, examples={self.examples}"
-            raise ValueError(f"An audit takes some seconds, columns and examples; got {given}.")
-
-
-def _audit(
-    module: nn.Module, batch_or_loss: Any, partitions: Mapping[str, Mapping[str, BlockLayout]], options: _Options
-) -> dict[str, AuditReport]:
-    started, notes, seed = time.monotonic(), list[str](), options.seed
-    known = (inspect_model(module, heads=True) if options.report is None else options.report).by_name
+    if not seconds > 0 or columns < 1 or examples < 1:
+        raise ValueError(f"An audit takes some seconds, columns and examples; got {seconds=}, {columns=}, {examples=}.")
+    started, notes = time.monotonic(), list[str]()
+    known = (inspect_model(module, heads=True) if report is None else report).by_name
     chosen = {label: _choose(module, layouts) for label, layouts in partitions.items()}
     names = list(dict.fromkeys(name for some, _ in chosen.values() for name in some))
-    loss, parts = _losses(batch_or_loss, options.examples, options.context, notes)
+    loss, parts = _losses(batch_or_loss, examples, context, notes)
     with differentiate_twice(module, loss, names, seed=seed) as curvature:
         notes += curvature.notes
-        moments, count = _second_moments(module, parts, curvature, seed, started + options.seconds / 4)
+        moments, count = _second_moments(module, parts, curvature, seed, started + seconds / 4)
         if count == 1:
             notes.append("Second moments are those of one gradient, and noisy: there are no parts of a batch to average over.")
         pieces: dict[Any, dict[str, Segment]] = {}
@@ -163,8 +152,8 @@ def _audit(
             for label, (some, _) in chosen.items():
                 for segment in split_segments(known[name], partitions[label][name]) if name in some else ():
                     pieces.setdefault((name, segment.axis, segment.lines), {})[label] = segment
-        works = [_Work(by, moments[name], options.columns, seed) for (name, *_), by in pieces.items()]
-        stopped = _measure(curvature, works, started + options.seconds, options.progress)
+        works = [_Work(by, moments[name], columns, seed) for (name, *_), by in pieces.items()]
+        stopped = _measure(curvature, works, started + seconds, progress)
         unused = curvature.left_out
     taken = time.monotonic() - started
     if stopped:
