@@ -146,12 +146,9 @@ def count_memory(
     for partition in partitions:
         decided = partition_model(report, partition, strict=strict)
         for combined in ("", *combine):
-            kept = {name: StateMemory("", "", 0, 0, 0, 0) for name in trained}
             part = None if combined in ("", BADAM) else read_part(combined)
             chosen = {} if part is None else part.choose({name: tuple(p.shape) for name, p in trained.items()}, report)
-            for name in trained:
-                layout, of = decided[name], part if name in chosen else None
-                kept[name] = _state(layout, dtypes[name], momentum_dtype, of)
+            kept = {name: _state(decided[name], dtypes[name], momentum_dtype, part if name in chosen else None) for name in trained}
             groups = find_blocks(list(trained)).values() if combined == BADAM else [list(trained)]
             sums = [_sum([kept[name] for name in names]) for names in groups]
             most = max(sums, key=lambda state: state.total, default=StateMemory("", "", 0, 0, 0, 0))

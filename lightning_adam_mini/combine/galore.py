@@ -11,19 +11,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_adam_mini.combine.part import Part, Place, check_globs, check_number, check_whole, matched
-from lightning_adam_mini.detection.roles import Role
+from lightning_adam_mini.detection.roles import OUTPUTS, Role
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.codecs import Field
 
 if TYPE_CHECKING:
     from lightning_adam_mini.detection import ModelReport
 
-_OUTSIDE = frozenset(
-    {
-        *(Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYPE_EMBEDDING, Role.TIME_EMBEDDING, Role.SPECIAL_TOKEN),
-        *(Role.LM_HEAD, Role.CLASSIFIER, Role.NORM, Role.BIAS, Role.SCALE, Role.LORA_A, Role.LORA_B),
-    }
-)
+_OUTSIDE = OUTPUTS | {
+    *(Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYPE_EMBEDDING, Role.TIME_EMBEDDING, Role.SPECIAL_TOKEN),
+    *(Role.NORM, Role.BIAS, Role.SCALE, Role.LORA_A, Role.LORA_B),
+}
 _COUNT = "projected_steps"
 
 
