@@ -1,7 +1,7 @@
 """What every recipe's model has in common: its optimizer, and the one number that it is judged by."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -25,11 +25,13 @@ class Headline:
         metric: Name of the metric without its ``val/`` or ``test/``.
         title: How a person calls it.
         mode: Whether more of it is better (``"max"``) or less (``"min"``).
+        beside: Names of metrics without which it says too little, logged likewise.
     """
 
     metric: str
     title: str
     mode: Literal["max", "min"]
+    beside: Sequence[str] = ()
 
 
 class Recipe(pl.LightningModule):

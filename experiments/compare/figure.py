@@ -1,4 +1,4 @@
-"""The figures of a comparison: validation and training loss over the steps, a line for each optimizer."""
+"""The figures of a comparison: validation metrics and training loss over the steps, a line for each optimizer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from experiments.compare.spikes import find_spikes
 from experiments.figures import add_legend, new_figure, styles
 
 if TYPE_CHECKING:  # a second to import
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SMOOTHED = 11  # training losses whose median is drawn
@@ -33,14 +34,15 @@ class Curve:
     spreads: tuple[float, ...]
 
 
-def build_curve(results: Sequence[Finished]) -> Curve:
-    """Average the validation metric over the seeds of one optimizer.
+def build_curve(results: Sequence[Finished], name: str | None = None) -> Curve:
+    """Average a validation metric over the seeds of one optimizer.
 
     Args:
         results: Its results at one learning rate.
+        name: The metric; the headline if none.
     """
     first = results[0]
-    metric = f"val/{first.headline.metric}"
+    metric = f"val/{name or first.headline.metric}"
     seeds = [{int(row["step"]): row[metric] for row in result.curve if metric in row} for result in results]
     steps = [step for step in seeds[0] if all(math.isfinite(seed.get(step, math.nan)) for seed in seeds)]
     columns = [[seed[step] for seed in seeds] for step in steps]
@@ -64,17 +66,28 @@ def label_of(result: Finished) -> str:
 def draw(chosen: Mapping[str, Sequence[Finished]]) -> "Figure | None":
     """Draw the validation curves, with a band of a standard deviation; nothing where no run validated while it trained.
 
+    What the recipe measures beside its headline is drawn below.
+
     Args:
         chosen: The results of each optimizer at its setting.
     """
-    from matplotlib.ticker import MaxNLocator  # a second to import
-
+    headline = next(iter(chosen.values()))[0].headline
     curves = {name: curve for name, results in chosen.items() if (curve := build_curve(results)).steps}
     if not curves:
         return None
-    headline = next(iter(chosen.values()))[0].headline
     seeds = max(len(results) for results in chosen.values())
-    figure, (axes,) = new_figure()
+    spread = f" (mean ± sd of {seeds} seeds)" if seeds > 1 else ""
+    figure, charts = new_figure(lines=1 + len(headline.beside))
+    _draw_curves(charts[0], curves, f"validation {headline.title}{spread}")
+    for axes, metric in zip(charts[1:], headline.beside, strict=True):
+        _draw_curves(axes, {name: build_curve(chosen[name], metric) for name in curves}, f"validation {metric}{spread}")
+    add_legend(charts[0], "lower right" if headline.mode == "max" else "upper right")
+    return figure
+
+
+def _draw_curves(axes: "Axes", curves: Mapping[str, Curve], title: str) -> None:
+    from matplotlib.ticker import MaxNLocator  # a second to import
+
     for name, style in styles(list(curves)).items():
         curve = curves[name]
         lows = [mean - spread for mean, spread in zip(curve.means, curve.spreads, strict=True)]
@@ -84,11 +97,8 @@ def draw(chosen: Mapping[str, Sequence[Finished]]) -> "Figure | None":
         marker = "o" if len(curve.steps) <= 20 else None
         axes.plot(curve.steps, curve.means, **style, marker=marker, label=curve.label)
     axes.set_xlabel("training step")
-    spread = f" (mean ± sd of {seeds} seeds)" if seeds > 1 else ""
-    axes.set_ylabel(f"validation {headline.title}{spread}")
+    axes.set_ylabel(title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    add_legend(axes, "lower right" if headline.mode == "max" else "upper right")
-    return figure
 
 
 def draw_losses(chosen: Mapping[str, Sequence[Finished]]) -> "Figure":

@@ -63,6 +63,7 @@ class Finished:
         row |= {"betas": self.run.setting.betas} if self.run.setting.betas else {}
         row |= {"seed": self.run.seed, "val": self.metric("val")}
         row |= {f"test_{point}": self.metric("test", point) for point in self.points}
+        row |= {name: self.points.get("1", {}).get(f"test/{name}") for name in self.headline.beside}
         row |= {"state_bytes": self.state_bytes, "parameters": self.parameters, "steps_per_second": self.steps_per_second}
         return row | ({} if self.spikes is None else {"spikes": self.spikes, "highest_loss": self.highest})
 
@@ -79,6 +80,7 @@ def from_row(row: Mapping[str, Any], headline: Headline) -> Finished:
     points = {point: {f"test/{headline.metric}": value} for point, value in test.items() if value is not None}
     if row.get("val") is not None:
         points.setdefault("1", {})[f"val/{headline.metric}"] = row["val"]
+    points.setdefault("1", {}).update({f"test/{name}": row[name] for name in headline.beside if row.get(name) is not None})
     run = Run(row["optimizer"], row["seed"], Setting(row.get("lr"), cast(Any, betas)))
     known = {key: row.get(key) for key in ("state_bytes", "steps_per_second", "parameters", "spikes")}
     return Finished(run, headline, points, highest=row.get("highest_loss"), **known)  # pyright: ignore[reportArgumentType]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -29,6 +29,7 @@ class Row:
         steps_per_second: Mean speed.
         spikes: Loss spikes of all runs together; none where the losses are not known.
         highest: Highest training loss of all runs, the first steps' too, in which no spike is counted; inf where one was not finite.
+        beside: What else is measured on the test set at the end, by name: mean and standard deviation over seeds.
     """
 
     optimizer: str
@@ -41,6 +42,7 @@ class Row:
     steps_per_second: float
     spikes: int | None
     highest: float | None
+    beside: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def build_rows(chosen: Mapping[str, Sequence[Finished]]) -> list[Row]:
@@ -59,6 +61,7 @@ def build_rows(chosen: Mapping[str, Sequence[Finished]]) -> list[Row]:
         pairs = [headline_at(result) - baseline[result.run.seed] for result in runs if result.run.seed in baseline]
         spikes = [result.spikes for result in runs if result.spikes is not None]
         highest = [result.highest for result in runs if result.highest is not None]
+        beside = {name: [result.points.get("1", {}).get(f"test/{name}", math.nan) for result in runs] for name in runs[0].headline.beside}
         rows.append(
             Row(
                 optimizer=name,
@@ -71,6 +74,7 @@ def build_rows(chosen: Mapping[str, Sequence[Finished]]) -> list[Row]:
                 steps_per_second=fmean(speeds) if speeds else math.nan,
                 spikes=sum(spikes) if len(spikes) == len(runs) else None,
                 highest=max(highest) if len(highest) == len(runs) else None,
+                beside={name: (fmean(values), deviation(values)) for name, values in beside.items()},
             )
         )
     sign = -1.0 if chosen[first][0].headline.mode == "max" else 1.0
@@ -105,7 +109,8 @@ def build_table(rows: Sequence[Row], baseline: str, title: str, settings: Sequen
         choice = f" Chosen on validation{by} from: {'; '.join(setting.text() for setting in settings)}"
         choice += " (* at the edge of these)." if any(at_edge(row.setting, settings) for row in rows) else "."
     shares = {point: f"{point:.0%} of steps" for point in POINTS if any(point in row.points for row in rows)}
-    head = ["optimizer", "lr", *shares.values(), f"difference to {baseline} [95 %]", "state", "bytes/parameter", "steps/s"]
+    head = ["optimizer", "lr", *shares.values(), f"difference to {baseline} [95 %]", *theirs.beside]
+    head += ["state", "bytes/parameter", "steps/s"]
     text = (
         f"Test {title}, mean ± standard deviation over {theirs.seeds} seed{'s' if theirs.seeds != 1 else ''}, the best "
         f"first; the difference is paired by seed, at the end of training.{choice}"
@@ -120,6 +125,7 @@ def build_table(rows: Sequence[Row], baseline: str, title: str, settings: Sequen
                 row.setting.text() + ("*" if at_edge(row.setting, settings) else ""),
                 *(mean_text(*row.points[point]) if point in row.points else "" for point in shares),
                 "-" if row.difference is None else row.difference.text("+.4f"),
+                *(mean_text(*row.beside[name]) for name in theirs.beside),
                 f"{row.state_bytes / 1e6:.2f} MB{share}",
                 "-" if math.isnan(row.bytes_each) else f"{row.bytes_each:.2f}",
                 "-" if math.isnan(row.steps_per_second) else f"{row.steps_per_second:.2f}",
@@ -216,6 +222,7 @@ def csv_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 for kind, v in zip(("mean", "std"), both, strict=True)
             },
             **dict(zip(("difference", "low95", "high95"), map(text, row.difference or (math.nan,) * 3), strict=True)),
+            **{f"test_{kind}_{name}": text(v) for name, both in row.beside.items() for kind, v in zip(("mean", "std"), both, strict=True)},
             "state_bytes": row.state_bytes,
             "bytes_per_parameter": text(row.bytes_each, ".4f"),
             "steps_per_second": text(row.steps_per_second, ".4f"),

@@ -37,7 +37,7 @@ class ReMaxModel(LanguageModel):
         optimizer_args: Arguments of `recipes.optim.configure`: lr, betas, weight_decay, ...
     """
 
-    headline: ClassVar[Headline] = Headline(metric="reward", title="reward", mode="max")
+    headline: ClassVar[Headline] = Headline(metric="reward", title="reward", mode="max", beside=("kl",))
 
     def __init__(
         self,

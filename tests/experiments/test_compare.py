@@ -19,7 +19,7 @@ from PIL import Image
 from experiments.__main__ import main
 from experiments.compare.figure import build_curve, draw
 from experiments.compare.plan import Plan, Run, Setting
-from experiments.compare.results import Finished, results_at, select_by_validation, select_each
+from experiments.compare.results import Finished, from_row, results_at, select_by_validation, select_each
 from experiments.compare.spikes import find_spikes
 from experiments.compare.table import build_rows, build_table, rows_of
 from experiments.result import Result, commit
@@ -332,6 +332,23 @@ def test_curve_is_the_mean_over_seeds_where_all_validated():
     assert (curve.label, curve.steps) == ("adamw, lr 0.01", (2, 4))
     assert curve.means == pytest.approx((0.6, 0.7))
     assert curve.spreads == pytest.approx((0.02**0.5, 0.0))
+
+
+def test_what_a_headline_needs_beside_it_is_drawn_below_it_and_stands_in_the_table_and_in_what_is_kept():
+    weighed = Headline("acc", "accuracy", "max", beside=("kl",))
+    runs = [result(name, seed, 0.9, headline=weighed) for name in ("adamw", "auto") for seed in (0, 1)]
+    for run in runs:
+        run.points["1"]["test/kl"] = 0.5 + run.run.seed
+        run.curve.append({"step": 2, "val/acc": 0.5, "val/kl": 0.25})
+    chosen = results_at(runs, select_each(runs, ["adamw", "auto"]))
+    figure = draw(chosen)
+    assert figure is not None
+    assert [axes.get_ylabel() for axes in figure.axes] == [f"validation {what} (mean ± sd of 2 seeds)" for what in ("accuracy", "kl")]
+    assert all(line.get_ydata()[0] == height for axes, height in zip(figure.axes, (0.5, 0.25), strict=True) for line in axes.lines[:2])
+    kept = [from_row(run.row(), weighed) for run in runs]
+    rows = build_rows(results_at(kept, select_each(kept, ["adamw", "auto"])))
+    assert all(row.beside == {"kl": (1.0, pytest.approx(0.5**0.5))} for row in rows)
+    assert "1.0000 ± 0.7071" in build_table(rows, "adamw", "accuracy").markdown()
 
 
 def test_nothing_is_drawn_of_runs_that_never_validated():
