@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from experiments.figures import save
-from experiments.tables import Table, count, csv_text
+from experiments.tables import Table, csv_text
+from lightning_adam_mini.table import count
 from recipes.files import write_atomically
 
 if TYPE_CHECKING:

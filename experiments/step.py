@@ -12,9 +12,10 @@ from experiments.options import choose_workloads, make_parser, prepare
 from experiments.result import conditions, new_result, progress, publish
 from experiments.rivals import BASELINE, Entrant, Rival, enter, remarks, select
 from experiments.statistics import Interval, paired, spread
-from experiments.tables import QUARTILES, Table, count, milliseconds, named
+from experiments.tables import QUARTILES, Table, milliseconds, named
 from experiments.timing import COPY, Copy, Times, take_turns
 from experiments.workloads import Workload, add_random_gradients
+from lightning_adam_mini.table import count
 
 TOY_COPY = 1000  # elements
 

@@ -90,20 +90,6 @@ def named(kind: str, interval: Interval, ends: tuple[str, str, str] = LIMITS) ->
     return {f"{kind}_{end}".rstrip("_"): value for end, value in zip(ends, interval, strict=True)}
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number of things.
-
-    Args:
-        number: How many.
-        noun: Of what, in the singular.
-
-    Example:
-        >>> count(1, "round"), count(20, "round")
-        ('1 round', '20 rounds')
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def milliseconds(values: Sequence[float]) -> str:
     """Return seconds in milliseconds, with quartiles.
 

@@ -31,6 +31,20 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(1, width - 3)] + "..."
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things.
+
+    Args:
+        number: How many.
+        noun: Of what, in the singular; an ``s`` makes it a plural.
+
+    Example:
+        >>> count(1, "round"), count(2000, "round")
+        ('1 round', '2,000 rounds')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def size_text(count: int) -> str:
     """A number of bytes in the unit that suits it.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.tables import count, markdown_table
+from experiments.tables import markdown_table
+from lightning_adam_mini.table import count
 
 _OWN = {"case", "status", "seconds", "reason", "error", "text", "rows"}
 

@@ -15,11 +15,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from experiments.hessian.output import Found
 from experiments.result import progress
-from experiments.tables import Table, count
+from experiments.tables import Table
 from lightning_adam_mini import AdamMiniWarning, BlockLayout, inspect_model, partition_model
 from lightning_adam_mini.analysis.audit import AuditReport, Verdict, audit_partitions
 from lightning_adam_mini.analysis.audit.verdict import Compared, Finding
 from lightning_adam_mini.cli.audit import Bar
+from lightning_adam_mini.table import count
 from recipes.cli import RecipeCLI
 
 CONFIGS = Path(__file__).parents[2] / "configs"

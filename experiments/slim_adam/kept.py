@@ -9,7 +9,8 @@ from experiments.slim_adam.figures import plot_over_rates
 from experiments.slim_adam.models import gpt
 from experiments.slim_adam.room import Asked
 from experiments.slim_adam.sweep import Sweep, sweep
-from experiments.tables import Table, count
+from experiments.tables import Table
+from lightning_adam_mini.table import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,9 @@ from statistics import fmean
 
 from experiments.slim_adam.room import Asked, Run, Task, rules_digest
 from experiments.statistics import deviation, mean_interval, mean_text
-from experiments.tables import Table, count
+from experiments.tables import Table
 from lightning_adam_mini.partition import SlimAdamRules
+from lightning_adam_mini.table import count
 
 ADAMW, TENTH, WHOLE, CROSSED = "AdamW", "rules from lr / 10", "rules from lr", "cheapest, rows x columns among, from lr"
 

@@ -10,9 +10,10 @@ from typing import Any
 from experiments.slim_adam.figures import draw_ratios, mean_ratios
 from experiments.slim_adam.models import resnet, vit
 from experiments.slim_adam.room import Asked, Run, Task
-from experiments.tables import Table, count
+from experiments.tables import Table
 from lightning_adam_mini.analysis import average_snr
 from lightning_adam_mini.callbacks.snr_figures import draw_depth, draw_trajectories
+from lightning_adam_mini.table import count
 
 LRS, STEPS, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 150, 1
 MODELS: dict[str, Callable[[int, Path | None], tuple[str, ...]]] = {"resnet18": resnet, "vit": vit}

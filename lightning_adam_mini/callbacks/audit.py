@@ -17,6 +17,7 @@ from lightning_adam_mini.callbacks.distribution import inform, misconfiguration
 from lightning_adam_mini.callbacks.probe import why_not_again
 from lightning_adam_mini.detection import inspect_model
 from lightning_adam_mini.partition import PartitionStrategy, partition_model
+from lightning_adam_mini.table import count
 
 
 class PartitionAudit(Callback):
@@ -108,7 +109,7 @@ class PartitionAudit(Callback):
             layouts = partition_model(report, self.partition or "auto")
         else:
             layouts = partition_model(report, training.partition, training.overrides, **(training.options or {}))
-        inform(trainer, f"PartitionAudit: looking at the Hessian of {len(layouts)} parameters, for {self.seconds:g} s at most.")
+        inform(trainer, f"PartitionAudit: looking at the Hessian of {count(len(layouts), 'parameter')}, for {self.seconds:g} s at most.")
         return audit_partition(
             module,
             batch,

@@ -17,6 +17,7 @@ from lightning_adam_mini.combine.blocks import find_blocks
 from lightning_adam_mini.combine.combined import Combined
 from lightning_adam_mini.detection import parameter_names
 from lightning_adam_mini.optim import AdamMini, state_bytes
+from lightning_adam_mini.table import count
 
 Order = Literal["ascending", "descending", "random"]
 
@@ -92,7 +93,7 @@ class BAdam(Callback):
         found = find_blocks(list(named)) if self.blocks is None else self._asked(named)
         if not found or (self.blocks is None and len(found) < 2):
             raise misconfiguration(
-                f"BAdam found no two blocks in {type(pl_module).__name__}, whose {len(named)} trained parameters are in"
+                f"BAdam found no two blocks in {type(pl_module).__name__}, with {count(len(named), 'trained parameter')} in"
                 f" {', '.join(found) or 'none'}. Give blocks=[['embed.*'], ['encoder.*'], ...]."
             )
         self._found = {block: [named[name] for name in names] for block, names in found.items()}
@@ -102,8 +103,8 @@ class BAdam(Callback):
         largest = max(sizes, key=lambda block: sizes[block])
         inform(
             trainer,
-            f"BAdam: {len(found)} blocks train for {self.every} steps each, {self.order}; the largest, {largest}, has {sizes[largest]:,} of"
-            f" {sum(p.numel() for p in self._trained):,} parameters",
+            f"BAdam: {count(len(found), 'block')} to train for {count(self.every, 'step')} each, {self.order};"
+            f" the largest, {largest}, has {sizes[largest]:,} of {count(sum(p.numel() for p in self._trained), 'parameter')}",
         )
 
     def _check(self, optimizer: Optimizer) -> None:

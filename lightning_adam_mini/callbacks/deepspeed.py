@@ -12,6 +12,7 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.adam_mini import AdamMini
 from lightning_adam_mini.optim.shards.zero import why_not
 from lightning_adam_mini.optim.zero import FlatAdamMini, bind_zero_
+from lightning_adam_mini.table import count
 
 _FORCE = "zero_force_ds_cpu_optimizer"
 
@@ -66,8 +67,8 @@ def check_layouts(strategy: Any, layouts: Mapping[str, BlockLayout], stochastic_
     matrices = [name for name, layout in layouts.items() if layout.is_orthogonal]
     if matrices:
         raise misconfiguration(
-            f"AdamMiniCallback cannot orthogonalise the updates of {len(matrices)} parameters, {matrices[0]!r} among them, because ZeRO"
-            " cuts matrices anywhere. Use FSDP2 (ModelParallelStrategy) or DDP, or choose the partition 'auto'."
+            f"AdamMiniCallback cannot orthogonalise the updates of {count(len(matrices), 'parameter')}, {matrices[0]!r} among them,"
+            " because ZeRO cuts matrices anywhere. Use FSDP2 (ModelParallelStrategy) or DDP, or choose the partition 'auto'."
         )
     if stochastic_rounding:
         raise misconfiguration(

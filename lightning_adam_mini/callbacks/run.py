@@ -39,6 +39,7 @@ from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim import AdamMini
 from lightning_adam_mini.optim.convert import convert_optimizer_, unless_it_fails
 from lightning_adam_mini.partition import SlimAdamAutoPartition, make_strategy, partition_model
+from lightning_adam_mini.table import count
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -256,8 +257,8 @@ class Run:
         changed = [p for p in self.report.parameters if _what(p) != _what(known[p.name])]
         inform(
             trainer,
-            f"AdamMiniCallback: the first batch ran through {len(self.evidence.attentions)} softmax attentions and corrected"
-            f" {len(changed)} parameters{': ' * bool(changed)}{', '.join(p.name for p in changed)}",
+            f"AdamMiniCallback: the first batch ran through {count(len(self.evidence.attentions), 'softmax attention')} and corrected"
+            f" {count(len(changed), 'parameter')}{': ' * bool(changed)}{', '.join(p.name for p in changed)}",
         )
         if changed:
             inform(trainer, self.report.table(layouts))
@@ -278,9 +279,9 @@ class Run:
                 name, layout = next(iter(other.items()))
                 value = layout.lines if layout.lines is not None else {"dims": list(layout.dims)}
                 raise misconfiguration(
-                    f"The checkpoint was written with probe=True, which found other blocks for {len(other)} parameters, {name!r} among"
-                    f" them, than {type(trainer.strategy).__name__} can find without running the module. Give them as overrides={{{name!r}:"
-                    f" {value!r}, ...}}."
+                    f"The checkpoint was written with probe=True, which found other blocks for {count(len(other), 'parameter')}, {name!r}"
+                    f" among them, than {type(trainer.strategy).__name__} can find without running the module. Give them as"
+                    f" overrides={{{name!r}: {value!r}, ...}}."
                 )
         self.evidence = evidence
 

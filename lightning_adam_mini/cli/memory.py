@@ -22,7 +22,7 @@ from lightning_adam_mini.cli.models import HELP, build_model
 from lightning_adam_mini.combine import PARTS, read_part
 from lightning_adam_mini.optim.codecs import MomentumName, read_momentum_dtype
 from lightning_adam_mini.partition import make_strategy
-from lightning_adam_mini.table import align
+from lightning_adam_mini.table import align, count
 
 _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _OPTIMIZERS = {"SGD": "SGD, momentum", "AdamW": "AdamW (torch)", "AdamMini": "AdamMini"}
@@ -112,12 +112,14 @@ def memory_table(name: str, memory: ModelMemory, momentum_dtype: str | None) -> 
     lines = [
         f"{name}, {report.architecture}{' ?' if report.guess else ''}: {report.reason}",
         "",
-        f"parameters  {memory.parameters:>19,} B  {_size(memory.parameters):>10}  {memory.elements:,} in {len(report.parameters)} tensors"
+        f"parameters  {memory.parameters:>19,} B  {_size(memory.parameters):>10}  {memory.elements:,} in "
+        + count(len(report.parameters), "tensor")
         + (f" ({', '.join(memory.dtypes)})" if memory.dtypes else ""),
-        f"gradients   {memory.gradients:>19,} B  {_size(memory.gradients):>10}  {memory.trainable:,} in {memory.trainable_tensors} tensors",
+        f"gradients   {memory.gradients:>19,} B  {_size(memory.gradients):>10}  {memory.trainable:,} in "
+        + count(memory.trainable_tensors, "tensor"),
     ]
     if frozen:
-        lines.append(f"{frozen} tensors ({memory.elements - memory.trainable:,} parameters) are frozen: no gradient, no state.")
+        lines.append(f"{count(frozen, 'tensor')} ({count(memory.elements - memory.trainable, 'parameter')}) frozen: no gradient, no state.")
     if tied:
         others = f" and {len(tied) - 1} more" if len(tied) > 1 else ""
         lines.append(f"Tied, counted once: {tied[0].name} = {', '.join(tied[0].aliases)}{others}.")

@@ -20,6 +20,7 @@ from lightning_adam_mini.optim.conversion import TORCH_ONLY, check_state_dict
 from lightning_adam_mini.optim.convert import AdamMiniAdam, AdamMiniAdamW
 from lightning_adam_mini.optim.state import FIRST, STEP
 from lightning_adam_mini.optim.zero import FlatAdamMini
+from lightning_adam_mini.table import count
 
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize", "foreach", "fused", "capturable")
 _PART = "combined"
@@ -148,7 +149,7 @@ class Combined(AdamMini):
                 )
         places = [(i, plain) for group in groups for i, plain in zip(group["params"], group["layouts"], strict=True)]
         if len(places) != len(present):
-            raise ValueError(f"The loaded state is of {len(places)} parameters, but the optimizer has {len(present)}.")
+            raise ValueError(f"The loaded state is of {count(len(places), 'parameter')}, but the optimizer has {len(present)}.")
         for (i, plain), (name, p, layout) in zip(places, present, strict=True):
             if plain != layout.to_plain():
                 raise ValueError(

@@ -12,7 +12,7 @@ from typing import TypeVar
 from lightning_adam_mini.detection.architecture import Signs, decide
 from lightning_adam_mini.detection.roles import Architecture, Role, Source
 from lightning_adam_mini.layout import BlockLayout
-from lightning_adam_mini.table import align, cut, size_text
+from lightning_adam_mini.table import align, count, cut, size_text
 
 _WIDTH = 120
 _GUESSES = 12
@@ -179,8 +179,8 @@ def _lines(report: ModelReport, layouts: Mapping[str, BlockLayout] | None) -> It
         yield f"{row}  {example}"
     frozen = [p for p in report.parameters if not p.trainable]
     if frozen:
-        elements = f"{sum(map(_elements, frozen)):,} parameters"
-        yield f"{len(frozen)} of {len(report.parameters)} tensors are frozen ({elements}): no blocks until they train."
+        elements = count(sum(map(_elements, frozen)), "parameter")
+        yield f"{len(frozen)} of {count(len(report.parameters), 'tensor')} frozen ({elements}): no blocks until they train."
     if report.guesses:
         yield from (
             "",
@@ -208,7 +208,7 @@ def _parts(report: ModelReport) -> Iterator[str]:
         [
             "  (the rest)" if part is None else f"  {part.path}",
             report.architecture.value if part is None else part.architecture.value + (" ?" if part.guess else ""),
-            f"{counts[part]:,} tensors",
+            count(counts[part], "tensor"),
             "as the whole" if part is None else part.reason,
         ]
         for part in parts

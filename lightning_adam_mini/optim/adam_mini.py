@@ -43,6 +43,7 @@ from lightning_adam_mini.optim.state import (
 )
 from lightning_adam_mini.optim.stepper import Stepper
 from lightning_adam_mini.optim.work import Member, Work, turns
+from lightning_adam_mini.table import count
 
 
 class MatrixUpdates(NamedTuple):
@@ -700,7 +701,7 @@ class AdamMini(Optimizer):
     def __repr__(self) -> str:
         lines = ["AdamMini (" if self._made_as is None else f"AdamMini, made as {self._made_as} ("]
         for i, (group, layouts) in enumerate(zip(self.param_groups, self._blocks.layouts, strict=False)):
-            kept = f"{sum(layout.num_blocks for layout in layouts):,} for {sum(p.numel() for p in group['params']):,} parameters"
+            kept = f"{sum(layout.num_blocks for layout in layouts):,} for {count(sum(p.numel() for p in group['params']), 'parameter')}"
             options = {**group, "second moments": kept}
             lines += [f"Parameter Group {i}", *(f"    {k}: {v}" for k, v in sorted(options.items()) if k not in ("params", "layouts"))]
         return "\n".join([*lines, ")"])

@@ -30,6 +30,7 @@ from lightning_adam_mini.optim.state import (
     with_elements,
     with_restarted_moment,
 )
+from lightning_adam_mini.table import count
 
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
@@ -93,13 +94,13 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     for group in saved_groups:
         if "layouts" in group and len(group["layouts"] or ()) != len(group["params"]):
             raise ValueError(
-                f"The loaded state has the blocks of {len(group['layouts'] or ())} parameters for a group of {len(group['params'])}. The"
-                " checkpoint is damaged."
+                f"The loaded state has the blocks of {count(len(group['layouts'] or ()), 'parameter')} for a group of"
+                f" {len(group['params'])}. The checkpoint is damaged."
             )
     saved_ids = [(i, group, j) for group in saved_groups for j, i in enumerate(group["params"])]
     if len(saved_ids) != len(present):
         raise ValueError(
-            f"The loaded state is of {len(saved_ids)} parameters, but the optimizer has {len(present)}."
+            f"The loaded state is of {count(len(saved_ids), 'parameter')}, but the optimizer has {len(present)}."
             " Load it into an optimizer of the same parameters in the same groups."
         )
     if any(group.get("amsgrad") for group in saved_groups):

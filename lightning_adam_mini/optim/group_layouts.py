@@ -16,6 +16,7 @@ from lightning_adam_mini.layout_spec import LayoutSpec, read_layout
 from lightning_adam_mini.lines import shorten
 from lightning_adam_mini.optim.naming import match_names
 from lightning_adam_mini.optim.state import SECOND, Kind, block_shapes, slots_of
+from lightning_adam_mini.table import count
 
 # Groups hold layouts as plain tuples, which copies, pickles and checkpoints of them survive; checking one again at each step would cost.
 _from_plain = lru_cache(maxsize=65536)(BlockLayout.from_plain)
@@ -225,7 +226,9 @@ class GroupLayouts:
         if explicit is not None:
             layouts = [layout if isinstance(layout, BlockLayout) else _from_plain(layout) for layout in explicit]
             if len(layouts) != len(params):
-                raise ValueError(f"A group of {len(params)} parameters has {len(layouts)} layouts: give one for each parameter.")
+                raise ValueError(
+                    f"A group of {count(len(params), 'parameter')} has {count(len(layouts), 'layout')}: give one for each parameter."
+                )
         else:
             layouts = [
                 self.known.get(name) or BlockLayout.per_parameter(shape_of(p, name, None)) for p, name in zip(params, names, strict=True)
@@ -302,4 +305,4 @@ def some(names: Sequence[str]) -> str:
         "4 parameters ('a', 'b', 'c' and 1 more)"
     """
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({', '.join(map(repr, names[:3]))}{more})"
+    return f"{count(len(names), 'parameter')} ({', '.join(map(repr, names[:3]))}{more})"

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from lightning_adam_mini.detection.attention import projection_parts
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
 from lightning_adam_mini.detection.roles import LETTERS, Role
+from lightning_adam_mini.table import count
 
 _HEAD = 64
 """The size of a head in the examples, where it divides."""
@@ -64,7 +65,7 @@ def unknown_cut(parameters: Sequence[ParameterReport], report: ModelReport) -> s
 
 
 def _count(parameters: Sequence[ParameterReport]) -> str:
-    return f"{len(parameters)} parameter{'s' * (len(parameters) != 1)}"
+    return count(len(parameters), "parameter")
 
 
 def _names(parameters: Sequence[ParameterReport]) -> str:

@@ -160,7 +160,7 @@ def test_what_is_refused_when_the_fit_begins():
     flat = Flat()
     flat.head.bias = None
     for model, callbacks, message in (
-        (flat, [BAdam()], r"BAdam found no two blocks in Flat, whose 1 trained parameters are in"),
+        (flat, [BAdam()], r"BAdam found no two blocks in Flat, with 1 trained parameter in"),
         (Deep(), [BAdam(blocks=[["heads.*"]])], r"BAdam's block of 'heads\.\*' matches no trained parameter, such as 'embed.weight'"),
         (Deep(), [AdamMiniCallback("muon"), BAdam()], r"BAdam does not go with orthogonalised updates .* 'encoder"),
         (Deep(), [AdamMiniCallback(combine="schedule_free"), BAdam()], r"BAdam frees the states .* ScheduleFree"),

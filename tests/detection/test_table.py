@@ -49,7 +49,7 @@ def test_guesses_are_marked_and_listed_with_their_reason():
 def test_frozen_parameters_are_counted():
     model = nn.Linear(2, 2)
     model.weight.requires_grad_(False)
-    assert "1 of 2 tensors are frozen" in str(inspect_model(model))
+    assert "1 of 2 tensors frozen" in str(inspect_model(model))
 
 
 def test_frozen_parameters_have_no_second_moments():
@@ -59,7 +59,7 @@ def test_frozen_parameters_have_no_second_moments():
     rows = {line.split()[0]: line.split() for line in inspect_model(model).table(layouts).splitlines() if line}
     # Four float32 elements train, and one block of them.
     assert rows["total"] == ["total", "2", "36", "1", "16", "B", "->", "4", "B"]
-    assert " ".join(rows["1"]) == "1 of 2 tensors are frozen (32 parameters): no blocks until they train."
+    assert " ".join(rows["1"]) == "1 of 2 tensors frozen (32 parameters): no blocks until they train."
 
 
 def test_parts_have_a_line_each():

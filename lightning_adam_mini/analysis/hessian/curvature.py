@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_adam_mini._warnings import warn
 from lightning_adam_mini.detection.names import parameter_names
+from lightning_adam_mini.table import count
 
 Loss = Callable[[nn.Module], Tensor]
 """What is differentiated: a function of the module that gives one number."""
@@ -252,10 +253,10 @@ def mode_notes(module: nn.Module, seed: int | None) -> list[str]:
         notes.append(f"The loss draws random numbers (dropout, noise): those of seed {seed}, once for all second derivatives.")
     off = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 and not m.training]
     if off:
-        notes.append(f"{len(off)} dropout layers are off (eval mode): the Hessian in training is another. Call train() to see that.")
+        notes.append(f"{count(len(off), 'dropout layer')} off (eval mode): the Hessian in training is another. Call train() to see that.")
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
     if norms:
-        notes.append(f"{len(norms)} batch norms use their running statistics (eval mode): the Hessian in training is another.")
+        notes.append(f"{count(len(norms), 'batch norm')} with running statistics (eval mode): the Hessian in training is another.")
     return notes
 
 

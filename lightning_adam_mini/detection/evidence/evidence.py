@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from lightning_adam_mini.table import count
+
 
 @dataclass(frozen=True)
 class ParameterEvidence:
@@ -79,4 +81,4 @@ class Evidence:
     def __str__(self) -> str:
         rows = [f"{p.name}: {p.lines}" + (f" along axis {p.axis}" if p.axis else "") for p in self.parameters]
         rows += [f"not seen in {n.where or 'the model'}: {n.reason}" for n in self.not_seen]
-        return "\n".join([f"{len(self.attentions)} softmax attentions", *rows])
+        return "\n".join([count(len(self.attentions), "softmax attention"), *rows])
