@@ -95,6 +95,7 @@ class Combining:
                 if part.estimate == "hutchinson":
                     loss, examples = batch_loss(module, batch), None
                 else:
+                    part.seed_labels(optimizer.param_groups, module.device, self._trainer.global_rank)
                     loss, examples = module.sampled_loss(batch, batch_idx)  # type: ignore[operator]  # pyright: ignore[reportCallIssue]
             optimizer.update_hessian(loss, examples, ranks)
 

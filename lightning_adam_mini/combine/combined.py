@@ -16,15 +16,13 @@ from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.layout_spec import LayoutSpec
 from lightning_adam_mini.optim.adam_mini import AdamMini
-from lightning_adam_mini.optim.conversion import TORCH_ONLY, check_state_dict
+from lightning_adam_mini.optim.conversion import COMBINED, TORCH_ONLY, check_state_dict
 from lightning_adam_mini.optim.convert import AdamMiniAdam, AdamMiniAdamW
 from lightning_adam_mini.optim.state import FIRST, STEP
 from lightning_adam_mini.optim.zero import FlatAdamMini
 from lightning_adam_mini.table import count
 
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize", "foreach", "fused", "capturable")
-_PART = "combined"
-"""Where in a group the name of the part stands."""
 
 
 class Combined(AdamMini):
@@ -35,6 +33,8 @@ class Combined(AdamMini):
     """
 
     _part: Part
+    _report: ModelReport | None
+    _known: frozenset[str]
     _chosen: frozenset[str]
     _inner: _Inner | None
 
@@ -112,6 +112,15 @@ class Combined(AdamMini):
     def _settle(self, layouts: list[list[BlockLayout]]) -> None:
         super()._settle(layouts)
         self._inner = None  # made again of what the groups hold now
+        if not self._known.issuperset(self._blocks.names(self.param_groups).values()):
+            self._choose()
+            self._check_layouts()
+
+    def _choose(self) -> None:
+        """Let the part say which of the parameters that the groups hold now it is for."""
+        shapes = {name: tuple(p.shape) for name, p, _ in self._present()}
+        self._chosen = frozenset(self._part.choose(shapes, self._report))
+        self._known = frozenset(shapes)
 
     def _stepped(self) -> Iterator[Any]:
         return self.inner().optimizer._stepped()
@@ -141,8 +150,8 @@ class Combined(AdamMini):
         present, groups = self._present(), state_dict["param_groups"]
         what = type(self._part).__name__
         for group in groups:
-            if group.get(_PART) != self._part.name:
-                wrote = f"combined with {group[_PART]!r}" if group.get(_PART) else "without a combination"
+            if group.get(COMBINED) != self._part.name:
+                wrote = f"combined with {group[COMBINED]!r}" if group.get(COMBINED) else "without a combination"
                 raise ValueError(
                     f"The loaded state was written {wrote}, but this AdamMini is combined with {what}. Load the model's weights alone, and"
                     " begin the optimizer anew."
@@ -218,7 +227,8 @@ class Combined(AdamMini):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_part": self._part, "_chosen": self._chosen}
+        own = ("_part", "_report", "_known", "_chosen")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
 
 class CombinedAdam(Combined, AdamMiniAdam):
@@ -355,20 +365,21 @@ def combine_(optimizer: AdamMini, part: Part | str | Mapping[str, Any], model: n
             raise ValueError(f"{what} does not go with {option}, because {why}. Leave it out.")
     if any(optimizer.state.values()):
         raise ValueError(f"The optimizer has been stepped, so it cannot be combined with {what} any more. Combine a new one.")
-    present = optimizer._present()
+    optimizer._follow()
     report = inspect_model(model) if isinstance(model, nn.Module) else model
-    chosen = frozenset(found.choose({name: tuple(p.shape) for name, p, _ in present}, report))
     try:
         optimizer.__class__ = _BOTH[kind]
         assert isinstance(optimizer, Combined)
-        optimizer._part, optimizer._chosen, optimizer._inner = found, chosen, None
+        optimizer._part, optimizer._report, optimizer._inner = found, report, None
+        optimizer._known = optimizer._chosen = frozenset()
+        optimizer._choose()
         optimizer._check_layouts()
     except ValueError:
         optimizer.__class__ = kind  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
         raise
     for group in optimizer.param_groups:
-        group[_PART] = found.name
-    optimizer.defaults[_PART] = found.name  # of groups that are added
+        group[COMBINED] = found.name
+    optimizer.defaults[COMBINED] = found.name  # of groups that are added
     return optimizer
 
 

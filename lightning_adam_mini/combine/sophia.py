@@ -43,7 +43,7 @@ class Sophia(Part):
         gamma: How far updates are from being clipped: .01 with Hutchinson's in the paper, .05 with the other.
         eps: Least denominator.
         only: Globs over names of the parameters. [default: all; others are stepped as ever]
-        seed: Seed of u, which follows from it and the step.
+        seed: Seed of u and, in the callback, of the labels, which follow from it and the step.
 
     Example:
         >>> Sophia(estimate="gauss_newton_bartlett", gamma=0.05).every
@@ -165,10 +165,24 @@ class Sophia(Part):
 
     def _signs(self, place: Place, number: int) -> Tensor:
         """The signs u: the same on all ranks, and in a run that is resumed."""
-        generator = torch.Generator(place.p.device).manual_seed(
-            (self.seed + 1_000_003 * place.group.get(_COUNT, 0) + 7919 * number) % 2**63
-        )
+        generator = torch.Generator(place.p.device).manual_seed(self._seed_of(place.group, number))
         return torch.randint(0, 2, place.p.shape, generator=generator, device=place.p.device).to(place.p.dtype).mul_(2).sub_(1)
+
+    def _seed_of(self, group: Mapping[str, Any], number: int) -> int:
+        return (self.seed + 1_000_003 * group.get(_COUNT, 0) + 7919 * number) % 2**63
+
+    def seed_labels(self, groups: Sequence[Mapping[str, Any]], device: torch.device, rank: int) -> None:
+        """Seed torch's generators for the labels of an estimate: others at each step and on each rank, and the same in a resumed run.
+
+        Args:
+            groups: The optimizer's groups.
+            device: Where they are drawn; of other devices nothing is seeded.
+            rank: This process's rank.
+        """
+        due = next(group for group in groups if self.is_due(group))
+        torch.default_generator.manual_seed(self._seed_of(due, rank))
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(self._seed_of(due, rank))
 
     @staticmethod
     def _bartlett(places: Sequence[Place], grads: Sequence[Tensor | None], examples: int) -> list[tuple[Tensor, ...]]:

@@ -35,7 +35,8 @@ from lightning_adam_mini.table import count
 # Options of torch's Adam and AdamW that AdamMini does not have. A loaded group would bring them in.
 TORCH_ONLY = ("amsgrad", "capturable", "differentiable", "fused")
 
-
+COMBINED = "combined"
+"""Where in a group the name of what AdamMini is combined with stands, if it is."""
 MEANS = "means"
 """Where the means of factored second moments stand in the groups of what AdamW can load: for each parameter None or, for each margin, a
 list of numbers. FSDP1 wants all tensors of a state to be as large as their parameters, and plain numbers go through everything."""
@@ -78,6 +79,16 @@ def check_state_dict(state_dict: Any) -> None:
         )
 
 
+def _refuse_combined(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what a combination has written (`combine_`), whose second moments and weights mean something else."""
+    name = next((group[COMBINED] for group in groups if group.get(COMBINED)), None)
+    if name is not None:
+        raise ValueError(
+            f"The loaded state was written by an AdamMini that is combined with {name!r}, and nothing else goes on from it. Combine with"
+            f" the same (AdamMiniCallback(combine={name!r}), combine_), or load the model's weights alone and begin the optimizer anew."
+        )
+
+
 def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[str, Tensor, BlockLayout]], convert: bool = True) -> Loaded:
     """Prepare a state dict of AdamMini, Adam or AdamW for an AdamMini with other blocks.
 
@@ -91,6 +102,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], present: Sequence[tuple[st
     """
     check_state_dict(state_dict)
     saved_groups = state_dict["param_groups"]
+    _refuse_combined(saved_groups)
     for group in saved_groups:
         if "layouts" in group and len(group["layouts"] or ()) != len(group["params"]):
             raise ValueError(
@@ -276,7 +288,7 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         The state dict for AdamW. Other optimizers' come back unchanged.
 
     Raises:
-        ValueError: If it is no optimizer's.
+        ValueError: If it is no optimizer's, or a combination's (`combine_`), which is not AdamW's in anything.
 
     Example:
         >>> from lightning_adam_mini import AdamMini, BlockLayout
@@ -288,6 +300,7 @@ def to_adamw_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         torch.Size([4, 6])
     """
     check_state_dict(state_dict)
+    _refuse_combined(state_dict["param_groups"])
     state, groups = dict(state_dict["state"]), []
     for group in state_dict["param_groups"]:
         means: list[Any] = [None] * len(group["params"])

@@ -5,8 +5,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from lightning_adam_mini import AdamMini, AdamMiniCallback, partition_model
-from lightning_adam_mini.combine import Sophia, combine_
+from lightning_adam_mini import AdamMini, AdamMiniCallback, partition_model, to_adamw_state_dict
+from lightning_adam_mini.combine import GaLore, Sophia, combine_
 from lightning_adam_mini.optim import state_bytes
 from tests.callbacks.models import TokenModel, fit
 from tests.callbacks.test_combining import resumes
@@ -150,6 +150,47 @@ def test_labels_are_drawn_by_the_module():
         trainer = fit(model, AdamMiniCallback(combine=part), max_epochs=8)
         losses.append(float(trainer.callback_metrics["loss"]))
     assert max(losses) < 1.06  # of three classes, 1.1 at first
+
+
+class Drawing(Sampled):
+    drawn: list[list[float]]
+
+    def sampled_loss(self, batch, batch_idx):
+        self.drawn.append(torch.rand(4).tolist())
+        return super().sampled_loss(batch, batch_idx)
+
+
+def test_labels_are_drawn_anew_for_each_estimate_and_leave_the_run_s_random_numbers_alone(tmp_path):
+    part = {"sophia": {"estimate": "gauss_newton_bartlett", "every": 2}}
+    drawn = []
+    for _ in range(2):
+        model = Drawing(lambda m: torch.optim.AdamW(m.parameters(), lr=3e-3, betas=(0.965, 0.99)))
+        model.drawn = []
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        fit(model, AdamMiniCallback(combine=part), max_epochs=2)
+        torch.set_rng_state(before)
+        drawn.append(model.drawn)
+    assert drawn[0] == drawn[1]  # they follow from the seed and the step
+    assert len({tuple(numbers) for numbers in drawn[0]}) == len(drawn[0]) > 2
+
+
+@pytest.mark.parametrize("part", ["sophia", "schedule_free", GaLore(rank=4, only=["block.linear1.weight"])])
+def test_nothing_else_goes_on_from_a_combination(part):
+    model = Net()
+    optimizer = combine_(make(model, "auto"), part)
+    gradients(model, 0)
+    if optimizer.estimate_is_due:
+        optimizer.update_hessian(model.loss())
+    optimizer.step()
+    written = optimizer.state_dict()
+    plain = make(Net(), "auto")
+    before = plain.state_dict()
+    with pytest.raises(ValueError, match=rf"combined with '{optimizer.part.name}', and nothing else goes on from it"):
+        plain.load_state_dict(written)
+    assert plain.state_dict() == before
+    with pytest.raises(ValueError, match=rf"combined with '{optimizer.part.name}'"):
+        to_adamw_state_dict(written)
 
 
 def test_what_is_refused():
