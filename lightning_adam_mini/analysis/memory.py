@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_adam_mini.combine import Part, read_part
 from lightning_adam_mini.combine.blocks import find_blocks
+from lightning_adam_mini.combine.part import check_layout
 from lightning_adam_mini.detection import ModelReport, inspect_model, parameter_names
 from lightning_adam_mini.layout import BlockLayout
 from lightning_adam_mini.optim.codecs import MomentumDtype
@@ -148,6 +149,9 @@ def count_memory(
         for combined in ("", *combine):
             part = None if combined in ("", BADAM) else read_part(combined)
             chosen = {} if part is None else part.choose({name: tuple(p.shape) for name, p in trained.items()}, report)
+            if part is not None:
+                for name in trained:
+                    check_layout(part, name, decided[name])
             kept = {name: _state(decided[name], dtypes[name], momentum_dtype, part if name in chosen else None) for name in trained}
             groups = find_blocks(list(trained)).values() if combined == BADAM else [list(trained)]
             sums = [_sum([kept[name] for name in names]) for names in groups]

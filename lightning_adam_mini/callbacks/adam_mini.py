@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Adam, AdamW, Optimizer
 from typing_extensions import override
 
+from lightning_adam_mini.callbacks.badam import BAdam
 from lightning_adam_mini.callbacks.combining import Combining, check_combination
 from lightning_adam_mini.callbacks.configured import Intercepted
 from lightning_adam_mini.callbacks.deepspeed import adam_minis, allow_offload, bind
@@ -262,7 +263,8 @@ class AdamMiniCallback(Callback):
             if adamw:
                 inform(
                     trainer,
-                    f"AdamMiniCallback: optimizer state {ours / 1e6:.2f} MB, {100 * ours / adamw:.2f} % of AdamW's {adamw / 1e6:.2f} MB",
+                    f"AdamMiniCallback: optimizer state {ours / 1e6:.2f} MB, {100 * ours / adamw:.2f} % of AdamW's {adamw / 1e6:.2f} MB"
+                    + " for the block that trains" * any(isinstance(callback, BAdam) for callback in trainer.callbacks),  # pyright: ignore[reportAttributeAccessIssue]
                 )
         if run.logger is not None and trainer._logger_connector.should_update_logs:
             run.last_logged_step = step

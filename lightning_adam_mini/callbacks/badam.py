@@ -37,8 +37,9 @@ class BAdam(Callback):
         seed: Seed of the orders.
 
     Raises:
-        MisconfigurationException: If an argument is not valid; if the model has no two blocks; under FSDP and DeepSpeed, which shard
-            blocks, and under DDP without ``find_unused_parameters``; with orthogonalised updates, or a combination.
+        MisconfigurationException: If an argument is not valid; if the model has no two blocks, or several optimizers;
+            under FSDP and DeepSpeed, which shard blocks, and under DDP without
+            ``find_unused_parameters``; with orthogonalised updates, or a combination.
 
     Example:
         >>> import lightning as L
@@ -86,6 +87,11 @@ class BAdam(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if len(trainer.optimizers) > 1:
+            raise misconfiguration(
+                f"BAdam freezes all blocks but one, and each of the {len(trainer.optimizers)} optimizers of {type(pl_module).__name__}"
+                " needs one that trains. Leave BAdam out, or train with one optimizer."
+            )
         for optimizer in trainer.optimizers:
             self._check(optimizer)
         held = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
-from lightning_adam_mini.combine.part import Part, Place, read_part
+from lightning_adam_mini.combine.part import Part, Place, check_layout, read_part
 from lightning_adam_mini.combine.sophia import Sophia
 from lightning_adam_mini.detection import ModelReport, inspect_model
 from lightning_adam_mini.layout import BlockLayout
@@ -219,12 +219,8 @@ class Combined(AdamMini):
                 f"{what} does not follow sharding: parameter {name!r} is sharded (FSDP, tensor parallelism). Train under DDP, or without"
                 f" {what}."
             )
-        for name, p, layout in self._present():
-            if layout.is_orthogonal:
-                raise ValueError(
-                    f"{what} does not go with orthogonalised updates (Muon, NorMuon), which parameter {name!r} of shape {tuple(p.shape)}"
-                    " has. Choose the partition 'auto', or override it with 'factored'."
-                )
+        for name, _, layout in self._present():
+            check_layout(self._part, name, layout)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_part", "_report", "_known", "_chosen")

@@ -78,8 +78,12 @@ class GaLore(Part):
         chosen = [name for name in names if self.rank < min(shapes[name])]
         if not chosen and self.only != ():
             largest = max((shapes[name] for name in names), key=min, default=None)
-            what = "there is no matrix but embeddings and output layers" if largest is None else f"it is no lower than that of {largest}"
-            raise ValueError(f"GaLore(rank={self.rank}) has nothing to project, because {what}. Lower it, or leave GaLore out.")
+            if largest is None:
+                raise ValueError(
+                    "GaLore has nothing to project: it is for matrices, and there are none but embeddings and output layers (convolutions"
+                    " are not projected). Leave it out."
+                )
+            raise ValueError(f"GaLore(rank={self.rank}) has nothing to project: it is no lower than that of {largest}. Lower it.")
         return chosen
 
     @override
@@ -139,6 +143,9 @@ class GaLore(Part):
 
     def _projection(self, grad: Tensor) -> Tensor:
         """The first singular vectors of a gradient, of its shorter side."""
-        left, _, right = torch.linalg.svd(grad.float() if grad.dtype.itemsize < 4 else grad, full_matrices=False)
+        finite = torch.nan_to_num(
+            grad.float() if grad.dtype.itemsize < 4 else grad
+        )  # of nan there are no vectors, and the step is nan anyway
+        left, _, right = torch.linalg.svd(finite, full_matrices=False)
         found = right[: self.rank] if grad.shape[0] >= grad.shape[1] else left[:, : self.rank]
         return found.to(grad.dtype).clone(memory_format=torch.contiguous_format)

@@ -153,7 +153,21 @@ def check_number(part: Part, name: str, above: float, below: float) -> None:
     """Refuse a setting that is no number between two, which it may not be."""
     value = getattr(part, name)
     if not isinstance(value, Real) or isinstance(value, bool) or not above < float(value) < below:
-        raise ValueError(f"{type(part).__name__} has no {name}={value!r}. Give a number between {above:g} and {below:g}.")
+        wanted = f"above {above:g}" if below == float("inf") else f"between {above:g} and {below:g}"
+        raise ValueError(f"{type(part).__name__} has no {name}={value!r}. Give a number {wanted}.")
+
+
+def check_layout(part: Part, name: str, layout: BlockLayout) -> None:
+    """Refuse blocks that no part steps.
+
+    Raises:
+        ValueError: If the parameter's updates are orthogonalised.
+    """
+    if layout.is_orthogonal:
+        raise ValueError(
+            f"{type(part).__name__} does not go with orthogonalised updates (Muon, NorMuon), which parameter {name!r} of shape"
+            f" {tuple(layout.shape)} has. Choose the partition 'auto', or override it with 'factored'."
+        )
 
 
 def check_globs(part: Part, only: Any) -> None:
@@ -200,6 +214,8 @@ def read_part(spec: Any) -> Part | None:
     else:
         name, settings = read_settings(spec) if isinstance(spec, str) else (None, {})
     if not isinstance(name, str) or name not in PARTS or not isinstance(settings, Mapping):
+        if name == "badam":
+            raise ValueError("BAdam is a callback of its own. Add lightning_adam_mini.BAdam to the trainer's callbacks.")
         raise ValueError(
             f"There is no combination {shorten(spec)}. Give one of {', '.join(PARTS)}, if need be with its settings:"
             " {'galore': {'rank': 128}}."
@@ -219,7 +235,7 @@ def read_settings(text: str) -> tuple[str, dict[str, Any]]:
     """A name, and the settings after it.
 
     Raises:
-        ValueError: If one of them is not of the form name=value.
+        ValueError: If one of them is not of the form name=value, or two have one name.
 
     Example:
         >>> read_settings("galore:rank=128:scale=0.5"), read_settings("sophia:estimate=hutchinson")
@@ -233,6 +249,8 @@ def read_settings(text: str) -> tuple[str, dict[str, Any]]:
                 f"{text!r} has no setting {part!r}. Write name=value, and a colon between settings: 'galore:rank=128:every=200'."
             )
         key, _, value = part.partition("=")
+        if key in settings:
+            raise ValueError(f"{text!r} has two settings {key!r}. Leave one of them out.")
         try:
             settings[key] = literal_eval(value)
         except (SyntaxError, ValueError):

@@ -63,7 +63,7 @@ class ReMaxModel(LanguageModel):
             raise MisconfigurationException(
                 f"{reward} knows {judge.vocab_size} tokens and {checkpoint} {policy.vocab_size}; train both from one language model."
             )
-        if temperature <= 0.0 or kl < 0.0 or clip <= 0.0:
+        if not (temperature > 0.0 and kl >= 0.0 and clip > 0.0):  # nor nan
             raise MisconfigurationException(f"temperature={temperature} and clip={clip} must be above 0, and kl={kl} must not be negative.")
         self.prompt, self.answer, self.kl, self.clip, self.temperature = prompt, answer, kl, clip, temperature
         self.policy = policy.train()

@@ -92,7 +92,7 @@ def load_language_model(checkpoint: str) -> LanguageModel:
     Args:
         checkpoint: Its file, of `GPTModel` or of `FineTunedModel`.
     """
-    return load_recipe((GPTModel, FineTunedModel), Path(checkpoint), "configs/gpt_stdlib.yaml")[0]
+    return load_recipe((GPTModel, FineTunedModel), Path(checkpoint), "configs/sft_topics.yaml")[0]
 
 
 def gpt_of(model: LanguageModel, checkpoint: str) -> GPT:

@@ -225,3 +225,6 @@ def test_training_block_by_block_takes_the_largest_block():
     assert count_memory(model, ["adam"], combine=["badam"]).state("AdamMini", "adam", "badam").total == 8 * 36 + 8
     with pytest.raises(ValueError, match="no combination 'sofia'"):
         count_memory(model, ["adam"], combine=["sofia"])
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"ScheduleFree does not go with orthogonalised updates .* parameter '0.weight'"):
+        count_memory(model, ["muon"], combine=["schedule_free"])

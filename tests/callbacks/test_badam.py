@@ -148,6 +148,15 @@ def test_what_is_refused_at_once(settings, message):
         BAdam(**settings)
 
 
+class TwoOptimizers(Deep):
+    """Two networks in turns, as in a GAN."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.AdamW(part.parameters()) for part in (self.encoder, self.head)]
+
+
 def test_what_is_refused_when_the_fit_begins():
     class Flat(TokenModel):
         def __init__(self, configure=None):
@@ -163,6 +172,7 @@ def test_what_is_refused_when_the_fit_begins():
         (flat, [BAdam()], r"BAdam found no two blocks in Flat, with 1 trained parameter in"),
         (Deep(), [BAdam(blocks=[["heads.*"]])], r"BAdam's block of 'heads\.\*' matches no trained parameter, such as 'embed.weight'"),
         (Deep(), [AdamMiniCallback("muon"), BAdam()], r"BAdam does not go with orthogonalised updates .* 'encoder"),
+        (TwoOptimizers(), [BAdam()], r"each of the 2 optimizers of TwoOptimizers needs one that trains"),
         (Deep(), [AdamMiniCallback(combine="schedule_free"), BAdam()], r"BAdam frees the states .* ScheduleFree"),
     ):
         with pytest.raises(MisconfigurationException, match=message):

@@ -66,11 +66,11 @@ def test_evaluations_and_checkpoints_have_averages(tmp_path, weights_only):
         torch.testing.assert_close(value, watch.validated[-1][name], rtol=1e-3, atol=1e-5)
 
 
-def resumes(tmp_path, callback, **kwargs):
+def resumes(tmp_path, callback, kind=TokenModel, **kwargs):
     """A run that is resumed after its first epoch ends as the run that goes on, to the bit."""
 
     def once(folder, ckpt_path=None):
-        model = TokenModel(lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2, weight_decay=0.1))
+        model = kind(lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2, weight_decay=0.1))
         saved = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
         options = {"limit_val_batches": 1, "val_check_interval": 4, "enable_checkpointing": True, **kwargs}
         trainer = fit(model, callback(), saved, ckpt_path=ckpt_path, **options)
@@ -153,6 +153,8 @@ def test_a_user_s_own_combination_is_switched_too():
     ("arguments", "message"),
     [
         ({"combine": "scheduled"}, "no combination 'scheduled'. Give one of schedule_free"),
+        ({"combine": "badam"}, "BAdam is a callback of its own. Add lightning_adam_mini.BAdam"),
+        ({"combine": "galore:rank=4:rank=5"}, "has two settings 'rank'"),
         ({"combine": {"schedule_free": {"rr": 1}}}, "ScheduleFree has no 'rr'. It takes r, power"),
         ({"combine": "schedule_free", "partition": "slim_adam_auto"}, "slim_adam_auto changes blocks"),
     ],

@@ -142,7 +142,7 @@ def test_effective_learning_rates_are_of_what_is_stepped(tmp_path):
         ({"rank": 4, "scale": -1}, r"GaLore has no scale=-1"),
         ({"rank": 4, "only": "tall"}, r"GaLore has no only='tall'. Give a list of globs"),
         ({"rank": 13, "only": ["tall"]}, r"GaLore\(rank=13\) is above both sides of 'tall', of shape \(12, 6\)"),
-        ({"rank": 6, "only": ["tall"]}, r"GaLore\(rank=6\) has nothing to project, because it is no lower than that of \(12, 6\)"),
+        ({"rank": 6, "only": ["tall"]}, r"GaLore\(rank=6\) has nothing to project: it is no lower than that of \(12, 6\)"),
         ({"rank": 2, "only": ["vector"]}, r"GaLore projects matrices, but parameter 'vector' has shape \(6,\)"),
         ({"rank": 2, "only": ["flat"]}, r"'flat' matches no parameter, such as 'tall'"),
         ({"rank": 2}, r"GaLore has to know which matrices are embeddings. Pass the model to combine_"),
@@ -154,6 +154,25 @@ def test_what_is_refused(settings, message):
         combine_(make(model, "adam_mini"), {"galore": settings})
     with pytest.raises(ValueError, match=r"GaLore needs rank"):
         combine_(make(model, "adam_mini"), "galore")
+
+
+def test_a_gradient_of_nan_ends_in_nan_as_with_adamw():
+    model = Matrices()
+    optimizer = train(model, combine_(make(model, "adam_mini"), GaLore(rank=4, every=1, only=["tall"])))
+    gradients(model, 0)
+    for p in (model.tall, model.wide):
+        p.grad.fill_(torch.nan)
+    for _ in range(2):
+        optimizer.step()
+    assert model.tall.isnan().all()
+    assert model.wide.isnan().all()
+    assert model.square.isfinite().all()
+
+
+def test_a_network_without_hidden_matrices_has_nothing_to_project():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"there are none but embeddings and output layers \(convolutions are not projected\)"):
+        combine_(make(model), "galore:rank=1", model)
 
 
 def test_another_rank_is_refused():

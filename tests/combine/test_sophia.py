@@ -142,6 +142,11 @@ class Sampled(TokenModel):
         return nn.functional.cross_entropy(logits, labels), len(labels)
 
 
+def test_a_run_whose_labels_are_drawn_resumes_exactly(tmp_path):
+    part = {"sophia": {"estimate": "gauss_newton_bartlett", "every": 3}}
+    resumes(tmp_path, lambda: AdamMiniCallback(combine=part), Sampled, max_epochs=2)
+
+
 def test_labels_are_drawn_by_the_module():
     losses = []
     for kind in (TokenModel, Sampled):
@@ -197,7 +202,7 @@ def test_what_is_refused():
     for settings, message in (
         ({"estimate": "exact"}, "Sophia has no estimate='exact'. Give one of hutchinson"),
         ({"every": 0}, "Sophia has no every=0"),
-        ({"gamma": 0.0}, "Sophia has no gamma=0.0. Give a number between 0"),
+        ({"gamma": 0.0}, "Sophia has no gamma=0.0. Give a number above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             Sophia(**settings)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -97,8 +99,11 @@ def test_greedy_answers_are_the_most_likely_ones_and_training_stays_as_it_was(pr
 def test_mistakes_are_explained(pretrained, reward):
     with pytest.raises(MisconfigurationException, match="together at most 32"):
         ReMaxModel(str(pretrained), reward, prompt=20, answer=20)
-    with pytest.raises(MisconfigurationException, match="kl=-1"):
-        ReMaxModel(str(pretrained), reward, prompt=8, answer=8, kl=-1.0)
+    for kl in (-1.0, math.nan):
+        with pytest.raises(MisconfigurationException, match=f"kl={kl}"):
+            ReMaxModel(str(pretrained), reward, prompt=8, answer=8, kl=kl)
+    with pytest.raises(MisconfigurationException, match="sft_topics.yaml"):
+        ReMaxModel("runs/none.ckpt", reward)
     with pytest.raises(MisconfigurationException, match="reward_topics.yaml"):
         ReMaxModel(str(pretrained), str(pretrained))
     with pytest.raises(MisconfigurationException, match="a token at least, not 0 and 8"):
