@@ -19,6 +19,7 @@ class Signs:
         unet: It joins features of the way down on the way up, and one time vector goes into its blocks.
         time: It embeds time, or noise levels.
         states: It has state space layers.
+        fourier: It mixes by Fourier transforms, without attention.
         attention: Something in it may be attention whose queries were not recognised.
         strong: Whether hardly anything but attention does that.
     """
@@ -27,6 +28,7 @@ class Signs:
     unet: str | None = None
     time: str | None = None
     states: str | None = None
+    fourier: str | None = None
     attention: str | None = None
     strong: bool = False
 
@@ -63,6 +65,8 @@ def decide(signs: Signs, parameters: Iterable[tuple[Role, int]]) -> Decision:
     found = _by_size(signs, sizes, layers)
     if found.architecture in (Architecture.MLP, Architecture.UNKNOWN) and signs.attention:
         found = Decision(Architecture.TRANSFORMER, f"may have attention: {signs.attention}", guess=True)
+    elif found.architecture is Architecture.MLP and signs.fourier:
+        found = Decision(Architecture.UNKNOWN, signs.fourier)
     elif found.architecture in (Architecture.CNN, Architecture.RNN) and signs.attention and signs.strong:
         found = Decision(found.architecture, f"{found.reason}, unless {signs.attention}", guess=True)
     if signs.time and found.architecture in (Architecture.TRANSFORMER, Architecture.HYBRID):

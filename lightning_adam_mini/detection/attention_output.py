@@ -94,6 +94,8 @@ def _counts(lines: str) -> dict[str, tuple[int, int]]:
 def _claim_in(tree: Tree, claims: Claims, module: nn.Module, widths: set[int], beside: nn.Module | None = None) -> bool:
     """Claim it among the children of ``module``; only the first one if attention itself is the child ``beside``."""
     found = False
+    read = {_inputs(p.slot) for p in find_projections(tree, claims, module if beside is None else beside)}
+    is_shown = any(claims.role(slot) is Role.ATTN_OUT for slot in tree.under(module))
     for name, child in tree.children(module).items():
         if child is beside or not _WORDS.issuperset(words(name)):
             continue
@@ -102,7 +104,7 @@ def _claim_in(tree: Tree, claims: Claims, module: nn.Module, widths: set[int], b
                 continue
             if claims.role(slot) is Role.ATTN_OUT:
                 found = True
-            elif claims.is_open(slot) and _inputs(slot) in widths:
+            elif claims.is_open(slot) and _inputs(slot) in widths and (not is_shown or slot.shape[line_axis(slot.layer)] in read):
                 why = f"{type(module).__name__}.{name} reads what the heads give"
                 claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OUT, why, axis=line_axis(slot.layer)))
                 found = True

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_adam_mini.detection.calls import calls_attention
 from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.layers import (
     claim_pointwise,
@@ -21,6 +22,7 @@ from lightning_adam_mini.detection.layers import (
 )
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.roles import OUTPUTS, Role, Source
+from lightning_adam_mini.detection.signs import core_of, time_words
 from lightning_adam_mini.detection.tree import Slot, Tree
 from lightning_adam_mini.detection.unet import find_time_blocks
 
@@ -35,16 +37,18 @@ _EMBEDS = frozenset({"embed", "embedding", "embedder", "embeddings", "emb", "emb
 _MODULATION = frozenset({"ada", "adaptive", "adaln", "zero", "single", "continuous"})
 _MODULATORS = frozenset({"modulation", "mod", "modulate", "film", "adaln"})
 _HEADS = frozenset({"head", "heads", "classifier", "fc", "classification", "logits", "output", "out", "predictor", "prediction"})
+_DIGITS = "0123456789"
 _EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYPE_EMBEDDING, Role.SPECIAL_TOKEN})
 
 
 def claim_ends(tree: Tree, claims: Claims) -> None:
     """Add the claims of all embeddings, what embeds time, modulations, and output layers."""
     claim_pointwise(tree, claims)
+    steps = time_words(core_of(tree)) - {"t"}
     for module in tree.modules.values():
         with claims.guarded(tree, module):
             _claim_embedding(tree, claims, module)
-            _claim_condition(tree, claims, module)
+            _claim_condition(tree, claims, module, steps)
             _claim_patches(tree, claims, module)
             for method, roles in (
                 ("get_input_embeddings", None),
@@ -54,6 +58,7 @@ def claim_ends(tree: Tree, claims: Claims) -> None:
                 _claim_declared(tree, claims, module, method, roles)
     with claims.guarded(tree, tree.root):
         _claim_time_blocks(tree, claims)
+        _claim_time_readers(tree, claims)
         _claim_outputs(tree, claims)
         _claim_first(tree, claims)
 
@@ -76,10 +81,15 @@ def _claim_declared(tree: Tree, claims: Claims, module: nn.Module, method: str, 
 
 
 def _claim_embedding(tree: Tree, claims: Claims, module: nn.Module) -> None:
-    slot = tree.own(module).get("weight")
+    kind, slot = type(module).__name__, tree.own(module).get("weight")
+    for bare in tree.own(module).values():
+        if bare.layer is module and not is_embedding(module) and claims.is_open(bare) and claims.role(bare) is Role.TOKEN_EMBEDDING:
+            tables = [tree.own(child).get("weight") for child in tree.children(module).values() if is_embedding(child)]
+            if any(s is not None and s.shape[1:] == bare.shape[1:] and s.shape[0] > bare.shape[0] for s in tables):
+                why = f"table of {kind}, which is added to what another one gives"
+                claims.add(bare, Claim(Source.STRUCTURE, Role.POSITION_EMBEDDING, why))
     if slot is None or slot.layer is not module or not is_embedding(module) or not claims.is_open(slot):
         return
-    kind = type(module).__name__
     *outer, name = slot.path.split(".")
     named = {*words(name), *words(kind)}
     if name in ("emb", "embedding", "embed", "weight") and outer:
@@ -100,14 +110,15 @@ def _claim_embedding(tree: Tree, claims: Claims, module: nn.Module) -> None:
     claims.add(slot, Claim(Source.STRUCTURE, Role.TOKEN_EMBEDDING, why, guess=unsure and not is_token))
 
 
-def _claim_condition(tree: Tree, claims: Claims, module: nn.Module) -> None:
-    """Layers that turn a time step or a condition into features, or these into scales and shifts of a norm."""
+def _claim_condition(tree: Tree, claims: Claims, module: nn.Module, steps: frozenset[str]) -> None:
+    """Layers that turn a time step, whose argument is called by ``steps``, or a condition into features, or these into scales of a norm."""
     kind, named = type(module).__name__, set(_names(tree, module))
     attr = set(words(tree.parents[module][1])) if module in tree.parents else set[str]()
     is_time = "time" in named or not _STEPS.isdisjoint(named) or (("t" in attr or "step" in attr) and not _EMBEDS.isdisjoint(attr))
+    is_time = is_time or not steps.isdisjoint(attr)
     if is_time and "mix" not in named and claims.attention.keys().isdisjoint(module.modules()) and not any(map(is_conv, module.modules())):
         role, why = Role.TIME_EMBEDDING, "embeds the time step"
-    elif (not is_linear(module) and not _MODULATORS.isdisjoint(named)) or (is_norm(module) and not _MODULATION.isdisjoint(named)):
+    elif (not _MODULATORS.isdisjoint(named) and _may_modulate(tree, module)) or (is_norm(module) and not _MODULATION.isdisjoint(named)):
         role, why = Role.MODULATION, "scales and shifts a norm"
     else:
         return
@@ -124,6 +135,23 @@ def _claim_time_blocks(tree: Tree, claims: Claims) -> None:
             if is_matrix(slot, claims):
                 why = f"{type(slot.layer).__name__} {what} the time vector"
                 claims.add(slot, Claim(Source.STRUCTURE, Role.TIME_EMBEDDING, why, axis=line_axis(slot.layer)))
+
+
+def _may_modulate(tree: Tree, module: nn.Module) -> bool:
+    """Whether ``module`` is more than a linear layer, or one that gives several vectors as wide as what it reads."""
+    slot = tree.own(module).get("weight") if is_linear(module) else None
+    return slot is None or (fans(slot)[0] > fans(slot)[1] and fans(slot)[0] % fans(slot)[1] == 0)
+
+
+def _claim_time_readers(tree: Tree, claims: Claims) -> None:
+    """What reads as many numbers as only what embeds time gives: scales and shifts."""
+    makers = [slot for slot in tree.slots if claims.role(slot) is Role.TIME_EMBEDDING and is_linear(slot.layer)]
+    others = {_gives(slot) for slot in tree.slots if claims.role(slot) is not Role.TIME_EMBEDDING}
+    widths = {fans(slot)[0] for slot in makers} - others - {slot.shape[0] for slot in tree.slots if claims.role(slot) is Role.NORM}
+    for slot in tree.slots if widths else ():
+        if is_matrix(slot, claims) and is_linear(slot.layer) and fans(slot)[1] in widths:
+            why = f"{type(slot.layer).__name__} reads the time vector"
+            claims.add(slot, Claim(Source.STRUCTURE, Role.MODULATION, why, axis=line_axis(slot.layer)))
 
 
 def _claim_patches(tree: Tree, claims: Claims, module: nn.Module) -> None:
@@ -161,7 +189,10 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
         axis, (outputs, inputs) = line_axis(slot.layer), fans(slot)
         reads_itself = outputs == inputs and first_read[outputs] == last_read[outputs] == i
         unread = outputs not in last_read or reads_itself
-        is_named = not _HEADS.isdisjoint(words(slot.path.replace(".", "_")))
+        # What something behind it reads, all of it or the half that a gate leaves, is no output for its name.
+        is_named = not _HEADS.isdisjoint(words(slot.path.replace(".", "_"))) and all(
+            last_read.get(width, -1) <= i for width in (outputs, outputs // 2 if outputs % 2 == 0 else outputs)
+        )
         # An autoencoder gives what its first layer reads; a stream of features is normalised, too.
         returned = outputs != inputs and outputs not in norms and (is_named or last_read.get(outputs) == 0)
         is_scored = unread and outputs == entries > inputs
@@ -170,7 +201,7 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
         last = i == len(matrices) - 1 and _is_behind_blocks(tree, slot.layer)
         if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":
             claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "one output per token, which no layer reads", axis=axis))
-        elif (unread and (at_end or is_named)) or (returned and at_end) or last:
+        elif (unread and (at_end or is_named or _is_score(tree, slot))) or (returned and at_end) or last:
             why = f"no layer reads its {outputs} outputs" if not last else f"the last layer, with {outputs} outputs"
             claims.add(slot, Claim(Source.STRUCTURE, Role.CLASSIFIER, why, axis=axis))
         else:
@@ -190,6 +221,12 @@ def _is_unembedding(claims: Claims, slot: Slot, tables: set[tuple[int, ...]]) ->
         and slot.shape[0] != slot.shape[1]
         and slot.shape[::-1] in tables
     )
+
+
+def _is_score(tree: Tree, slot: Slot) -> bool:
+    """Whether it gives a single number, which no softmax weighs, behind other layers of one list: a value, a reward."""
+    is_chain = isinstance(tree.parent(slot.layer), nn.Sequential)
+    return is_chain and fans(slot)[0] == 1 and not any(calls_attention(holder) for holder in _holders(tree, slot.layer))
 
 
 def _is_behind_blocks(tree: Tree, layer: nn.Module) -> bool:
@@ -217,11 +254,13 @@ def _holders(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_repeated(tree: Tree, module: nn.Module) -> bool:
-    """Whether ``module`` is part of one of several like blocks in a list."""
+    """Whether ``module`` is part of one of several like blocks: in a list, or three or more that are numbered (``block_0``)."""
     for holder in _holders(tree, module):
-        is_block = isinstance(holder, (nn.ModuleList, nn.Sequential)) and len(module._modules) > 0
-        if is_block and sum(type(child) is type(module) for child in tree.children(holder).values()) > 1:
-            return True
+        if module._modules:
+            alike = [name for name, child in tree.children(holder).items() if type(child) is type(module)]
+            is_list, stem = isinstance(holder, (nn.ModuleList, nn.Sequential)), tree.parents[module][1].rstrip(_DIGITS)
+            if len(alike if is_list else [name for name in alike if name != name.rstrip(_DIGITS) == stem]) > (1 if is_list else 2):
+                return True
         module = holder
     return False
 
@@ -232,12 +271,21 @@ def _claim_first(tree: Tree, claims: Claims) -> None:
     first = next((slot for slot in convs if not (is_pointwise(slot.layer) and claims.role(slot) is not Role.CONV)), None)
     if first is None or not claims.is_open(first) or claims.role(first) is not Role.CONV:
         return
+    before = tree.slots[: tree.slots.index(first)]
+    if any(_gives(slot) == fans(first)[1] for slot in before):
+        return  # it reads features
     conv, axis = first.layer, line_axis(first.layer)
     steps = isinstance(conv, _ConvNd) and conv.kernel_size == conv.stride and max(conv.stride) > 1
     if steps or "patch" in words(first.path.replace(".", "_")):
         claims.add(first, Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, "first convolution, one output per patch", axis=axis))
     else:
         claims.add(first, Claim(Source.STRUCTURE, Role.FIRST_CONV, "first convolution", axis=axis))
+
+
+def _gives(slot: Slot) -> int:
+    """How many numbers a table or a linear layer gives; 0 for what is no matrix."""
+    is_table = is_embedding(slot.layer)
+    return 0 if len(slot.shape) != 2 or not (is_table or is_linear(slot.layer)) else slot.shape[1] if is_table else fans(slot)[0]
 
 
 def _names(tree: Tree, module: nn.Module) -> tuple[str, ...]:

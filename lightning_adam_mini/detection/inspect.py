@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from lightning_adam_mini.detection.adapters import claim_adapters
 from lightning_adam_mini.detection.architecture import decide
 from lightning_adam_mini.detection.attention import claim_attention
 from lightning_adam_mini.detection.attention_output import claim_attention_outputs, claim_attention_rest
-from lightning_adam_mini.detection.claims import Claim, Claims
+from lightning_adam_mini.detection.claims import Claims
 from lightning_adam_mini.detection.ends import claim_ends
 from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_attention
 from lightning_adam_mini.detection.experts import claim_experts
@@ -65,6 +66,7 @@ def inspect_model(
     claims = Claims()
     claim_layers(tree, claims)
     claim_known(tree, claims)
+    claim_adapters(tree, claims)
     claim_attention(tree, claims, heads)
     if example_input is not None:
         args, kwargs = example_call(example_input)
@@ -88,7 +90,7 @@ def inspect_model(
 def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
     claim = claims.best(slot)
     assert claim is not None
-    owner, lines, axis = claim.owner or claim.role, claim.lines, claim.axis
+    owner, lines = claim.owner or claim.role, claim.lines
     if claim.role is Role.BIAS:
         weight = _weight_beside(tree, slot)
         held = None if weight is None else claims.best(weight)
@@ -96,7 +98,7 @@ def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
             owner = held.owner or held.role
             lines = held.lines if _fits(held.lines, slot) else None
     if claim.role is Role.LORA_B and lines is None:
-        lines, axis = _adapted_lines(tree, claims, slot)
+        lines = _adapted_lines(tree, claims, slot)
     return ParameterReport(
         name=slot.name,
         shape=slot.shape,
@@ -104,7 +106,7 @@ def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
         owner=owner,
         reason=claim.reason,
         guess=claim.guess,
-        axis=axis,
+        axis=claim.axis,
         lines=lines,
         trainable=slot.param.requires_grad,
         aliases=tuple(slot.names[1:]),
@@ -122,13 +124,11 @@ def _fits(lines: str | None, slot: Slot) -> bool:
     return lines is not None and len(slot.shape) >= 1 and parse_lines(lines).size == slot.shape[0]
 
 
-def _adapted_lines(tree: Tree, claims: Claims, slot: Slot) -> tuple[str | None, int]:
+def _adapted_lines(tree: Tree, claims: Claims, slot: Slot) -> str | None:
     """The lines of the layer that a LoRA adapter stands beside."""
     layer: nn.Module | None = slot.layer
     while layer is not None and "base_layer" not in layer._modules:
         layer = tree.parents[layer][0] if layer in tree.parents else None
     base = None if layer is None else tree.own(tree.children(layer)["base_layer"]).get("weight")
-    claim: Claim | None = None if base is None else claims.best(base)
-    if claim is None or claim.lines is None or not _fits(claim.lines, slot):
-        return None, 0
-    return claim.lines, 0
+    claim = None if base is None else claims.best(base)
+    return claim.lines if claim is not None and _fits(claim.lines, slot) else None

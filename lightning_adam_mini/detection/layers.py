@@ -122,9 +122,10 @@ def claim_layers(tree: Tree, claims: Claims) -> None:
 
 
 def claim_pointwise(tree: Tree, claims: Claims) -> None:
-    """Take convolutions of one place for linear layers, where queries and keys do the work and at most two others make patches."""
+    """Take convolutions of one place for linear layers: where no other sees more, or where queries work and two others make patches."""
     convs = [slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude]
-    if sum(not is_pointwise(slot.layer) for slot in convs) > 2 or all(claims.role(slot) not in QUERIES_KEYS for slot in tree.slots):
+    others = sum(not is_pointwise(slot.layer) for slot in convs)
+    if others > 2 or (others and all(claims.role(slot) not in QUERIES_KEYS for slot in tree.slots)):
         return
     for slot in convs:
         if claims.role(slot) is not Role.CONV or not claims.is_open(slot) or not is_pointwise(slot.layer):

@@ -115,8 +115,9 @@ def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tu
     for a, b in combinations(linears, 2) if not isinstance(module, nn.Sequential) else ():
         if fans(a[1]) != fans(b[1]):
             continue
-        down = next((c for c in linears if c is not a and c is not b and fans(c[1])[1] == fans(a[1])[0]), None)
-        if down is not None and (is_named or fans(a[1])[0] != fans(a[1])[1]):
+        downs = [c for c in linears if c is not a and c is not b and fans(c[1])[1] == fans(a[1])[0]]
+        if len(downs) == 1 and (is_named or fans(a[1])[0] != fans(a[1])[1]):  # one reads both; two would read one each
+            down = downs[0]
             gate = b if _is_gate(b[0]) and not _is_gate(a[0]) else a
             up = b if gate is a else a
             add(gate[1], Role.MLP_GATE)

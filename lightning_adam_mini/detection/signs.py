@@ -40,14 +40,15 @@ def find_signs(tree: Tree, claims: Claims) -> Signs:
                     return found
         return None
 
-    core = list(_core(tree))
+    core = list(core_of(tree))
     messages = first(lambda m: f"passes messages ({type(m).__name__})" if is_message_passing(m) else None)
     messages = messages or next((f"forward() takes {name}" for name in map(graph_argument, core) if name), None)
     states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
     is_known = any(claims.role(slot) in QUERIES_KEYS for slot in tree.slots)
     strong = None if is_known else first(lambda m: _strong_attention(tree, claims, m))
     weak = None
-    if not is_known and (strong or not _mixes_otherwise(tree)):
+    fourier = None if is_known else _fourier(tree)
+    if not is_known and (strong or not fourier):
         weak = strong or first(lambda m: _attention(tree, claims, m)) or _tied_table(tree, claims)
     time = _time(tree, core)
     return Signs(
@@ -55,12 +56,13 @@ def find_signs(tree: Tree, claims: Claims) -> Signs:
         unet=_unet(tree, core, time),
         time=time,
         states="has state space layers" if states else None,
+        fourier=fourier,
         attention=weak,
         strong=strong is not None,
     )
 
 
-def _core(tree: Tree) -> Iterator[nn.Module]:
+def core_of(tree: Tree) -> Iterator[nn.Module]:
     """The root, and what it holds as long as one child holds nearly all of it: a network in its LightningModule."""
     module, total = tree.root, sum(slot.param.numel() for slot in tree.slots)
     seen: set[nn.Module] = set()
@@ -74,21 +76,25 @@ def _core(tree: Tree) -> Iterator[nn.Module]:
 
 
 def _argument(modules: Iterable[nn.Module], names: frozenset[str]) -> str | None:
-    for module in modules:
-        for name in forward_arguments(module):
-            if name in names:
-                return f"forward() takes {name}"
-    return None
+    found = next((name for module in modules for name in forward_arguments(module) if name in names), None)
+    return f"forward() takes {found}" if found else None
+
+
+def time_words(core: Iterable[nn.Module]) -> frozenset[str]:
+    """What embeds time is called by: the first word of the argument that it is given, such as ``sigma``."""
+    found = [words(name)[0] for module in core for name in forward_arguments(module) if name in _TIME_ARGUMENTS]
+    return frozenset(found[:1])
 
 
 def _time(tree: Tree, core: list[nn.Module]) -> str | None:
     """What shows that the model embeds diffusion time. Linear layers or none compute it; a table is of positions in time."""
     argument, has_table = _argument(core, _TIME_ARGUMENTS), False
+    called = _TIME_WORDS | time_words(core)
     for module in tree.modules.values():
         kind = type(module).__name__
         if not _STEPS.isdisjoint(words(kind)):
             return argument or f"embeds time steps ({kind})"
-        if module not in tree.parents or _TIME_WORDS.isdisjoint(words(tree.parents[module][1])):
+        if module not in tree.parents or called.isdisjoint(words(tree.parents[module][1])):
             continue
         has_table |= is_embedding(module)
         if argument and any(is_linear(inner) for inner in module.modules()):
@@ -133,14 +139,15 @@ def _attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
         children = list(tree.children(module).values())
         if len(children) > 1 and all(type(child) is type(children[0]) for child in children):
             held = sum(slot in matrices for slot in tree.under(children[0]))
-            if held > 3:
+            if held > 3 and any(claims.role(slot) is Role.NORM for slot in tree.slots):
                 return f"a stack of {len(children)} {type(children[0]).__name__} of {held} matrices each"
     return None
 
 
-def _mixes_otherwise(tree: Tree) -> bool:
-    """Whether Fourier transforms take the place of attention, as in FNet: then neither names nor stacks of blocks are signs of it."""
-    return any(not _FOURIER.isdisjoint(called_names(type(module))) for module in tree.modules.values())
+def _fourier(tree: Tree) -> str | None:
+    """What takes the place of attention by Fourier transforms, as in FNet: then neither names nor stacks of blocks are signs of it."""
+    kinds = {type(module): None for module in tree.modules.values()}
+    return next((f"{kind.__name__} mixes by Fourier transforms" for kind in kinds if not _FOURIER.isdisjoint(called_names(kind))), None)
 
 
 def _tied_table(tree: Tree, claims: Claims) -> str | None:

@@ -15,7 +15,7 @@ from lightning_adam_mini.detection.tree import Slot, Tree
 
 @dataclass(frozen=True)
 class TimeBlocks:
-    """Blocks of convolutions with one linear layer each, all of which read a vector of the same width.
+    """Blocks of convolutions with one linear layer each, all of which read a vector of the same width. A convolution may be a block.
 
     Attributes:
         width: The width of the vector.
@@ -37,17 +37,25 @@ def find_time_blocks(tree: Tree) -> TimeBlocks | None:
     """The blocks that make a network a UNet of diffusion; None if it is none, or none by its structure."""
     convs = _held(tree, is_conv)
     linears = _held(tree, is_linear) if convs else {}
-    readers: defaultdict[int, dict[nn.Module, Slot]] = defaultdict(dict)
+    readers: defaultdict[int, dict[nn.Module, tuple[Slot, list[Slot]]]] = defaultdict(dict)
     holders = {slot: next((m for m in _around(tree, slot.layer) if m in convs), tree.root) for slot in linears.get(tree.root, ())}
-    for slot, block in holders.items():
+    last: Slot | None = None
+    for slot in tree.slots if holders else ():
+        if slot in convs[tree.root]:
+            last = slot
+        if (block := holders.get(slot)) is None:
+            continue
         if linears[block] == [slot] and block is not tree.root:
-            readers[fans(slot)[1]][block] = slot
+            readers[fans(slot)[1]][block] = (slot, convs[block])
+        elif last is not None and tree.parent(last.layer) is block and fans(slot)[0] == fans(last)[0]:
+            # Convolutions and linear layers side by side: each of these is added to what the one before it gives.
+            readers[fans(slot)[1]][last.layer] = (slot, [last])
     for width, blocks in readers.items():
-        given = {fans(convs[block][0])[0] for block in blocks}
-        read = [max(fans(conv)[1] for conv in convs[block]) for block in blocks]
+        given = {fans(held[0])[0] for _, held in blocks.values()}
+        read = [max(fans(conv)[1] for conv in held) for _, held in blocks.values()]
         joined = sum(channels not in given and any(channels - one in given for one in given) for channels in read)
         if len(blocks) > 2 and joined:
-            slots = tuple(blocks.values())
+            slots = tuple(slot for slot, _ in blocks.values())
             outside = (slot for slot, holder in holders.items() if set(slots) < set(linears[holder]))
             return TimeBlocks(width, slots, tuple(slot for slot in outside if fans(slot)[0] == width), joined)
     return None

@@ -174,7 +174,7 @@ class Fourier(nn.Module):
         return torch.fft.fft2(x).real
 
 
-@pytest.mark.parametrize(("mix", "expected"), [(Fourier(), (A.MLP, False)), (nn.Identity(), (A.TRANSFORMER, True))])
+@pytest.mark.parametrize(("mix", "expected"), [(Fourier(), (A.UNKNOWN, False)), (nn.Identity(), (A.TRANSFORMER, True))])
 def test_fourier_transforms_in_the_place_of_attention_make_no_transformer(mix: nn.Module, expected: tuple[A, bool]):
     block = nn.Sequential(mix, nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
     assert kind(nn.ModuleDict({"tokens": nn.Embedding(57, 16), "block": block, "head": nn.Linear(16, 57)})) == expected

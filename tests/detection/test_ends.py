@@ -47,6 +47,38 @@ def test_a_score_before_the_classifier_and_blocks_of_a_stack_are_no_outputs():
     assert outputs(nn.TransformerEncoderLayer(16, 2, 32)) == {}
 
 
+def test_what_is_read_whole_or_by_half_is_no_output_for_its_name():
+    chain = nn.ModuleDict({"body": nn.Linear(8, 32), "fc1": nn.Linear(32, 44), "fc2": nn.Linear(44, 3)})
+    assert set(outputs(chain)) == {"fc2.weight"}
+    gated = nn.ModuleDict({"fc": nn.Linear(8, 44), "on": nn.Linear(22, 22), "leave": nn.Linear(22, 3)})
+    assert set(outputs(gated)) == {"leave.weight"}
+
+
+def test_a_reward_beside_a_decoder_is_an_output_and_in_numbered_blocks_it_is_none():
+    score = lambda: nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))  # noqa: E731
+    model = nn.ModuleDict({"enter": nn.Linear(8, 32), "reward": score(), "picture": nn.Linear(32, 24), "up": nn.ConvTranspose2d(24, 3, 4)})
+    assert set(outputs(model)) == {"reward.2.weight"}
+    blocks = {f"block_{i}": nn.ModuleDict({"on": nn.Linear(32, 32), "score": score()}) for i in range(3)}
+    assert set(outputs(nn.ModuleDict({"enter": nn.Linear(8, 32), **blocks, "leave": nn.Linear(32, 5)}))) == {"leave.weight"}
+
+
+def test_a_convolution_of_embedded_tokens_is_not_the_first_of_a_picture():
+    model = nn.ModuleDict({"tokens": nn.Embedding(50, 16), "one": nn.Conv1d(16, 24, 3), "two": nn.Conv1d(24, 24, 3)})
+    assert {p.role for p in inspect_model(model).parameters if p.name.endswith("weight")} == {Role.TOKEN_EMBEDDING, Role.CONV}
+
+
+@pytest.mark.parametrize("rank_first", [True, False])
+def test_low_rank_updates_by_hand_are_told_by_their_shapes(rank_first: bool):
+    class Adapted(nn.Linear):
+        def __init__(self):
+            super().__init__(24, 40)
+            self.down, self.up = (nn.Parameter(torch.zeros(*(size if rank_first else size[::-1]))) for size in ((3, 24), (40, 3)))
+
+    report = inspect_model(nn.Sequential(Adapted(), nn.ReLU(), nn.Linear(40, 5))).by_name
+    found = [(report[f"0.{name}"].role, report[f"0.{name}"].axis) for name in ("down", "up")]
+    assert found == [(Role.LORA_A, int(not rank_first)), (Role.LORA_B, int(not rank_first))]
+
+
 def test_a_smaller_table_beside_another_is_a_guess():
     model = nn.ModuleDict({"tokens": nn.Embedding(64, 16), "places": nn.Embedding(10, 16), "positions": nn.Embedding(10, 16)})
     report = inspect_model(model).by_name

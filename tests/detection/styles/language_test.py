@@ -67,7 +67,7 @@ def test_the_truth_is_well_formed(style: Style) -> None:
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
 def test_a_score_moves_the_lines_of_one_head(style: Style) -> None:
     torch.manual_seed(0)
-    model = style.build()
+    model = style.build().requires_grad_()
     with torch.no_grad():  # weights that start at zero would hide what depends on what
         for parameter in model.parameters():
             if not parameter.any():
