@@ -176,7 +176,9 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
     tables = {slot.shape for slot in tree.slots if claims.role(slot) is Role.TOKEN_EMBEDDING}
     entries, vectors = max((shape[0] for shape in tables), default=0), {shape[1] for shape in tables}
     norms = {slot.shape[0] for slot in tree.slots if claims.role(slot) is Role.NORM and slot.shape}
-    at_end, found, groups = True, False, set[nn.Module]()
+    # A table that is tied is the output.
+    found = any(claims.role(slot) is Role.TOKEN_EMBEDDING and len(slot.names) > 1 for slot in tree.slots)
+    at_end, groups = True, set[nn.Module]()
     for i, slot in reversed(list(enumerate(matrices))):
         if claims.role(slot) in OUTPUTS:
             continue

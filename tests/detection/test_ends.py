@@ -160,3 +160,9 @@ def test_what_stands_beside_the_vectors_of_a_table_is_no_output():
     tower = lambda *n: nn.Sequential(nn.Linear(n[0], n[1]), nn.ReLU(), nn.Linear(n[1], n[2]))  # noqa: E731
     model = nn.ModuleDict({"bags": nn.ModuleList([nn.EmbeddingBag(9, 16)]), "low": tower(13, 32, 16), "top": tower(17, 32, 1)})
     assert set(outputs(model)) == {"top.2.weight"}
+
+
+def test_what_a_tied_table_reads_is_no_output():
+    model = nn.ModuleDict({"tokens": nn.Embedding(57, 16), "body": nn.Linear(16, 16), "score": nn.Linear(16, 57, bias=False)})
+    model["score"].weight = model["tokens"].weight
+    assert outputs(model) == {}
