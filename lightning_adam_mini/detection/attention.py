@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.heads import declared_head_dims, declared_heads, declared_key_heads
 from lightning_adam_mini.detection.known.apply import main_weights
 from lightning_adam_mini.detection.layers import is_conv, is_linear, line_axis
@@ -14,7 +13,7 @@ from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import Role, Source
 from lightning_adam_mini.detection.shown import role_of_lines
-from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.detection.tree import Claim, Slot, Tree
 
 _PARTS = {
     **dict.fromkeys(("q", "query", "queries", "wq"), "q"),
@@ -29,27 +28,10 @@ _PARTS = {
 }
 # Words that may stand beside them in the name of a projection. Any other word means something else: `key_padding`, `q_norm`.
 _BESIDE = frozenset(
-    {
-        "proj",
-        "projection",
-        "projections",
-        "projector",
-        "to",
-        "lin",
-        "linear",
-        "w",
-        "layer",
-        "in",
-        "add",
-        "added",
-        "dense",
-        "fc",
-        "conv",
-        "map",
-    }
-    | {"transform", "weight", "matrix", "pos", "global", "self", "attn", "attention", "cross", "c", "img", "txt", "and", "0", "1", "2", "d"}
-    | {"head", "heads", "ca", "sa", "content", "text", "vision", "image", "src", "tgt", "embed", "states", "sine"}
-    | {"project", "layout", "e", "protein", "structure", "msa"}
+    {"proj", "projection", "projections", "projector", "to", "lin", "linear", "w", "layer", "in", "add", "added", "dense", "fc"}
+    | {"conv", "map", "transform", "weight", "matrix", "pos", "global", "self", "attn", "attention", "cross", "c", "img", "txt"}
+    | {"and", "0", "1", "2", "d", "head", "heads", "ca", "sa", "content", "text", "vision", "image", "src", "tgt", "embed"}
+    | {"states", "sine", "project", "layout", "e", "protein", "structure", "msa"}
 )
 # A projection of positions that queries are compared with, as in Transformer-XL: keys.
 _POSITIONAL = (
@@ -93,29 +75,28 @@ class Projection:
         return self.slot.shape[self.axis]
 
 
-def claim_attention(tree: Tree, claims: Claims, heads: bool = True) -> None:
+def claim_attention(tree: Tree, heads: bool = True) -> None:
     """Add the claims of all modules that look like attention and are not known.
 
     Args:
         tree: The model.
-        claims: What is believed so far.
         heads: Whether their heads are asked for.
     """
     for module in tree.modules.values():
-        projections = find_projections(tree, claims, module)
+        projections = find_projections(tree, module)
         parts = "".join(p.parts for p in projections)
         # A memory network has keys and values, a feed-forward of RWKV too; attention compares queries with keys.
         # One of them may be missing: a learned query, keys of another layer.
         is_named = not ATTENTION_WORDS.isdisjoint(words(type(module).__name__)) and bool(declared_heads(module))
         if not ("q" in parts and "k" in parts) and not (is_named and ("q" in parts or "k" in parts)):
             continue
-        claims.attention.setdefault(module)
-        open_ = [p for p in projections if claims.is_open(p.slot)]
+        tree.attention.setdefault(module)
+        open_ = [p for p in projections if p.slot.is_open]
         if open_:
-            _claim_projections(tree, claims, module, projections, open_, heads)
+            _claim_projections(tree, module, projections, open_, heads)
 
 
-def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Projection]:
+def find_projections(tree: Tree, module: nn.Module) -> list[Projection]:
     """The children and parameters of ``module`` that are called a query, key or value projection."""
     found: list[Projection] = []
     positional: list[Projection] = []
@@ -129,14 +110,12 @@ def find_projections(tree: Tree, claims: Claims, module: nn.Module) -> list[Proj
             (positional if is_positional else found).append(Projection(name, parts or "k", weights[0]))
     for name, slot in tree.own(module).items():
         parts = projection_parts(name)
-        if parts and len(slot.shape) >= 2 and not slot.magnitude and "bias" not in name and claims.role(slot) is not Role.SPECIAL_TOKEN:
+        if parts and len(slot.shape) >= 2 and not slot.magnitude and "bias" not in name and slot.role is not Role.SPECIAL_TOKEN:
             found.append(Projection(name, parts, slot))
     return found + positional if found else []
 
 
-def _claim_projections(
-    tree: Tree, claims: Claims, module: nn.Module, projections: list[Projection], open_: list[Projection], with_heads: bool
-) -> None:
+def _claim_projections(tree: Tree, module: nn.Module, projections: list[Projection], open_: list[Projection], with_heads: bool) -> None:
     kind = type(module).__name__
     queries = next((p for p in projections if p.parts == "q"), None) or next((p for p in projections if p.parts == "k"), None)
     heads = find_heads(tree, module, queries) if queries and with_heads else None
@@ -153,7 +132,7 @@ def _claim_projections(
             unsure = unsure and not is_convention
         elif with_heads:
             why = f"{kind}.{p.name}, but no declared head count fits its {p.rows} lines"
-        claims.add(p.slot, Claim(Source.STRUCTURE, role, why, axis=p.axis, lines=lines, guess=unsure))
+        p.slot.add(Claim(Source.STRUCTURE, role, why, axis=p.axis, lines=lines, guess=unsure))
 
 
 def find_heads(tree: Tree, module: nn.Module, queries: Projection) -> tuple[int, int] | None:
@@ -172,15 +151,12 @@ def find_heads(tree: Tree, module: nn.Module, queries: Projection) -> tuple[int,
 
 def head_list(tree: Tree, module: nn.Module, rows: int) -> nn.Module | None:
     """The module that holds ``module`` in a list of equals, one a head, whose outputs together are what its next layer reads."""
-    parent = tree.parents.get(module)
-    if parent is None or not isinstance(parent[0], nn.ModuleList):
-        return None
-    holder = tree.parents.get(parent[0])
-    peers = list(tree.children(parent[0]).values())
+    _, beside, holder, *_ = (*tree.around(module), None, None)
+    peers = list(tree.children(beside).values()) if isinstance(beside, nn.ModuleList) else []
     if holder is None or len(peers) < 2 or any(type(peer) is not type(module) for peer in peers):
         return None
-    widths = [child.in_features for child in tree.children(holder[0]).values() if isinstance(child, nn.Linear)]
-    return holder[0] if len(peers) * rows in widths else None
+    widths = [child.in_features for child in tree.children(holder).values() if isinstance(child, nn.Linear)]
+    return holder if len(peers) * rows in widths else None
 
 
 def _lines(module: nn.Module, p: Projection, heads: tuple[int, int] | None) -> str | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_adam_mini.detection.calls import calls_attention
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.layers import (
     claim_pointwise,
     fans,
@@ -23,7 +23,7 @@ from lightning_adam_mini.detection.layers import (
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.roles import OUTPUTS, Role, Source
 from lightning_adam_mini.detection.signs import core_of, time_words
-from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.detection.tree import Claim, Slot, Tree
 from lightning_adam_mini.detection.unet import find_time_blocks
 
 _TABLES = (
@@ -41,29 +41,29 @@ _DIGITS = "0123456789"
 _EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYPE_EMBEDDING, Role.SPECIAL_TOKEN})
 
 
-def claim_ends(tree: Tree, claims: Claims) -> None:
+def claim_ends(tree: Tree) -> None:
     """Add the claims of all embeddings, what embeds time, modulations, and output layers."""
-    claim_pointwise(tree, claims)
+    claim_pointwise(tree)
     steps = time_words(core_of(tree)) - {"t"}
     for module in tree.modules.values():
-        with claims.guarded(tree, module):
-            _claim_embedding(tree, claims, module)
-            _claim_condition(tree, claims, module, steps)
-            _claim_patches(tree, claims, module)
+        with tree.guarded(module):
+            _claim_embedding(tree, module)
+            _claim_condition(tree, module, steps)
+            _claim_patches(tree, module)
             for method, roles in (
                 ("get_input_embeddings", None),
                 ("get_output_embeddings", Role.LM_HEAD),
                 ("get_classifier", Role.CLASSIFIER),
             ):
-                _claim_declared(tree, claims, module, method, roles)
-    with claims.guarded(tree, tree.root):
-        _claim_time_blocks(tree, claims)
-        _claim_time_readers(tree, claims)
-        _claim_outputs(tree, claims)
-        _claim_first(tree, claims)
+                _claim_declared(tree, module, method, roles)
+    with tree.guarded(tree.root):
+        _claim_time_blocks(tree)
+        _claim_time_readers(tree)
+        _claim_outputs(tree)
+        _claim_first(tree)
 
 
-def _claim_declared(tree: Tree, claims: Claims, module: nn.Module, method: str, role: Role | None) -> None:
+def _claim_declared(tree: Tree, module: nn.Module, method: str, role: Role | None) -> None:
     """What a method such as ``get_input_embeddings`` returns."""
     get = getattr(type(module), method, None)
     try:
@@ -74,21 +74,21 @@ def _claim_declared(tree: Tree, claims: Claims, module: nn.Module, method: str, 
     is_table = slot is not None and is_embedding(slot.layer)
     if slot is None or is_table != (role is None):  # a tied output layer is the table
         return
-    if not claims.is_open(slot) if role else claims.role(slot) is Role.POSITION_EMBEDDING:
+    if not slot.is_open if role else slot.role is Role.POSITION_EMBEDDING:
         return
     axis = line_axis(slot.layer) if is_linear(slot.layer) else 0
-    claims.add(slot, Claim(Source.KNOWN, role or Role.TOKEN_EMBEDDING, f"what {method}() returns", axis=axis))
+    slot.add(Claim(Source.KNOWN, role or Role.TOKEN_EMBEDDING, f"what {method}() returns", axis=axis))
 
 
-def _claim_embedding(tree: Tree, claims: Claims, module: nn.Module) -> None:
+def _claim_embedding(tree: Tree, module: nn.Module) -> None:
     kind, slot = type(module).__name__, tree.own(module).get("weight")
     for bare in tree.own(module).values():
-        if bare.layer is module and not is_embedding(module) and claims.is_open(bare) and claims.role(bare) is Role.TOKEN_EMBEDDING:
+        if bare.layer is module and not is_embedding(module) and bare.is_open and bare.role is Role.TOKEN_EMBEDDING:
             tables = [tree.own(child).get("weight") for child in tree.children(module).values() if is_embedding(child)]
             if any(s is not None and s.shape[1:] == bare.shape[1:] and s.shape[0] > bare.shape[0] for s in tables):
                 why = f"table of {kind}, which is added to what another one gives"
-                claims.add(bare, Claim(Source.STRUCTURE, Role.POSITION_EMBEDDING, why))
-    if slot is None or slot.layer is not module or not is_embedding(module) or not claims.is_open(slot):
+                bare.suppose(Role.POSITION_EMBEDDING, why)
+    if slot is None or slot.layer is not module or not is_embedding(module) or not slot.is_open:
         return
     *outer, name = slot.path.split(".")
     named = {*words(name), *words(kind)}
@@ -96,45 +96,41 @@ def _claim_embedding(tree: Tree, claims: Claims, module: nn.Module) -> None:
         named.update(words(outer[-1]))
     for known, role in _TABLES:
         if not known.isdisjoint(named):
-            claims.add(slot, Claim(Source.STRUCTURE, role, f"{kind} of {slot.shape[0]} entries named {name}"))
+            slot.suppose(role, f"{kind} of {slot.shape[0]} entries named {name}")
             return
     # Beside a larger table of the same width it may be one of positions or types.
-    beside = (
-        [s for inner in tree.children(tree.parents[module][0]).values() if is_embedding(inner) for s in tree.own(inner).values()]
-        if module in tree.parents
-        else []
-    )
+    holder = tree.parents[module][0] if module in tree.parents else module
+    beside = [s for inner in tree.children(holder).values() if is_embedding(inner) for s in tree.own(inner).values()]
     unsure = not name.isdecimal() and any(s.shape[1:] == slot.shape[1:] and s.shape[0] > slot.shape[0] for s in beside)
     is_token = not {"token", "tokens", "word", "words", "tok", "vocab", "item"}.isdisjoint(named)
     why = f"{kind} of {slot.shape[0]} entries" + (", though a larger one stands beside it" if unsure else "")
-    claims.add(slot, Claim(Source.STRUCTURE, Role.TOKEN_EMBEDDING, why, guess=unsure and not is_token))
+    slot.suppose(Role.TOKEN_EMBEDDING, why, guess=unsure and not is_token)
 
 
-def _claim_condition(tree: Tree, claims: Claims, module: nn.Module, steps: frozenset[str]) -> None:
+def _claim_condition(tree: Tree, module: nn.Module, steps: frozenset[str]) -> None:
     """Layers that turn a time step, whose argument is called by ``steps``, or a condition into features, or these into scales of a norm."""
     kind, named = type(module).__name__, set(_names(tree, module))
-    attr = set(words(tree.parents[module][1])) if module in tree.parents else set[str]()
+    attr = set(words(tree.name_of(module)))
     is_time = "time" in named or not _STEPS.isdisjoint(named) or (("t" in attr or "step" in attr) and not _EMBEDS.isdisjoint(attr))
     is_time = is_time or not steps.isdisjoint(attr)
-    if is_time and "mix" not in named and claims.attention.keys().isdisjoint(module.modules()) and not any(map(is_conv, module.modules())):
+    if is_time and "mix" not in named and tree.attention.keys().isdisjoint(module.modules()) and not any(map(is_conv, module.modules())):
         role, why = Role.TIME_EMBEDDING, "embeds the time step"
     elif (not _MODULATORS.isdisjoint(named) and _may_modulate(tree, module)) or (is_norm(module) and not _MODULATION.isdisjoint(named)):
         role, why = Role.MODULATION, "scales and shifts a norm"
     else:
         return
     for slot in tree.under(module):
-        if is_matrix(slot, claims):
-            claims.add(slot, Claim(Source.STRUCTURE, role, f"{kind} {why}", axis=line_axis(slot.layer)))
+        if is_matrix(slot):
+            slot.suppose(role, f"{kind} {why}")
 
 
-def _claim_time_blocks(tree: Tree, claims: Claims) -> None:
+def _claim_time_blocks(tree: Tree) -> None:
     """In a UNet of diffusion, the layers that make the time vector, and those that read it."""
     blocks = find_time_blocks(tree)
     for slots, what in ((blocks.makers, "makes"), (blocks.slots, "reads")) if blocks is not None else ():
         for slot in slots:
-            if is_matrix(slot, claims):
-                why = f"{type(slot.layer).__name__} {what} the time vector"
-                claims.add(slot, Claim(Source.STRUCTURE, Role.TIME_EMBEDDING, why, axis=line_axis(slot.layer)))
+            if is_matrix(slot):
+                slot.suppose(Role.TIME_EMBEDDING, f"{type(slot.layer).__name__} {what} the time vector")
 
 
 def _may_modulate(tree: Tree, module: nn.Module) -> bool:
@@ -143,52 +139,48 @@ def _may_modulate(tree: Tree, module: nn.Module) -> bool:
     return slot is None or (fans(slot)[0] > fans(slot)[1] and fans(slot)[0] % fans(slot)[1] == 0)
 
 
-def _claim_time_readers(tree: Tree, claims: Claims) -> None:
+def _claim_time_readers(tree: Tree) -> None:
     """What reads as many numbers as only what embeds time gives: scales and shifts."""
-    makers = [slot for slot in tree.slots if claims.role(slot) is Role.TIME_EMBEDDING and is_linear(slot.layer)]
-    others = {_gives(slot) for slot in tree.slots if claims.role(slot) is not Role.TIME_EMBEDDING}
-    widths = {fans(slot)[0] for slot in makers} - others - {slot.shape[0] for slot in tree.slots if claims.role(slot) is Role.NORM}
+    makers = [slot for slot in tree.slots if slot.role is Role.TIME_EMBEDDING and is_linear(slot.layer)]
+    others = {_gives(slot) for slot in tree.slots if slot.role is not Role.TIME_EMBEDDING}
+    widths = {fans(slot)[0] for slot in makers} - others - {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM}
     for slot in tree.slots if widths else ():
-        if is_matrix(slot, claims) and is_linear(slot.layer) and fans(slot)[1] in widths:
-            why = f"{type(slot.layer).__name__} reads the time vector"
-            claims.add(slot, Claim(Source.STRUCTURE, Role.MODULATION, why, axis=line_axis(slot.layer)))
+        if is_matrix(slot) and is_linear(slot.layer) and fans(slot)[1] in widths:
+            slot.suppose(Role.MODULATION, f"{type(slot.layer).__name__} reads the time vector")
 
 
-def _claim_patches(tree: Tree, claims: Claims, module: nn.Module) -> None:
+def _claim_patches(tree: Tree, module: nn.Module) -> None:
     """A linear layer or a convolution in a module that is called a patch embedding."""
     named = _names(tree, module)
     if {"patch", "patches"}.isdisjoint(named) or {"embed", "embedding", "embedder", "embeddings", "in"}.isdisjoint(named):
         return
-    linears = [slot for slot in tree.under(module) if is_matrix(slot, claims)]
-    linears = linears or [slot for slot in tree.under(module) if claims.role(slot) is Role.CONV and claims.is_open(slot)]
+    linears = [slot for slot in tree.under(module) if is_matrix(slot)]
+    linears = linears or [slot for slot in tree.under(module) if slot.role is Role.CONV and slot.is_open]
     if len(linears) == 1:
-        why = f"{type(module).__name__} embeds patches"
-        claims.add(linears[0], Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, why, axis=line_axis(linears[0].layer)))
+        linears[0].suppose(Role.PATCH_EMBEDDING, f"{type(module).__name__} embeds patches")
 
 
-def _claim_outputs(tree: Tree, claims: Claims) -> None:
+def _claim_outputs(tree: Tree) -> None:
     """Linear layers whose outputs no layer reads: by their number, and by their place at the end or their name."""
-    matrices = [
-        s for s in tree.slots if len(s.shape) >= 2 and not s.magnitude and claims.role(s) not in (*_EMBEDDINGS, Role.NORM, Role.BIAS)
-    ]
-    last_read = {width: i for i, slot in enumerate(matrices) for width in _inputs(claims, slot)}
-    first_read = {width: i for i, slot in reversed(list(enumerate(matrices))) for width in _inputs(claims, slot)}
-    tables = {slot.shape for slot in tree.slots if claims.role(slot) is Role.TOKEN_EMBEDDING}
+    matrices = [s for s in tree.slots if len(s.shape) >= 2 and not s.magnitude and s.role not in (*_EMBEDDINGS, Role.NORM, Role.BIAS)]
+    last_read = {width: i for i, slot in enumerate(matrices) for width in _inputs(slot)}
+    first_read = {width: i for i, slot in reversed(list(enumerate(matrices))) for width in _inputs(slot)}
+    tables = {slot.shape for slot in tree.slots if slot.role is Role.TOKEN_EMBEDDING}
     entries, vectors = max((shape[0] for shape in tables), default=0), {shape[1] for shape in tables}
-    norms = {slot.shape[0] for slot in tree.slots if claims.role(slot) is Role.NORM and slot.shape}
+    norms = {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM and slot.shape}
     # A table that is tied is the output.
-    found = any(claims.role(slot) is Role.TOKEN_EMBEDDING and len(slot.names) > 1 for slot in tree.slots)
+    found = any(slot.role is Role.TOKEN_EMBEDDING and len(slot.names) > 1 for slot in tree.slots)
     at_end, groups = True, set[nn.Module]()
     for i, slot in reversed(list(enumerate(matrices))):
-        if claims.role(slot) in OUTPUTS:
+        if slot.role in OUTPUTS:
             continue
-        if _is_unembedding(claims, slot, tables):
-            claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "a matrix with one output per token", axis=1))
+        if _is_unembedding(slot, tables):
+            slot.suppose(Role.LM_HEAD, "a matrix with one output per token", axis=1)
             continue
-        if not is_matrix(slot, claims) or is_repeated(tree, slot.layer):
+        if not is_matrix(slot) or is_repeated(tree, slot.layer):
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue
-        axis, (outputs, inputs) = line_axis(slot.layer), fans(slot)
+        outputs, inputs = fans(slot)
         reads_itself = outputs == inputs and first_read[outputs] == last_read[outputs] == i
         unread = outputs not in last_read or reads_itself
         # What something behind it reads, all of it or the half that a gate leaves, is no output for its name.
@@ -202,10 +194,10 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
         unread = unread and not (outputs in vectors and found)
         last = i == len(matrices) - 1 and _is_behind_blocks(tree, slot.layer)
         if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":
-            claims.add(slot, Claim(Source.STRUCTURE, Role.LM_HEAD, "one output per token, which no layer reads", axis=axis))
+            slot.suppose(Role.LM_HEAD, "one output per token, which no layer reads")
         elif (unread and (at_end or is_named or _is_score(tree, slot))) or (returned and at_end) or last:
             why = f"no layer reads its {outputs} outputs" if not last else f"the last layer, with {outputs} outputs"
-            claims.add(slot, Claim(Source.STRUCTURE, Role.CLASSIFIER, why, axis=axis))
+            slot.suppose(Role.CLASSIFIER, why)
         else:
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue
@@ -213,16 +205,10 @@ def _claim_outputs(tree: Tree, claims: Claims) -> None:
         groups.update(module for module in _holders(tree, slot.layer) if isinstance(module, nn.Sequential) and module is not tree.root)
 
 
-def _is_unembedding(claims: Claims, slot: Slot, tables: set[tuple[int, ...]]) -> bool:
+def _is_unembedding(slot: Slot, tables: set[tuple[int, ...]]) -> bool:
     """Whether it is a bare matrix shaped like a table of tokens turned over."""
     is_bare = slot.attr != "weight" or not (is_linear(slot.layer) or is_conv(slot.layer))
-    return (
-        is_bare
-        and claims.is_open(slot)
-        and claims.role(slot) is Role.LINEAR
-        and slot.shape[0] != slot.shape[1]
-        and slot.shape[::-1] in tables
-    )
+    return is_bare and slot.is_open and slot.role is Role.LINEAR and slot.shape[0] != slot.shape[1] and slot.shape[::-1] in tables
 
 
 def _is_score(tree: Tree, slot: Slot) -> bool:
@@ -239,20 +225,15 @@ def _is_behind_blocks(tree: Tree, layer: nn.Module) -> bool:
     return not isinstance(holder, nn.Sequential) and any(isinstance(child, (nn.ModuleList, nn.Sequential)) for child in lists)
 
 
-def _inputs(claims: Claims, slot: Slot) -> tuple[int, ...]:
+def _inputs(slot: Slot) -> tuple[int, ...]:
     """How many numbers a layer reads; of a bare matrix either may be."""
     if is_linear(slot.layer) or is_conv(slot.layer):
         return (fans(slot)[1],)
-    held = claims.best(slot)
-    axis = 0 if held is None else held.axis
-    return tuple(slot.shape[i] for i in range(len(slot.shape)) if i != axis)
+    return tuple(size for i, size in enumerate(slot.shape) if i != slot.claim.axis)
 
 
 def _holders(tree: Tree, module: nn.Module) -> Iterator[nn.Module]:
-    holder = tree.parent(module)
-    while holder is not None:
-        yield holder
-        holder = tree.parent(holder)
+    return islice(tree.around(module), 1, None)
 
 
 def is_repeated(tree: Tree, module: nn.Module) -> bool:
@@ -260,28 +241,28 @@ def is_repeated(tree: Tree, module: nn.Module) -> bool:
     for holder in _holders(tree, module):
         if module._modules:
             alike = [name for name, child in tree.children(holder).items() if type(child) is type(module)]
-            is_list, stem = isinstance(holder, (nn.ModuleList, nn.Sequential)), tree.parents[module][1].rstrip(_DIGITS)
+            is_list, stem = isinstance(holder, (nn.ModuleList, nn.Sequential)), tree.name_of(module).rstrip(_DIGITS)
             if len(alike if is_list else [name for name in alike if name != name.rstrip(_DIGITS) == stem]) > (1 if is_list else 2):
                 return True
         module = holder
     return False
 
 
-def _claim_first(tree: Tree, claims: Claims) -> None:
+def _claim_first(tree: Tree) -> None:
     """The first convolution: of patches if it steps over its whole kernel or is called so, else of an image."""
     convs = (slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude)
-    first = next((slot for slot in convs if not (is_pointwise(slot.layer) and claims.role(slot) is not Role.CONV)), None)
-    if first is None or not claims.is_open(first) or claims.role(first) is not Role.CONV:
+    first = next((slot for slot in convs if not (is_pointwise(slot.layer) and slot.role is not Role.CONV)), None)
+    if first is None or not first.is_open or first.role is not Role.CONV:
         return
     before = tree.slots[: tree.slots.index(first)]
     if any(_gives(slot) == fans(first)[1] for slot in before):
         return  # it reads features
-    conv, axis = first.layer, line_axis(first.layer)
+    conv = first.layer
     steps = isinstance(conv, _ConvNd) and conv.kernel_size == conv.stride and max(conv.stride) > 1
     if steps or "patch" in words(first.path.replace(".", "_")):
-        claims.add(first, Claim(Source.STRUCTURE, Role.PATCH_EMBEDDING, "first convolution, one output per patch", axis=axis))
+        first.suppose(Role.PATCH_EMBEDDING, "first convolution, one output per patch")
     else:
-        claims.add(first, Claim(Source.STRUCTURE, Role.FIRST_CONV, "first convolution", axis=axis))
+        first.suppose(Role.FIRST_CONV, "first convolution")
 
 
 def _gives(slot: Slot) -> int:
@@ -292,4 +273,4 @@ def _gives(slot: Slot) -> int:
 
 def _names(tree: Tree, module: nn.Module) -> tuple[str, ...]:
     """The words of the class of ``module`` and of what it is called."""
-    return words(type(module).__name__) + (words(tree.parents[module][1]) if module in tree.parents else ())
+    return words(type(module).__name__) + words(tree.name_of(module))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims
-from lightning_adam_mini.detection.layers import is_linear, line_axis
+from lightning_adam_mini.detection.layers import is_linear
 from lightning_adam_mini.detection.names import words
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _DOWN = frozenset({"down", "w2", "output", "out", "wo"})
@@ -15,24 +14,24 @@ _UP = frozenset({"up", "gate", "w1", "w3", "input", "in", "wi"})
 _ROUTERS = frozenset({"router", "gate", "gating"})
 
 
-def claim_experts(tree: Tree, claims: Claims) -> None:
+def claim_experts(tree: Tree) -> None:
     """Add the claims of stacked experts, weights of (experts, outputs, inputs) or (experts, inputs, outputs), and of routers."""
     for module in tree.modules.values():
-        with claims.guarded(tree, module):
-            _claim_module(tree, claims, module)
-            _claim_routers(tree, claims, module)
+        with tree.guarded(module):
+            _claim_module(tree, module)
+            _claim_routers(tree, module)
 
 
-def _claim_module(tree: Tree, claims: Claims, module: nn.Module) -> None:
-    stacked = {name: slot for name, slot in _stacked(tree, module).items() if claims.is_open(slot)}
+def _claim_module(tree: Tree, module: nn.Module) -> None:
+    stacked = {name: slot for name, slot in _stacked(tree, module).items() if slot.is_open}
     downs = [slot for name, slot in stacked.items() if not _DOWN.isdisjoint(words(name))]
     ups = {name: slot for name, slot in stacked.items() if not _UP.isdisjoint(words(name)) and slot not in downs}
     if len(downs) == 1 and ups:
-        _claim_stack(claims, module, ups, downs[0])
+        _claim_stack(module, ups, downs[0])
     elif not {"router", "gate"}.isdisjoint(words(type(module).__name__)):
         for slot in tree.own(module).values():
-            if slot.layer is module and len(slot.shape) == 2 and claims.is_open(slot):
-                claims.add(slot, Claim(Source.STRUCTURE, Role.ROUTER, f"{type(module).__name__} chooses experts"))
+            if slot.layer is module and len(slot.shape) == 2 and slot.is_open:
+                slot.suppose(Role.ROUTER, f"{type(module).__name__} chooses experts", axis=0)
 
 
 def _stacked(tree: Tree, module: nn.Module) -> dict[str, Slot]:
@@ -45,7 +44,7 @@ def _stacked(tree: Tree, module: nn.Module) -> dict[str, Slot]:
     return found
 
 
-def _claim_stack(claims: Claims, module: nn.Module, ups: dict[str, Slot], down: Slot) -> None:
+def _claim_stack(module: nn.Module, ups: dict[str, Slot], down: Slot) -> None:
     kind = type(module).__name__
     _, a, b = down.shape
     for name, slot in ups.items():
@@ -56,17 +55,16 @@ def _claim_stack(claims: Claims, module: nn.Module, ups: dict[str, Slot], down: 
             continue
         fused = slot.shape[axis] == 2 * down.shape[3 - axis]
         role = Role.MLP_GATE_UP if fused else Role.MLP_GATE if "gate" in words(name) or name == "w1" else Role.MLP_UP
-        claims.add(slot, Claim(Source.STRUCTURE, role, f"experts of {kind}", axis=axis))
-        claims.add(down, Claim(Source.STRUCTURE, Role.MLP_DOWN, f"experts of {kind}", axis=axis))
+        slot.suppose(role, f"experts of {kind}", axis=axis)
+        down.suppose(Role.MLP_DOWN, f"experts of {kind}", axis=axis)
 
 
-def _claim_routers(tree: Tree, claims: Claims, module: nn.Module) -> None:
+def _claim_routers(tree: Tree, module: nn.Module) -> None:
     """Linear layers called router or gate beside experts."""
     children = tree.children(module)
     if not any({"expert", "experts"} & set(words(name)) for name in children):
         return
     for name, child in children.items():
         slot = tree.own(child).get("weight")
-        if slot is not None and is_linear(child) and claims.is_open(slot) and not _ROUTERS.isdisjoint(words(name)):
-            why = f"{type(module).__name__}.{name} chooses experts"
-            claims.add(slot, Claim(Source.STRUCTURE, Role.ROUTER, why, axis=line_axis(child)))
+        if slot is not None and is_linear(child) and slot.is_open and not _ROUTERS.isdisjoint(words(name)):
+            slot.suppose(Role.ROUTER, f"{type(module).__name__}.{name} chooses experts")

@@ -8,11 +8,10 @@ from functools import lru_cache
 from torch import nn
 
 from lightning_adam_mini.detection.calls import called_names
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.layers import is_linear, line_axis
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.registry import qualified_names
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _PYG = "torch_geometric.nn.conv.message_passing.MessagePassing"
@@ -42,48 +41,41 @@ def graph_argument(module: nn.Module) -> str | None:
     return next((name for name in forward_arguments(module) if name in _ARGUMENTS), None)
 
 
-def claim_graph(tree: Tree, claims: Claims) -> None:
+def claim_graph(tree: Tree) -> None:
     """Claim the weights of graph convolutions: their own and those of linear layers that they hold directly."""
     for module in tree.modules.values():
         if not is_message_passing(module):
-            with claims.guarded(tree, module):
-                _claim_by_hand(tree, claims, module)
+            with tree.guarded(module):
+                _claim_by_hand(tree, module)
             continue
-        with claims.guarded(tree, module):
+        with tree.guarded(module):
             kind = type(module).__name__
             for slot in _direct(tree, module):
-                if not claims.is_open(slot) or claims.role(slot) in (Role.BIAS, Role.NORM):
+                if not slot.is_open or slot.role in (Role.BIAS, Role.NORM):
                     continue
                 if slot.layer is module and ("att" in words(slot.attr) or "attn" in words(slot.attr)):
-                    claims.add(slot, Claim(Source.STRUCTURE, Role.ATTN_OTHER, f"attention vector of {kind}"))
+                    slot.suppose(Role.ATTN_OTHER, f"attention vector of {kind}", axis=0)
                 elif len(slot.shape) >= 2:
-                    claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=_axis(module, slot)))
+                    slot.suppose(Role.GRAPH_CONV, f"weight of {kind}", axis=_axis(module, slot))
             for slot in tree.under(module):  # a layer of its own kind, such as DNAConv's grouped one
-                if (
-                    claims.role(slot) in (Role.OTHER, Role.LINEAR)
-                    and not is_linear(slot.layer)
-                    and claims.is_open(slot)
-                    and len(slot.shape) >= 2
-                ):
-                    claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"weight of {kind}", axis=len(slot.shape) - 1))
+                if slot.role in (Role.OTHER, Role.LINEAR) and not is_linear(slot.layer) and slot.is_open and len(slot.shape) >= 2:
+                    slot.suppose(Role.GRAPH_CONV, f"weight of {kind}", axis=len(slot.shape) - 1)
 
 
-def _claim_by_hand(tree: Tree, claims: Claims, module: nn.Module) -> None:
+def _claim_by_hand(tree: Tree, module: nn.Module) -> None:
     """The bare matrices of a layer that takes a graph, or that takes more than features in a network that takes one."""
     bare = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2]
-    bare = [slot for slot in bare if claims.is_open(slot) and claims.role(slot) is Role.LINEAR]
-    if not bare or module in claims.attention:
+    bare = [slot for slot in bare if slot.is_open and slot.role is Role.LINEAR]
+    if not bare or module in tree.attention:
         return
-    around = tree.parent(module)
-    while isinstance(around, (nn.ModuleList, nn.ModuleDict)):
-        around = tree.parent(around)
     takes = graph_argument(module)
-    if takes is None and around is not None and len(forward_arguments(module)) > 1:
-        takes = graph_argument(around)
+    if takes is None and len(forward_arguments(module)) > 1:
+        around = (m for m in tree.around(module) if m is not module and not isinstance(m, (nn.ModuleList, nn.ModuleDict)))
+        takes = next(map(graph_argument, around), None)
     if takes is not None:
         axis = 0 if "linear" in called_names(type(module)) else 1
         for slot in bare:
-            claims.add(slot, Claim(Source.STRUCTURE, Role.GRAPH_CONV, f"matrix of {type(module).__name__}, which takes {takes}", axis=axis))
+            slot.suppose(Role.GRAPH_CONV, f"matrix of {type(module).__name__}, which takes {takes}", axis=axis)
 
 
 def _direct(tree: Tree, module: nn.Module) -> list[Slot]:

@@ -10,7 +10,6 @@ from lightning_adam_mini.detection.adapters import claim_adapters
 from lightning_adam_mini.detection.architecture import decide
 from lightning_adam_mini.detection.attention import claim_attention
 from lightning_adam_mini.detection.attention_output import claim_attention_outputs, claim_attention_rest
-from lightning_adam_mini.detection.claims import Claims
 from lightning_adam_mini.detection.ends import claim_ends
 from lightning_adam_mini.detection.evidence import Evidence, example_call, probe_attention
 from lightning_adam_mini.detection.experts import claim_experts
@@ -20,7 +19,7 @@ from lightning_adam_mini.detection.layers import claim_layers
 from lightning_adam_mini.detection.mlp import claim_mlp
 from lightning_adam_mini.detection.parts import find_parts, sizes_of
 from lightning_adam_mini.detection.report import ModelReport, ParameterReport
-from lightning_adam_mini.detection.roles import Role, Source
+from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.running import SECONDS, claim_running
 from lightning_adam_mini.detection.shown import claim_shown
 from lightning_adam_mini.detection.signs import find_signs
@@ -63,42 +62,38 @@ def inspect_model(
         remedy = "Make an instance of it first" if isinstance(module, type) else "Pass the model itself"
         raise TypeError(f"inspect_model and partition_model take a torch.nn.Module, not {str(module)[:80]!r}. {remedy}.")
     tree = Tree.of(module)
-    claims = Claims()
-    claim_layers(tree, claims)
-    claim_known(tree, claims)
-    claim_adapters(tree, claims)
-    claim_attention(tree, claims, heads)
+    claim_layers(tree)
+    claim_known(tree)
+    claim_adapters(tree)
+    claim_attention(tree, heads)
     if example_input is not None:
         args, kwargs = example_call(example_input)
         evidence = probe_attention(module, *args, **kwargs)
     if evidence is not None:
-        claim_shown(tree, claims, evidence)
+        claim_shown(tree, evidence)
     if heads:
-        claim_running(tree, claims, SECONDS if probe else 0.0)
-    claim_attention_outputs(tree, claims)
-    claim_attention_rest(tree, claims)
-    claim_graph(tree, claims)
-    claim_experts(tree, claims)
-    claim_ends(tree, claims)
-    claim_mlp(tree, claims)
-    signs = find_signs(tree, claims)
-    architecture, why, guess = decide(signs, sizes_of(tree, claims))
-    parts = find_parts(tree, claims)
-    return ModelReport(architecture, why, tuple(_report(tree, claims, slot) for slot in tree.slots), parts, guess, signs)
+        claim_running(tree, SECONDS if probe else 0.0)
+    claim_attention_outputs(tree)
+    claim_attention_rest(tree)
+    claim_graph(tree)
+    claim_experts(tree)
+    claim_ends(tree)
+    claim_mlp(tree)
+    signs = find_signs(tree)
+    architecture, why, guess = decide(signs, sizes_of(tree))
+    parts = find_parts(tree)
+    return ModelReport(architecture, why, tuple(_report(tree, slot) for slot in tree.slots), parts, guess, signs)
 
 
-def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
-    claim = claims.best(slot)
-    assert claim is not None
+def _report(tree: Tree, slot: Slot) -> ParameterReport:
+    claim = slot.claim
     owner, lines = claim.owner or claim.role, claim.lines
-    if claim.role is Role.BIAS:
-        weight = _weight_beside(tree, slot)
-        held = None if weight is None else claims.best(weight)
-        if weight is not None and held is not None and claim.source is Source.LAYER:
-            owner = held.owner or held.role
-            lines = held.lines if _fits(held.lines, slot) else None
+    weight = tree.own(slot.layer).get(slot.attr.replace("bias", "weight"))
+    if claim.role is Role.BIAS and slot.is_open and weight not in (None, slot):  # it follows its weight: `in_proj_weight`
+        owner = weight.claim.owner or weight.role
+        lines = weight.claim.lines if _fits(weight.claim.lines, slot) else None
     if claim.role is Role.LORA_B and lines is None:
-        lines = _adapted_lines(tree, claims, slot)
+        lines = _adapted_lines(tree, slot)
     return ParameterReport(
         name=slot.name,
         shape=slot.shape,
@@ -114,21 +109,12 @@ def _report(tree: Tree, claims: Claims, slot: Slot) -> ParameterReport:
     )
 
 
-def _weight_beside(tree: Tree, slot: Slot) -> Slot | None:
-    """The weight that a bias belongs to, whose lines it follows: ``in_proj_weight`` for ``in_proj_bias``."""
-    weight = tree.own(slot.layer).get(slot.attr.replace("bias", "weight"))
-    return weight if weight is not slot else None
-
-
 def _fits(lines: str | None, slot: Slot) -> bool:
     return lines is not None and len(slot.shape) >= 1 and parse_lines(lines).size == slot.shape[0]
 
 
-def _adapted_lines(tree: Tree, claims: Claims, slot: Slot) -> str | None:
+def _adapted_lines(tree: Tree, slot: Slot) -> str | None:
     """The lines of the layer that a LoRA adapter stands beside."""
-    layer: nn.Module | None = slot.layer
-    while layer is not None and "base_layer" not in layer._modules:
-        layer = tree.parents[layer][0] if layer in tree.parents else None
-    base = None if layer is None else tree.own(tree.children(layer)["base_layer"]).get("weight")
-    claim = None if base is None else claims.best(base)
-    return claim.lines if claim is not None and _fits(claim.lines, slot) else None
+    adapted = next((layer for layer in tree.around(slot.layer) if "base_layer" in layer._modules), None)
+    base = None if adapted is None else tree.own(tree.children(adapted)["base_layer"]).get("weight")
+    return base.claim.lines if base is not None and _fits(base.claim.lines, slot) else None

@@ -9,29 +9,24 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.names import own_parameter, words
 from lightning_adam_mini.detection.roles import QUERIES_KEYS, Role, Source
-from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.detection.tree import Claim, Slot, Tree
 
 _KERNEL = 15  # places along a side of a kernel
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_POSITIONS = frozenset({"pos", "position", "positions", "positional", "rel", "relative", "biases", "rope", "posenc", "posemb", "level"})
+_TOKENS = frozenset(
+    {"token", "tokens", "cls", "mask", "masked", "prompt", "prompts", "latents", "latent", "query", "mem", "registers", "class"}
+)
+_SCALES = frozenset(
+    {"gamma", "scale", "ls", "temperature", "temp", "lambda", "alpha", "factor", "sinks", "decay", "modulation", "modulate"}
+)
 # Words of the names of bare parameters. Strategies treat all of these alike (neither heads nor rows), so a name may decide among them.
 _BARE: tuple[tuple[frozenset[str], Role], ...] = (
-    (
-        frozenset({"pos", "position", "positions", "positional", "rel", "relative", "biases", "rope", "posenc", "posemb", "level"}),
-        Role.POSITION_EMBEDDING,
-    ),
-    (
-        frozenset(
-            {"token", "tokens", "cls", "mask", "masked", "prompt", "prompts", "latents", "latent", "query", "mem", "registers", "class"}
-        ),
-        Role.SPECIAL_TOKEN,
-    ),
-    (
-        frozenset({"gamma", "scale", "ls", "temperature", "temp", "lambda", "alpha", "factor", "sinks", "decay", "modulation", "modulate"}),
-        Role.SCALE,
-    ),
+    (_POSITIONS, Role.POSITION_EMBEDDING),
+    (_TOKENS, Role.SPECIAL_TOKEN),
+    (_SCALES, Role.SCALE),
 )
 
 
@@ -87,9 +82,9 @@ def is_pointwise(layer: nn.Module) -> bool:
     return isinstance(layer, _ConvNd) and prod(layer.kernel_size) == 1 and layer.groups == 1
 
 
-def is_matrix(slot: Slot, claims: Claims) -> bool:
+def is_matrix(slot: Slot) -> bool:
     """Whether the tensor is the matrix of a layer of which no more is known: a linear layer, or a convolution that is used as one."""
-    return claims.is_open(slot) and claims.role(slot) is Role.LINEAR and (is_linear(slot.layer) or is_pointwise(slot.layer))
+    return slot.is_open and slot.role is Role.LINEAR and (is_linear(slot.layer) or is_pointwise(slot.layer))
 
 
 def line_axis(layer: nn.Module) -> int:
@@ -114,27 +109,27 @@ def is_lora(slot: Slot) -> bool:
     return any(part.startswith("lora_") for part in slot.path.split("."))
 
 
-def claim_layers(tree: Tree, claims: Claims) -> None:
+def claim_layers(tree: Tree) -> None:
     """Add a claim for every slot."""
     for slot in tree.slots:
-        with claims.guarded(tree, slot.layer):
-            claims.add(slot, _claim(slot))
+        with tree.guarded(slot.layer):
+            slot.add(_claim(slot))
 
 
-def claim_pointwise(tree: Tree, claims: Claims) -> None:
+def claim_pointwise(tree: Tree) -> None:
     """Take convolutions of one place for linear layers: where no other sees more, or where queries work and two others make patches."""
     convs = [slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude]
     others = sum(not is_pointwise(slot.layer) for slot in convs)
-    if others > 2 or (others and all(claims.role(slot) not in QUERIES_KEYS for slot in tree.slots)):
+    if others > 2 or (others and all(slot.role not in QUERIES_KEYS for slot in tree.slots)):
         return
     for slot in convs:
-        if claims.role(slot) is not Role.CONV or not claims.is_open(slot) or not is_pointwise(slot.layer):
+        if slot.role is not Role.CONV or not slot.is_open or not is_pointwise(slot.layer):
             continue
         holder = tree.parent(slot.layer)
         # Beside one that spans places it is part of a small network of convolutions, as in SAM's neck.
         if holder is None or all(is_pointwise(child) or not is_conv(child) for child in tree.children(holder).values()):
             why = f"{type(slot.layer).__name__} of one place, a linear layer"
-            claims.add(slot, Claim(Source.LAYER, Role.LINEAR, why, axis=line_axis(slot.layer)))
+            slot.add(Claim(Source.LAYER, Role.LINEAR, why, axis=line_axis(slot.layer)))
 
 
 def _claim(slot: Slot) -> Claim:

@@ -7,12 +7,11 @@ from itertools import combinations, pairwise
 from torch import nn
 
 from lightning_adam_mini.detection.calls import called_names
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.ends import is_repeated
 from lightning_adam_mini.detection.known.apply import main_weights
-from lightning_adam_mini.detection.layers import fans, is_linear, is_matrix, line_axis
+from lightning_adam_mini.detection.layers import fans, is_linear, is_matrix
 from lightning_adam_mini.detection.names import words
-from lightning_adam_mini.detection.roles import FEED_FORWARD, Role, Source
+from lightning_adam_mini.detection.roles import FEED_FORWARD, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _NAMED = frozenset({"mlp", "ff", "ffn", "feed", "feedforward", "ffwd", "intermediate", "expert", "swiglu", "glu", "dense", "fc"})
@@ -23,19 +22,19 @@ _TRANSPOSED = frozenset({"transpose", "mT", "T", "t", "permute", "swapaxes", "mo
 _GATE = frozenset({"gate", "w1", "g"})
 
 
-def claim_mlp(tree: Tree, claims: Claims) -> None:
+def claim_mlp(tree: Tree) -> None:
     """Add the claims of all feed-forward blocks, innermost first."""
     for module in reversed(tree.modules.values()):
-        with claims.guarded(tree, module):
-            linears = _open_linears(tree, claims, module)
+        with tree.guarded(module):
+            linears = _open_linears(tree, module)
             # The projections of a state space layer are sized like those of a feed-forward layer.
             if len(linears) >= 2 and "A_log" not in tree.own(module) and not _is_chain(module, linears):
-                _claim_block(tree, claims, module, linears)
-            _claim_bare(tree, claims, module)
-            _claim_token_mix(tree, claims, module)
+                _claim_block(tree, module, linears)
+            _claim_bare(tree, module)
+            _claim_token_mix(tree, module)
 
 
-def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[str, Slot]]:
+def _open_linears(tree: Tree, module: nn.Module) -> list[tuple[str, Slot]]:
     """The open linear layers of ``module``, its children or the only ones in its children."""
     found: list[tuple[str, Slot]] = []
     for name, child in tree.children(module).items():
@@ -45,7 +44,7 @@ def _open_linears(tree: Tree, claims: Claims, module: nn.Module) -> list[tuple[s
         if len(weights) > 1:  # MobileBERT's `output` holds its own layer and a bottleneck behind it
             own = [slot for inner in tree.children(child).values() if is_linear(inner) for slot in tree.own(inner).values()]
             weights = [slot for slot in own if slot.attr == "weight"]
-        if len(weights) == 1 and is_matrix(weights[0], claims):
+        if len(weights) == 1 and is_matrix(weights[0]):
             found.append((name, weights[0]))
     return found
 
@@ -57,12 +56,12 @@ def _is_chain(module: nn.Module, linears: list[tuple[str, Slot]]) -> bool:
     return isinstance(module, (nn.ModuleList, nn.Sequential)) and len(shapes) == 1 and not (is_square and len(linears) == 2)
 
 
-def _claim_bare(tree: Tree, claims: Claims, module: nn.Module) -> None:
+def _claim_bare(tree: Tree, module: nn.Module) -> None:
     """Two bare matrices of one module, from the width of the features to a larger one and back."""
     bare = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2 and min(s.shape) > 1]
-    if len(bare) != 2 or bare[0].shape != bare[1].shape[::-1] or module in claims.attention:
+    if len(bare) != 2 or bare[0].shape != bare[1].shape[::-1] or module in tree.attention:
         return
-    if any(not claims.is_open(slot) or claims.role(slot) is not Role.LINEAR for slot in bare):
+    if any(not slot.is_open or slot.role is not Role.LINEAR for slot in bare):
         return
     used = called_names(type(module))
     axis = 0 if "linear" in used else 1  # F.linear reads (out, in), x @ W (in, out)
@@ -70,35 +69,34 @@ def _claim_bare(tree: Tree, claims: Claims, module: nn.Module) -> None:
         return
     guess = bool(tree.children(module)) or not _TRANSPOSED.isdisjoint(used) or "einsum" in used
     for slot, role in zip(bare, (Role.MLP_UP, Role.MLP_DOWN), strict=True):
-        claims.add(slot, Claim(Source.STRUCTURE, role, f"matrices of {type(module).__name__}, wider and back", axis=axis, guess=guess))
+        slot.suppose(role, f"matrices of {type(module).__name__}, wider and back", axis=axis, guess=guess)
 
 
-def _claim_token_mix(tree: Tree, claims: Claims, block: nn.Module) -> None:
+def _claim_token_mix(tree: Tree, block: nn.Module) -> None:
     """In a block with two feed-forwards and no attention, the one over places: its width is not the one that is normalised."""
     holder = tree.parent(block)
     if not isinstance(holder, (nn.ModuleList, nn.Sequential)) or not is_repeated(tree, next(block.children(), block)):
         return
-    if not claims.attention.keys().isdisjoint(block.modules()):
+    if not tree.attention.keys().isdisjoint(block.modules()):
         return
-    slots = [slot for slot in tree.under(block) if claims.role(slot) in FEED_FORWARD]
-    norms = {slot.shape[0] for slot in tree.under(block) if claims.role(slot) is Role.NORM and len(slot.shape) == 1}
-    outer = {slot: fans(slot)[claims.role(slot) is not Role.MLP_DOWN] for slot in slots}
+    slots = [slot for slot in tree.under(block) if slot.role in FEED_FORWARD]
+    norms = {slot.shape[0] for slot in tree.under(block) if slot.role is Role.NORM and len(slot.shape) == 1}
+    outer = {slot: fans(slot)[slot.role is not Role.MLP_DOWN] for slot in slots}
     if len(norms) != 1 or len({*outer.values()}) != 2 or not norms < {*outer.values()}:
         return
     if all(_TRANSPOSED.isdisjoint(called_names(type(inner))) for inner in block.modules()):
         return
     for slot, width in outer.items():
         if width not in norms:
-            why = f"feed-forward layers of {type(block).__name__} over {width} places"
-            claims.add(slot, Claim(Source.STRUCTURE, Role.TOKEN_MIX, why, axis=line_axis(slot.layer)))
+            slot.suppose(Role.TOKEN_MIX, f"feed-forward layers of {type(block).__name__} over {width} places")
 
 
-def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tuple[str, Slot]]) -> None:
+def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]]) -> None:
     kind = type(module).__name__
-    named = set(words(kind)) | (set(words(tree.parents[module][1])) if module in tree.parents else set())
+    named = {*words(kind), *words(tree.name_of(module))}
     if not _POSITION.isdisjoint(named) and fans(linears[0][1])[1] < 5:  # Swin V2 makes position biases from coordinates
         for _, slot in linears:
-            claims.add(slot, Claim(Source.STRUCTURE, Role.POSITION_EMBEDDING, f"{kind} computes positions", axis=line_axis(slot.layer)))
+            slot.suppose(Role.POSITION_EMBEDDING, f"{kind} computes positions")
         return
     if isinstance(module, (nn.ModuleList, nn.Sequential)) and module in tree.parents:
         named |= set(words(type(tree.parents[module][0]).__name__))
@@ -109,9 +107,7 @@ def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tu
     if not is_named and (beside_blocks or not _ATTENTION.isdisjoint(named)):
         return  # what is beside blocks is one end of the network or the other
 
-    def add(slot: Slot, role: Role) -> None:
-        claims.add(slot, Claim(Source.STRUCTURE, role, f"feed-forward layers of {kind}", axis=line_axis(slot.layer)))
-
+    why = f"feed-forward layers of {kind}"
     for a, b in combinations(linears, 2) if not isinstance(module, nn.Sequential) else ():
         if fans(a[1]) != fans(b[1]):
             continue
@@ -120,36 +116,36 @@ def _claim_block(tree: Tree, claims: Claims, module: nn.Module, linears: list[tu
             down = downs[0]
             gate = b if _is_gate(b[0]) and not _is_gate(a[0]) else a
             up = b if gate is a else a
-            add(gate[1], Role.MLP_GATE)
-            add(up[1], Role.MLP_UP)
-            add(down[1], Role.MLP_DOWN)
+            gate[1].suppose(Role.MLP_GATE, why)
+            up[1].suppose(Role.MLP_UP, why)
+            down[1].suppose(Role.MLP_DOWN, why)
             return
     if not is_named and is_repeated(tree, module):
-        rest = _beside_attention(tree, claims, module, linears) or _around_a_gate(linears)
+        rest = _beside_attention(tree, module, linears) or _around_a_gate(linears)
         if rest is not None:
-            add(rest[0], Role.MLP_UP)
-            add(rest[1], Role.MLP_DOWN)
+            rest[0].suppose(Role.MLP_UP, why)
+            rest[1].suppose(Role.MLP_DOWN, why)
             return
     order = [name for name, child in tree.children(module).items() if any(sum(n > 1 for n in slot.shape) > 1 for slot in tree.under(child))]
     for (one, a), (two, b) in pairwise(linears):
         if not is_named and order.index(two) != order.index(one) + 1:
             continue
         (out, into), hidden = fans(a), fans(b)[1]
-        if not (claims.is_open(a) and claims.is_open(b)) or not (is_named or out > into):
+        if not (a.is_open and b.is_open) or not (is_named or out > into):
             continue
         if out == hidden:
-            add(a, Role.MLP_UP)
-            add(b, Role.MLP_DOWN)
+            a.suppose(Role.MLP_UP, why)
+            b.suppose(Role.MLP_DOWN, why)
         elif out == 2 * hidden:
-            add(a, Role.MLP_GATE_UP)
-            add(b, Role.MLP_DOWN)
+            a.suppose(Role.MLP_GATE_UP, why)
+            b.suppose(Role.MLP_DOWN, why)
 
 
-def _beside_attention(tree: Tree, claims: Claims, module: nn.Module, linears: list[tuple[str, Slot]]) -> tuple[Slot, Slot] | None:
+def _beside_attention(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]]) -> tuple[Slot, Slot] | None:
     """The two layers that a block holds beside its attention, one behind the other, even if they are square."""
-    attends = any(child in claims.attention for child in tree.children(module).values())
+    attends = any(child in tree.attention for child in tree.children(module).values())
     (_, a), (_, b) = linears[0], linears[-1]
-    return (a, b) if attends and len(linears) == 2 and fans(a) == fans(b)[::-1] and module not in claims.attention else None
+    return (a, b) if attends and len(linears) == 2 and fans(a) == fans(b)[::-1] and module not in tree.attention else None
 
 
 def _around_a_gate(linears: list[tuple[str, Slot]]) -> tuple[Slot, Slot] | None:

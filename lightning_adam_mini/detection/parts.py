@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 from torch import nn
 
 from lightning_adam_mini.detection.architecture import decide
-from lightning_adam_mini.detection.claims import Claims
 from lightning_adam_mini.detection.graph import is_message_passing
 from lightning_adam_mini.detection.report import PartReport
 from lightning_adam_mini.detection.roles import CONVOLUTIONS, Architecture, Role
@@ -46,16 +45,16 @@ class _Network:
         return isinstance(self.tree.root, _LISTS)
 
 
-def find_parts(tree: Tree, claims: Claims) -> tuple[PartReport, ...]:
+def find_parts(tree: Tree) -> tuple[PartReport, ...]:
     """The networks that a model is composed of, outer before inner; none if it is one network or all of them are of one family."""
-    return tuple(_parts(tree, claims))
+    return tuple(_parts(tree))
 
 
-def _parts(tree: Tree, claims: Claims) -> Iterator[PartReport]:
+def _parts(tree: Tree) -> Iterator[PartReport]:
     module = tree.root
-    if down_and_up(module) is not None or is_message_passing(module) or module in claims.attention:
+    if down_and_up(module) is not None or is_message_passing(module) or module in tree.attention:
         return
-    networks = list(_networks(tree, claims))
+    networks = list(_networks(tree))
     unet = find_time_blocks(tree)
     if unet is not None and all(network.report.signs is None or network.report.signs.unet != str(unet) for network in networks):
         return  # no child holds all of its blocks: they are its own stages
@@ -64,43 +63,36 @@ def _parts(tree: Tree, claims: Claims) -> Iterator[PartReport]:
         if composed:
             yield network.report
         if not network.is_list:
-            yield from _parts(network.tree, claims)
+            yield from _parts(network.tree)
 
 
-def sizes_of(tree: Tree, claims: Claims) -> list[tuple[Role, int]]:
+def sizes_of(tree: Tree) -> list[tuple[Role, int]]:
     """Role and number of elements of each tensor."""
-    return [(claims.role(slot) or Role.OTHER, slot.param.numel()) for slot in tree.slots]
+    return [(slot.role, slot.param.numel()) for slot in tree.slots]
 
 
-def _networks(tree: Tree, claims: Claims) -> Iterator[_Network]:
+def _networks(tree: Tree) -> Iterator[_Network]:
     total = sum(slot.param.numel() for slot in tree.slots)
     for child in dict.fromkeys(tree.children(tree.root).values()):
         part = tree.part(child)
         if part is None or not part.slots or isinstance(child, nn.Linear):  # a layer, not a network
             continue
-        signs = find_signs(part, claims)
-        architecture, reason, guess = decide(signs, sizes_of(part, claims))
-        if architecture in _VAGUE or (architecture in _ATTENTIVE and not _has_blocks(part, claims)):
+        signs = find_signs(part)
+        architecture, reason, guess = decide(signs, sizes_of(part))
+        if architecture in _VAGUE or (architecture in _ATTENTIVE and not _has_blocks(part)):
             continue
         if architecture is Architecture.RNN and isinstance(child, _RECURRENT):  # the GRU of a graph network
             continue
         if architecture is Architecture.CNN:
-            sizes = [slot.param.numel() for slot in part.slots if claims.role(slot) in CONVOLUTIONS]
+            sizes = [slot.param.numel() for slot in part.slots if slot.role in CONVOLUTIONS]
             if len(sizes) <= _CONV_LAYERS or sum(sizes) <= _CONV_SHARE * total:
                 continue
         yield _Network(PartReport(tree.paths[child], architecture, reason, guess, signs), part)
 
 
-def _has_blocks(part: Tree, claims: Claims) -> bool:
+def _has_blocks(part: Tree) -> bool:
     """Whether a list holds blocks with attention in them: a transformer. A list of bare attention is layers of another network."""
-    for attention in claims.attention:
-        block = part.parent(attention)
-        holder = None if block is None else part.parent(block)
-        while holder is not None:
-            if isinstance(holder, _LISTS):
-                return True
-            holder = part.parent(holder)
-    return False
+    return any(isinstance(holder, _LISTS) for attention in part.attention for holder in islice(part.around(attention), 2, None))
 
 
 def _differ(one: _Network, other: _Network) -> bool:

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.detection.calls import calls_attention, reads
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.evidence import Evidence, probe_call
 from lightning_adam_mini.detection.inputs import made_up_calls
 from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import ATTENTION, Role, Source
 from lightning_adam_mini.detection.shown import UNCLEAR, claim_shown
-from lightning_adam_mini.detection.tree import Tree
+from lightning_adam_mini.detection.tree import Claim, Tree
 
 SECONDS = 20.0
 """The most time that all runs of one inspection take; what is not proven by then stays a guess."""
@@ -44,85 +43,79 @@ _INTERNAL = frozenset(vars(nn.Module()))
 _PLACE = frozenset({"idx", "index", "id", "layer", "depth", "i"})
 
 
-def claim_running(tree: Tree, claims: Claims, seconds: float = SECONDS) -> None:
+def claim_running(tree: Tree, seconds: float = SECONDS) -> None:
     """Run the modules that may be attention and whose heads are not proven, and add what that shows.
 
     Args:
         tree: The model.
-        claims: What is believed so far.
         seconds: The most time that it may take.
     """
     deadline = time.monotonic() + seconds
     known: dict[object, tuple[Evidence, bool]] = {}
-    suspects = [module for module in reversed(tree.modules.values()) if _unproven(tree, claims, module)]  # inner before outer
+    suspects = [module for module in reversed(tree.modules.values()) if _unproven(tree, module)]  # inner before outer
     # Each alone, before any is tried within what is around it, which takes longer.
     for distance in range(_FARTHEST):
         for module in list(suspects):
-            with claims.guarded(tree, module):
+            with tree.guarded(module):
                 around = _outwards(tree, module)
-                if distance < len(around) and time.monotonic() < deadline and _unproven(tree, claims, module):
+                if distance < len(around) and time.monotonic() < deadline and _unproven(tree, module):
                     part = around[distance]
                     key = _signature(part)
                     if key not in known:
                         known[key] = run_alone(part, deadline)
                     evidence, ran = known[key]
-                    claim_shown(tree, claims, evidence, tree.paths[part])
+                    claim_shown(tree, evidence, tree.paths[part])
                     if ran and not evidence.attentions:  # it does something else
                         suspects.remove(module)
     for module in suspects:
-        _complete(tree, claims, module)
-        if _unproven(tree, claims, module):
-            _doubt(tree, claims, module)
+        _complete(tree, module)
+        if _unproven(tree, module):
+            _doubt(tree, module)
 
 
-def _complete(tree: Tree, claims: Claims, module: nn.Module) -> None:
+def _complete(tree: Tree, module: nn.Module) -> None:
     """Queries are compared with keys head by head: where running showed one of them to lie as supposed, the other does too."""
-    slots = [(slot, claim) for slot in tree.under(module) if (claim := claims.best(slot)) is not None and claim.lines is not None]
-    shown = {(claim.role, (claim.lines or "").partition("x")[2]) for _, claim in slots if claim.source is Source.EVIDENCE}
-    for slot, held in slots:
+    slots = [(slot, slot.claim, slot.claim.lines.partition("x")[2]) for slot in tree.under(module) if slot.claim.lines]
+    shown = {(claim.role, size) for _, claim, size in slots if claim.source is Source.EVIDENCE}
+    for slot, held, size in slots:
         other = {Role.QUERY: Role.KEY, Role.KEY: Role.QUERY}.get(held.role)
-        if other is not None and _is_supposed(held) and (other, (held.lines or "").partition("x")[2]) in shown:
+        if _is_supposed(held) and (other, size) in shown:
             reason = f"{held.reason.removesuffix(' if its heads lie in turn')}, as running showed of the {other}"
-            claims.add(slot, replace(held, source=Source.EVIDENCE, reason=reason, guess=False))
+            slot.add(replace(held, source=Source.EVIDENCE, reason=reason, guess=False))
 
 
-def _doubt(tree: Tree, claims: Claims, module: nn.Module) -> None:
+def _doubt(tree: Tree, module: nn.Module) -> None:
     """Mark what is open in a module that calls attention, none of which was found."""
     for slot in tree.under(module) if calls_attention(module) else ():
-        held = claims.best(slot)
-        if held is not None and held.source is Source.LAYER and held.role in UNCLEAR and len(slot.shape) >= 2:
-            why = f"{held.reason}; {type(module).__name__} calls attention, and it was not found what makes queries and keys"
-            claims.add(slot, replace(held, reason=why, guess=True))
+        if slot.is_open and slot.role in UNCLEAR and len(slot.shape) >= 2:
+            why = f"{slot.claim.reason}; {type(module).__name__} calls attention, and it was not found what makes queries and keys"
+            slot.add(replace(slot.claim, reason=why, guess=True))
 
 
 def _outwards(tree: Tree, module: nn.Module) -> list[nn.Module]:
     """``module``, the two around it that can be run, and the whole model; of known libraries the module alone."""
-    part: nn.Module | None = module
-    found: list[nn.Module] = []
-    while part is not None:
-        if type(part).forward is not nn.Module.forward and next(tree.under(part), None) is not None:
-            found.append(part)
-        part = tree.parent(part)
+    has_forward = (part for part in tree.around(module) if type(part).forward is not nn.Module.forward)
+    found = [part for part in has_forward if next(tree.under(part), None) is not None]
     return found[:1] if is_conventional(type(module)) else list(dict.fromkeys([*found[: _FARTHEST - 1], *found[-1:]]))
 
 
-def _unproven(tree: Tree, claims: Claims, module: nn.Module) -> bool:
+def _unproven(tree: Tree, module: nn.Module) -> bool:
     """Whether ``module`` is attention, or may be, and neither a known module nor running has said which of its lines are heads."""
     kind = type(module)
-    if module in claims.attention:
-        return any(_is_supposed(claims.best(slot)) for slot in tree.under(module))
+    if module in tree.attention:
+        return any(_is_supposed(slot.claim) for slot in tree.under(module))
     is_named = not _NAMED.isdisjoint(words(kind.__name__))
     if not is_named and (is_conventional(kind) or not calls_attention(module)):
         return False
     # Functions of attention have no weights of their own: those of the module that holds them count.
     held = list(tree.under(module)) or list(tree.under(tree.parent(module) or module))
-    matrices = [claims.best(slot) for slot in held if len(slot.shape) >= 2]
-    is_met = any(claim is not None and claim.role in ATTENTION and not _is_supposed(claim) for claim in matrices)
-    return not is_met and any(claim is not None and (_is_supposed(claim) or claim.role in UNCLEAR) for claim in matrices)
+    matrices = [slot.claim for slot in held if len(slot.shape) >= 2]
+    is_met = any(claim.role in ATTENTION and not _is_supposed(claim) for claim in matrices)
+    return not is_met and any(_is_supposed(claim) or claim.role in UNCLEAR for claim in matrices)
 
 
-def _is_supposed(claim: Claim | None) -> bool:
-    return claim is not None and claim.source < Source.EVIDENCE and claim.role in ATTENTION and (claim.lines is None or claim.guess)
+def _is_supposed(claim: Claim) -> bool:
+    return claim.source < Source.EVIDENCE and claim.role in ATTENTION and (claim.lines is None or claim.guess)
 
 
 def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:

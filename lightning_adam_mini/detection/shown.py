@@ -6,12 +6,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.evidence.evidence import Evidence, ParameterEvidence
 from lightning_adam_mini.detection.evidence.order import write_lines
 from lightning_adam_mini.detection.names import join
 from lightning_adam_mini.detection.roles import ATTENTION, LETTERS, Role, Source
-from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.detection.tree import Claim, Slot, Tree
 from lightning_adam_mini.lines import parse_lines
 
 _QKV = frozenset("qkv")
@@ -24,7 +23,7 @@ UNCLEAR = frozenset({Role.LINEAR, Role.CONV, Role.OTHER, Role.FIRST_CONV, Role.P
 """Roles of weights that may be part of attention for all that their layer says."""
 
 
-def claim_shown(tree: Tree, claims: Claims, evidence: Evidence, path: str = "") -> None:
+def claim_shown(tree: Tree, evidence: Evidence, path: str = "") -> None:
     """Add what running showed.
 
     A parameter whose lines are as they were believed keeps them and is no guess any more. What was only supposed is replaced. Where a
@@ -32,35 +31,26 @@ def claim_shown(tree: Tree, claims: Claims, evidence: Evidence, path: str = "") 
 
     Args:
         tree: The model.
-        claims: What was believed before.
         evidence: What running showed.
         path: The module that was run, if it was a part of the model alone.
     """
     slots = {name: slot for slot in tree.slots for name in slot.names}
     for seen in evidence.parameters:
         slot = slots.get(join(path, seen.name))
-        held = None if slot is None or slot.shape != seen.shape else claims.best(slot)
-        if slot is not None and held is not None:
-            claims.add(slot, _merge(held, seen))
+        if slot is not None and slot.shape == seen.shape:
+            slot.add(_merge(slot.claim, seen))
             if not seen.is_bias:
-                claims.attention.setdefault(_holder(tree, slot))
+                tree.attention.setdefault(_holder(tree, slot))
     for name in evidence.readers:
         slot = slots.get(join(path, name))
-        held = None if slot is None else claims.best(slot)
-        if slot is not None and held is not None and claims.is_open(slot) and held.role in UNCLEAR:
-            claims.add(slot, replace(held, source=Source.EVIDENCE, role=Role.ATTN_OUT, reason=_READS, guess=False))
+        if slot is not None and slot.is_open and slot.role in UNCLEAR:
+            slot.add(replace(slot.claim, source=Source.EVIDENCE, role=Role.ATTN_OUT, reason=_READS, guess=False))
 
 
 def _holder(tree: Tree, slot: Slot) -> nn.Module:
     """The module whose projection ``slot`` is: the one that holds its layer, past lists."""
-    module = slot.layer
-    while (parent := tree.parent(module)) is not None:
-        if slot.layer in tree.modules.values() and slot.attr != "weight":
-            return module
-        module = parent
-        if not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
-            break
-    return module
+    around = list(tree.around(slot.layer)) if slot.attr == "weight" else [slot.layer]
+    return next((m for m in around[1:] if not isinstance(m, (nn.ModuleList, nn.ModuleDict, nn.Sequential))), around[-1])
 
 
 def role_of_lines(lines: str) -> Role:

@@ -10,7 +10,6 @@ from torch import nn
 
 from lightning_adam_mini.detection.architecture import Signs
 from lightning_adam_mini.detection.calls import called_names, calls_attention, methods
-from lightning_adam_mini.detection.claims import Claims
 from lightning_adam_mini.detection.graph import forward_arguments, graph_argument, is_message_passing
 from lightning_adam_mini.detection.heads import is_head_count
 from lightning_adam_mini.detection.layers import fans, is_conv, is_depthwise, is_embedding, is_linear
@@ -30,12 +29,12 @@ _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm", "mm"})
 _PLAIN = FEED_FORWARD | {Role.LINEAR, Role.OTHER, Role.ATTN_OTHER, Role.CLASSIFIER}
 
 
-def find_signs(tree: Tree, claims: Claims) -> Signs:
+def find_signs(tree: Tree) -> Signs:
     """The signs of a model or of a part of one."""
 
     def first(check: Callable[[nn.Module], str | None]) -> str | None:
         for module in tree.modules.values():
-            with claims.guarded(tree, module):
+            with tree.guarded(module):
                 if found := check(module):
                     return found
         return None
@@ -44,12 +43,12 @@ def find_signs(tree: Tree, claims: Claims) -> Signs:
     messages = first(lambda m: f"passes messages ({type(m).__name__})" if is_message_passing(m) else None)
     messages = messages or next((f"forward() takes {name}" for name in map(graph_argument, core) if name), None)
     states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
-    is_known = any(claims.role(slot) in QUERIES_KEYS for slot in tree.slots)
-    strong = None if is_known else first(lambda m: _strong_attention(tree, claims, m))
+    is_known = any(slot.role in QUERIES_KEYS for slot in tree.slots)
+    strong = None if is_known else first(lambda m: _strong_attention(tree, m))
     weak = None
     fourier = None if is_known else _fourier(tree)
     if not is_known and (strong or not fourier):
-        weak = strong or first(lambda m: _attention(tree, claims, m)) or _tied_table(tree, claims)
+        weak = strong or first(lambda m: _attention(tree, m)) or _tied_table(tree)
     time = _time(tree, core)
     return Signs(
         messages=messages,
@@ -94,7 +93,7 @@ def _time(tree: Tree, core: list[nn.Module]) -> str | None:
         kind = type(module).__name__
         if not _STEPS.isdisjoint(words(kind)):
             return argument or f"embeds time steps ({kind})"
-        if module not in tree.parents or called.isdisjoint(words(tree.parents[module][1])):
+        if called.isdisjoint(words(tree.name_of(module))):
             continue
         has_table |= is_embedding(module)
         if argument and any(is_linear(inner) for inner in module.modules()):
@@ -111,11 +110,11 @@ def _unet(tree: Tree, core: list[nn.Module], time: str | None) -> str | None:
     return f"{time} and has {stages}" if time and stages else None
 
 
-def _strong_attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
+def _strong_attention(tree: Tree, module: nn.Module) -> str | None:
     """A module that weighs products of what several of its layers make of one input. Additive scores are one number per place."""
     if not _weighs(module):
         return None
-    weights = [slot for slot in _near(tree, module) if _may_project(claims, slot)]
+    weights = [slot for slot in _near(tree, module) if _may_project(slot)]
     widths = [fans(slot) for slot in weights]
     inputs = [inner for _, inner in widths]
     if len(weights) > 1 and len(set(inputs)) < len(inputs) and all(outputs > 1 for outputs, _ in widths):
@@ -123,9 +122,9 @@ def _strong_attention(tree: Tree, claims: Claims, module: nn.Module) -> str | No
     return None
 
 
-def _attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
+def _attention(tree: Tree, module: nn.Module) -> str | None:
     kind = type(module).__name__
-    matrices = [s for s in tree.under(module) if claims.role(s) in _PLAIN and len(s.shape) >= 2 and not is_conv(s.layer)]
+    matrices = [s for s in tree.under(module) if s.role in _PLAIN and len(s.shape) >= 2 and not is_conv(s.layer)]
     if not matrices:
         return None
     if _weighs(module) and any(slot in matrices for slot in _near(tree, module)):
@@ -139,7 +138,7 @@ def _attention(tree: Tree, claims: Claims, module: nn.Module) -> str | None:
         children = list(tree.children(module).values())
         if len(children) > 1 and all(type(child) is type(children[0]) for child in children):
             held = sum(slot in matrices for slot in tree.under(children[0]))
-            if held > 3 and any(claims.role(slot) is Role.NORM for slot in tree.slots):
+            if held > 3 and any(slot.role is Role.NORM for slot in tree.slots):
                 return f"a stack of {len(children)} {type(children[0]).__name__} of {held} matrices each"
     return None
 
@@ -150,9 +149,9 @@ def _fourier(tree: Tree) -> str | None:
     return next((f"{kind.__name__} mixes by Fourier transforms" for kind in kinds if not _FOURIER.isdisjoint(called_names(kind))), None)
 
 
-def _tied_table(tree: Tree, claims: Claims) -> str | None:
-    tied = any(claims.role(s) is Role.TOKEN_EMBEDDING and len(s.names) > 1 for s in tree.slots)
-    return "a table of tokens has an output as wide" if tied or any(claims.role(s) is Role.LM_HEAD for s in tree.slots) else None
+def _tied_table(tree: Tree) -> str | None:
+    tied = any(s.role is Role.TOKEN_EMBEDDING and len(s.names) > 1 for s in tree.slots)
+    return "a table of tokens has an output as wide" if tied or any(s.role is Role.LM_HEAD for s in tree.slots) else None
 
 
 def _near(tree: Tree, module: nn.Module) -> Iterator[Slot]:
@@ -162,10 +161,10 @@ def _near(tree: Tree, module: nn.Module) -> Iterator[Slot]:
             yield from tree.own(inner).values()
 
 
-def _may_project(claims: Claims, slot: Slot) -> bool:
+def _may_project(slot: Slot) -> bool:
     if slot.magnitude or not (is_linear(slot.layer) or is_conv(slot.layer)) or is_depthwise(slot.layer) or len(slot.shape) < 2:
         return False
-    return claims.role(slot) in _PLAIN | {Role.CONV}
+    return slot.role in _PLAIN | {Role.CONV}
 
 
 def _weighs(module: nn.Module) -> bool:

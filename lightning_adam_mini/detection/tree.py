@@ -1,15 +1,36 @@
-"""A module's parameters, each tensor once, with the layer that holds it."""
+"""A module's parameters, each tensor once, with the layer that holds it and what is believed of it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_adam_mini.detection.names import join, places, unwrap
+from lightning_adam_mini.detection.roles import Role, Source
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement on one parameter. The fields are those of :class:`~lightning_adam_mini.detection.report.ParameterReport`."""
+
+    source: Source
+    role: Role
+    reason: str
+    owner: Role | None = None
+    axis: int = 0
+    lines: str | None = None
+    guess: bool = False
+
+
+_NOTHING = Claim(Source.LAYER, Role.OTHER, "nothing is known")
 
 
 @dataclass(eq=False)
@@ -23,6 +44,7 @@ class Slot:
         path: Canonical path of ``layer``.
         attr: Its name on ``layer``, such as ``weight``.
         magnitude: Whether it holds only the magnitudes of weight normalisation.
+        claim: What is believed of it.
     """
 
     param: nn.Parameter
@@ -31,6 +53,26 @@ class Slot:
     path: str
     attr: str
     magnitude: bool = False
+    claim: Claim = _NOTHING
+
+    def add(self, claim: Claim) -> None:
+        """Hear a claim. The stronger source wins; of equals the later, which knows the smaller part of the model."""
+        if claim.source >= self.claim.source:
+            self.claim = claim
+
+    def suppose(self, role: Role, reason: str, *, axis: int | None = None, guess: bool = False) -> None:
+        """Hear a claim from structure. Its lines lie along ``axis``, or where they lie for all that is believed so far."""
+        self.add(Claim(Source.STRUCTURE, role, reason, axis=self.claim.axis if axis is None else axis, guess=guess))
+
+    @property
+    def role(self) -> Role:
+        """The role that holds."""
+        return self.claim.role
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no more is known than the type of the layer."""
+        return self.claim.source is Source.LAYER
 
     @property
     def name(self) -> str:
@@ -54,6 +96,8 @@ class Tree:
     """Each module once, outer before inner, under the first canonical path it has."""
     parents: dict[nn.Module, tuple[nn.Module, str]] = field(default_factory=dict)
     """The module that holds a module, and under which name."""
+    attention: dict[nn.Module, None] = field(default_factory=dict)
+    """The modules that are attention, in order; those of the whole model in a part of it too."""
     _by_param: dict[int, Slot] = field(default_factory=dict)
     _own: dict[nn.Module, dict[str, Slot]] = field(default_factory=dict)
     _children: dict[nn.Module, dict[str, nn.Module]] = field(default_factory=dict)
@@ -130,12 +174,34 @@ class Tree:
         """The module that holds ``module``; None outside of this tree and for its root."""
         return self.parents[module][0] if module is not self.root and module in self.paths and module in self.parents else None
 
+    def around(self, module: nn.Module) -> Iterator[nn.Module]:
+        """``module``, what holds it, and so on out to the root."""
+        part: nn.Module | None = module
+        while part is not None:
+            yield part
+            part = self.parent(part)
+
+    def name_of(self, module: nn.Module) -> str:
+        """What its holder calls ``module``; nothing for the root."""
+        return self.parents[module][1] if module in self.parents else ""
+
     def part(self, module: nn.Module) -> Tree | None:
         """The tree of ``module`` and what is in it, with the paths and parents that they have here; None if it is not in this tree."""
         if module not in self.paths:
             return None
         modules = {self.paths[inner]: inner for inner in module.modules() if inner in self.paths}
-        return Tree(module, list(self.under(module)), modules, self.parents, self._by_param, self._own, self._children)
+        return Tree(module, list(self.under(module)), modules, self.parents, self.attention, self._by_param, self._own, self._children)
+
+    @contextmanager
+    def guarded(self, module: nn.Module) -> Iterator[None]:
+        """Let no error in looking at one module stop a run: its own parameters become guesses instead, and the log has the traceback."""
+        try:
+            yield
+        except Exception as error:
+            _log.debug("Detection failed on %s (%s)", self.paths.get(module, "?"), type(module).__name__, exc_info=True)
+            for slot in self.own(module).values():
+                why = f"{slot.claim.reason}; looking further failed with {type(error).__name__}: {error}"
+                slot.claim = replace(slot.claim, reason=why, guess=True)
 
     def children(self, module: nn.Module) -> dict[str, nn.Module]:
         """The direct children of ``module``, unwrapped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -38,7 +38,7 @@ def find_time_blocks(tree: Tree) -> TimeBlocks | None:
     convs = _held(tree, is_conv)
     linears = _held(tree, is_linear) if convs else {}
     readers: defaultdict[int, dict[nn.Module, tuple[Slot, list[Slot]]]] = defaultdict(dict)
-    holders = {slot: next((m for m in _around(tree, slot.layer) if m in convs), tree.root) for slot in linears.get(tree.root, ())}
+    holders = {slot: next((m for m in tree.around(slot.layer) if m in convs), tree.root) for slot in linears.get(tree.root, ())}
     last: Slot | None = None
     for slot in tree.slots if holders else ():
         if slot in convs[tree.root]:
@@ -66,15 +66,9 @@ def _held(tree: Tree, is_kind: Callable[[nn.Module], bool]) -> dict[nn.Module, l
     held: defaultdict[nn.Module, list[Slot]] = defaultdict(list)
     for slot in tree.slots:
         if len(slot.shape) >= 2 and is_kind(slot.layer) and not is_depthwise(slot.layer):
-            for module in _around(tree, slot.layer):
+            for module in tree.around(slot.layer):
                 held[module].append(slot)
     return held
-
-
-def _around(tree: Tree, module: nn.Module | None) -> Iterator[nn.Module]:
-    while module is not None:
-        yield module
-        module = tree.parent(module)
 
 
 def down_and_up(module: nn.Module) -> str | None:

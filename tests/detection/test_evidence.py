@@ -4,12 +4,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_adam_mini.detection import Role, inspect_model
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.evidence import probe_attention, probe_call
 from lightning_adam_mini.detection.evidence.order import write_lines
 from lightning_adam_mini.detection.roles import Source
 from lightning_adam_mini.detection.shown import claim_shown
-from lightning_adam_mini.detection.tree import Tree
+from lightning_adam_mini.detection.tree import Claim, Tree
 from lightning_adam_mini.lines import parse_lines
 from tests.detection.evidence_models import HAND_WRITTEN, InNumpy, Linformer, Pooled, Unprojected
 
@@ -160,12 +159,11 @@ def test_running_keeps_the_names_of_lines_that_feed_no_attention(x):
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) + h[..., :32]
 
     model = Parallel()
-    tree, claims = Tree.of(model), Claims()
+    tree = Tree.of(model)
     slot = tree.slots[0]
-    claims.add(slot, Claim(Source.STRUCTURE, Role.QKV, "a fused projection", lines="mlp_up:64|q:8x4|k:8x4|v:8x4"))
-    claim_shown(tree, claims, probe_attention(model, x))
-    shown = claims.best(slot)
-    assert shown is not None
+    slot.add(Claim(Source.STRUCTURE, Role.QKV, "a fused projection", lines="mlp_up:64|q:8x4|k:8x4|v:8x4"))
+    claim_shown(tree, probe_attention(model, x))
+    shown = slot.claim
     assert shown.lines == "mlp_up:64|q:4x8|k:4x8|v:4x8"
 
 

@@ -7,20 +7,19 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from lightning_adam_mini.detection.claims import Claim, Claims
 from lightning_adam_mini.detection.known import diffusers, graph, others, timm, torch_nn, transformers
 from lightning_adam_mini.detection.layers import is_depthwise, is_lora, is_norm_weight, line_axis
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.registry import KnownModule, Part, add_builtin, fill_template, find_entry
 from lightning_adam_mini.detection.roles import ATTENTION, Role, Source
 from lightning_adam_mini.detection.shown import role_of_lines
-from lightning_adam_mini.detection.tree import Slot, Tree
+from lightning_adam_mini.detection.tree import Claim, Slot, Tree
 
 for _table in (torch_nn, timm, transformers, diffusers, graph, others):
     add_builtin(_table.MODULES)
 
 
-def claim_known(tree: Tree, claims: Claims) -> None:
+def claim_known(tree: Tree) -> None:
     """Add the claims of all registered modules in ``tree``."""
     for module in tree.modules.values():
         found = find_entry(module)
@@ -29,7 +28,7 @@ def claim_known(tree: Tree, claims: Claims) -> None:
         name, entry = found
         for path, text in entry.parts.items():
             for target in _targets(tree, module, path.split(".")):
-                _claim_part(tree, claims, module, name, entry, Part.read(text), target)
+                _claim_part(tree, module, name, entry, Part.read(text), target)
 
 
 def main_weights(tree: Tree, target: Slot | nn.Module, adapters: bool = False) -> list[Slot]:
@@ -62,13 +61,13 @@ def _targets(tree: Tree, module: nn.Module, path: list[str]) -> Iterator[Slot | 
                 yield child
 
 
-def _claim_part(tree: Tree, claims: Claims, module: nn.Module, name: str, entry: KnownModule, part: Part, target: Slot | nn.Module) -> None:
+def _claim_part(tree: Tree, module: nn.Module, name: str, entry: KnownModule, part: Part, target: Slot | nn.Module) -> None:
     reason = f"known module {name}"
     role = Role(part.role) if part.role else None
     if part.template is None:
         assert role is not None
         for slot in main_weights(tree, target, adapters=role in (Role.LORA_A, Role.LORA_B)):
-            claims.add(slot, Claim(Source.KNOWN, role, reason, axis=_axis(part, slot)))
+            slot.add(Claim(Source.KNOWN, role, reason, axis=_axis(part, slot)))
         return
     weights = main_weights(tree, target)
     for slot in reversed(weights):
@@ -78,16 +77,16 @@ def _claim_part(tree: Tree, claims: Claims, module: nn.Module, name: str, entry:
             continue
         owner = role or role_of_lines(lines)
         if owner in ATTENTION:
-            claims.attention.setdefault(module)
+            tree.attention.setdefault(module)
         if len(slot.shape) == 1 and "bias" in words(slot.attr):
-            claims.add(slot, Claim(Source.KNOWN, Role.BIAS, reason, owner=owner, lines=lines))
+            slot.add(Claim(Source.KNOWN, Role.BIAS, reason, owner=owner, lines=lines))
         else:
-            claims.add(slot, Claim(Source.KNOWN, owner, reason, axis=axis, lines=lines))
+            slot.add(Claim(Source.KNOWN, owner, reason, axis=axis, lines=lines))
         return
     for slot in weights[-1:]:
-        claims.attention.setdefault(module)
+        tree.attention.setdefault(module)
         why = f"{reason}, but {part.template} does not fill {slot.shape[_axis(part, slot)]} lines"
-        claims.add(slot, Claim(Source.KNOWN, role or Role.QKV, why, axis=_axis(part, slot), guess=True))
+        slot.add(Claim(Source.KNOWN, role or Role.QKV, why, axis=_axis(part, slot), guess=True))
 
 
 def _axis(part: Part, slot: Slot) -> int:
