@@ -54,22 +54,22 @@ def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *args: Any
 
 
 def run_checks(checks: Sequence[Callable[..., None]], *args: Any) -> dict[str, str]:
-    """Run the checks of one group of ranks on this one.
+    """Run the checks of one group of ranks on this one, up to the first that raises: other ranks may wait for this one in it for ever.
 
     Args:
         checks: Each raises where something is wrong.
         args: Of each.
 
     Returns:
-        The traceback of each that raised, by its name.
+        The traceback of the one that raised, by its name, and that those after it were not run.
     """
-    wrong = {}
-    for check in checks:
+    for i, check in enumerate(checks):
         try:
             check(*args)
         except Exception:
-            wrong[check.__name__] = traceback.format_exc()
-    return wrong
+            rest = {later.__name__: f"not run, because {check.__name__} failed" for later in checks[i + 1 :]}
+            return {check.__name__: traceback.format_exc(), **rest}
+    return {}
 
 
 def what_went_wrong(outcomes: Sequence[Any]) -> list[tuple[str, str]]:

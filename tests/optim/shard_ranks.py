@@ -150,10 +150,15 @@ def meshes(world):
         yield "FSDP2 over tensor parallel columns", lambda: _fsdp2_over(square, Shard(1))
 
 
+_TAKES_GAPS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+"""Whether FSDP2 takes what is left of a row that is cut unevenly; torch 2.6 does not."""
+
+
 def _fsdp2_over(mesh, placement):
     model = shard_with(mesh["b"], placement)
     for name in SHAPES:  # torch takes no uneven cut of a cut
-        if SHAPES[name][0] % 4 == 0 or (placement.dim == 1 and len(SHAPES[name]) > 1):
+        columns = SHAPES[name][1] if placement.dim == 1 and len(SHAPES[name]) > 1 else None
+        if SHAPES[name][0] % 4 == 0 if columns is None else _TAKES_GAPS or columns % 2 == 0:
             fully_shard(getattr(model, name), mesh=mesh["a"])
     return model
 
