@@ -37,9 +37,9 @@ class BAdam(Callback):
         seed: Seed of the orders.
 
     Raises:
-        MisconfigurationException: If an argument is not valid; if the model has no two blocks, or several optimizers;
-            under FSDP and DeepSpeed, which shard blocks, and under DDP without
-            ``find_unused_parameters``; with orthogonalised updates, or a combination.
+        MisconfigurationException: If an argument is not valid; if the model has no two blocks, or several optimizers; under
+            FSDP and DeepSpeed, which shard blocks, and under DDP without ``find_unused_parameters``; with orthogonalised updates, or a
+            combination.
 
     Example:
         >>> import lightning as L

@@ -143,9 +143,8 @@ class GaLore(Part):
 
     def _projection(self, grad: Tensor) -> Tensor:
         """The first singular vectors of a gradient, of its shorter side."""
-        finite = torch.nan_to_num(
-            grad.float() if grad.dtype.itemsize < 4 else grad
-        )  # of nan there are no vectors, and the step is nan anyway
+        # Of nan there are no vectors; whichever they are, what is projected is nan.
+        finite = torch.nan_to_num(grad.float() if grad.dtype.itemsize < 4 else grad)
         left, _, right = torch.linalg.svd(finite, full_matrices=False)
         found = right[: self.rank] if grad.shape[0] >= grad.shape[1] else left[:, : self.rank]
         return found.to(grad.dtype).clone(memory_format=torch.contiguous_format)
