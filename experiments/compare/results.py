@@ -48,14 +48,15 @@ class Finished:
     machine: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
-    def metric(self, split: str, point: str = "1") -> float | None:
-        """Return the headline metric of a split.
+    def metric(self, split: str, point: str = "1", name: str | None = None) -> float | None:
+        """Return a metric of a split.
 
         Args:
             split: ``val`` or ``test``.
             point: Share of the training steps.
+            name: The metric; the headline if none.
         """
-        return self.points.get(point, {}).get(f"{split}/{self.headline.metric}")
+        return self.points.get(point, {}).get(f"{split}/{name or self.headline.metric}")
 
     def row(self) -> dict[str, Any]:
         """Return what of it is kept beside a table: no curves."""
@@ -63,7 +64,7 @@ class Finished:
         row |= {"betas": self.run.setting.betas} if self.run.setting.betas else {}
         row |= {"seed": self.run.seed, "val": self.metric("val")}
         row |= {f"test_{point}": self.metric("test", point) for point in self.points}
-        row |= {name: self.points.get("1", {}).get(f"test/{name}") for name in self.headline.beside}
+        row |= {name: self.metric("test", name=name) for name in self.headline.beside}
         row |= {"state_bytes": self.state_bytes, "parameters": self.parameters, "steps_per_second": self.steps_per_second}
         return row | ({} if self.spikes is None else {"spikes": self.spikes, "highest_loss": self.highest})
 

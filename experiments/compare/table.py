@@ -11,6 +11,7 @@ from experiments.compare.results import Finished, from_row, results_at, select_e
 from experiments.result import Result
 from experiments.statistics import Interval, deviation, mean_interval, mean_text
 from experiments.tables import Table
+from lightning_adam_mini.table import count
 from recipes.recipe import Headline
 
 
@@ -52,16 +53,16 @@ def build_rows(chosen: Mapping[str, Sequence[Finished]]) -> list[Row]:
         chosen: The results of each optimizer at its setting; the others are compared with the first.
     """
     first = next(iter(chosen))
-    baseline = {result.run.seed: headline_at(result) for result in chosen[first]}
+    baseline = {result.run.seed: metric_at(result) for result in chosen[first]}
     rows: list[Row] = []
     for name, runs in chosen.items():
-        columns = {point: [headline_at(result, f"{point:g}") for result in runs] for point in POINTS}
+        columns = {point: [metric_at(result, f"{point:g}") for result in runs] for point in POINTS}
         measured = [point for point in POINTS if point == POINTS[-1] or any(f"{point:g}" in result.points for result in runs)]
         speeds = [result.steps_per_second for result in runs if result.steps_per_second is not None]
-        pairs = [headline_at(result) - baseline[result.run.seed] for result in runs if result.run.seed in baseline]
+        pairs = [metric_at(result) - baseline[result.run.seed] for result in runs if result.run.seed in baseline]
         spikes = [result.spikes for result in runs if result.spikes is not None]
         highest = [result.highest for result in runs if result.highest is not None]
-        beside = {name: [result.points.get("1", {}).get(f"test/{name}", math.nan) for result in runs] for name in runs[0].headline.beside}
+        beside = {name: [metric_at(result, name=name) for result in runs] for name in runs[0].headline.beside}
         rows.append(
             Row(
                 optimizer=name,
@@ -81,14 +82,15 @@ def build_rows(chosen: Mapping[str, Sequence[Finished]]) -> list[Row]:
     return sorted(rows, key=lambda row: (math.isnan(row.points[POINTS[-1]][0]), sign * row.points[POINTS[-1]][0]))
 
 
-def headline_at(result: Finished, point: str = "1") -> float:
-    """Return a run's headline metric on the test set, nan where it was not measured.
+def metric_at(result: Finished, point: str = "1", name: str | None = None) -> float:
+    """Return a metric of a run on the test set, nan where it was not measured.
 
     Args:
         result: The run's result.
         point: Share of the training steps.
+        name: The metric; the headline if none.
     """
-    value = result.metric("test", point)
+    value = result.metric("test", point, name)
     return math.nan if value is None else value
 
 
@@ -112,13 +114,13 @@ def build_table(rows: Sequence[Row], baseline: str, title: str, settings: Sequen
     head = ["optimizer", "lr", *shares.values(), f"difference to {baseline} [95 %]", *theirs.beside]
     head += ["state", "bytes/parameter", "steps/s"]
     text = (
-        f"Test {title}, mean ± standard deviation over {theirs.seeds} seed{'s' if theirs.seeds != 1 else ''}, the best "
+        f"Test {title}, mean ± standard deviation over {count(theirs.seeds, 'seed')}, the best "
         f"first; the difference is paired by seed, at the end of training.{choice}"
     )
     lines = []
     for row in rows:
         share = "" if row is theirs else f" ({row.state_bytes / theirs.state_bytes:.1%})"
-        seeds = "" if row.seeds == theirs.seeds else f" ({row.seeds} seed{'s' * (row.seeds != 1)})"
+        seeds = "" if row.seeds == theirs.seeds else f" ({count(row.seeds, 'seed')})"
         lines.append(
             [
                 row.optimizer + seeds,
@@ -146,7 +148,7 @@ def settings_table(finished: Sequence[Finished], settings: Sequence[Setting], ti
     """
     cells: dict[str, dict[Setting, list[float]]] = {}
     for one in finished:
-        cells.setdefault(one.run.optimizer, {}).setdefault(one.run.setting, []).append(headline_at(one))
+        cells.setdefault(one.run.optimizer, {}).setdefault(one.run.setting, []).append(metric_at(one))
     shown = {name: {setting: mean_text(fmean(v), deviation(v)) + f" ({len(v)})" for setting, v in by.items()} for name, by in cells.items()}
     lines = [[name, *(by.get(setting, "") for setting in settings)] for name, by in shown.items()]
     text = f"Test {title} at the end of training at every setting, mean ± standard deviation (seeds):"
