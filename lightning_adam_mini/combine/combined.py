@@ -114,13 +114,13 @@ class Combined(AdamMini):
         self._inner = None  # made again of what the groups hold now
         if not self._known.issuperset(self._blocks.names(self.param_groups).values()):
             self._choose()
-            self._check_layouts()
 
     def _choose(self) -> None:
-        """Let the part say which of the parameters that the groups hold now it is for."""
+        """Let the part say which of the parameters that the groups hold now it is for; check that it can step them."""
         shapes = {name: tuple(p.shape) for name, p, _ in self._present()}
         self._chosen = frozenset(self._part.choose(shapes, self._report))
         self._known = frozenset(shapes)
+        self._check_layouts()
 
     def _stepped(self) -> Iterator[Any]:
         return self.inner().optimizer._stepped()
@@ -369,7 +369,6 @@ def combine_(optimizer: AdamMini, part: Part | str | Mapping[str, Any], model: n
         optimizer._part, optimizer._report, optimizer._inner = found, report, None
         optimizer._known = optimizer._chosen = frozenset()
         optimizer._choose()
-        optimizer._check_layouts()
     except ValueError:
         optimizer.__class__ = kind  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
         raise

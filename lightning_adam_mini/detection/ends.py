@@ -22,7 +22,7 @@ from lightning_adam_mini.detection.layers import (
 )
 from lightning_adam_mini.detection.names import unwrap, words
 from lightning_adam_mini.detection.roles import OUTPUTS, Role, Source
-from lightning_adam_mini.detection.signs import core_of, time_words
+from lightning_adam_mini.detection.signs import core_of, has_tied_table, time_words
 from lightning_adam_mini.detection.tree import Claim, Slot, Tree
 from lightning_adam_mini.detection.unet import find_time_blocks
 
@@ -168,9 +168,7 @@ def _claim_outputs(tree: Tree) -> None:
     tables = {slot.shape for slot in tree.slots if slot.role is Role.TOKEN_EMBEDDING}
     entries, vectors = max((shape[0] for shape in tables), default=0), {shape[1] for shape in tables}
     norms = {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM and slot.shape}
-    # A table that is tied is the output.
-    found = any(slot.role is Role.TOKEN_EMBEDDING and len(slot.names) > 1 for slot in tree.slots)
-    at_end, groups = True, set[nn.Module]()
+    at_end, found, groups = True, has_tied_table(tree), set[nn.Module]()
     for i, slot in reversed(list(enumerate(matrices))):
         if slot.role in OUTPUTS:
             continue

@@ -149,8 +149,13 @@ def _fourier(tree: Tree) -> str | None:
     return next((f"{kind.__name__} mixes by Fourier transforms" for kind in kinds if not _FOURIER.isdisjoint(called_names(kind))), None)
 
 
+def has_tied_table(tree: Tree) -> bool:
+    """Whether a table of tokens is an output layer as well."""
+    return any(slot.role is Role.TOKEN_EMBEDDING and len(slot.names) > 1 for slot in tree.slots)
+
+
 def _tied_table(tree: Tree) -> str | None:
-    tied = any(s.role is Role.TOKEN_EMBEDDING and len(s.names) > 1 for s in tree.slots)
+    tied = has_tied_table(tree)
     return "a table of tokens has an output as wide" if tied or any(s.role is Role.LM_HEAD for s in tree.slots) else None
 
 
