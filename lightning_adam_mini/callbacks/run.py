@@ -206,24 +206,25 @@ class Run:
         probe = self.asked.probe
         strategy = make_strategy(self.asked.partition, **(self.asked.options or {}))
         heads = strategy.needs_heads or (self.asked.monitoring is not None and self.asked.monitoring.heatmap)
-        report = inspect_model(module, heads=heads, probe=probe is not False, evidence=self.evidence)
+        # How far it came in its time may differ between ranks, and neither blocks nor what is done next must.
+        same_on_all: Callable[[Any], Any] = module.trainer.strategy.broadcast
+        report = same_on_all(inspect_model(module, heads=heads, probe=probe is not False, evidence=self.evidence))
         unsettled = probe or (probe is None and heads and is_uncertain(report))
-        if self.evidence is None and unsettled and self._run_whole(module):
-            report = inspect_model(module, heads=heads, evidence=self.evidence)
-        # How far it came in its time may differ between ranks, and blocks must not.
-        report = module.trainer.strategy.broadcast(report)
+        if self.evidence is None and unsettled:
+            self.evidence = same_on_all(self._run_whole(module))
+            if self.evidence is not None:
+                report = same_on_all(inspect_model(module, heads=heads, evidence=self.evidence))
         if self.logger is not None:
             self.logger.groups = {p.name: p.role.value for p in report.parameters}
             self.logger.heads = head_layouts(report)
         return report
 
-    def _run_whole(self, module: pl.LightningModule) -> bool:
-        """Run the module on its example; if it has none, on the first batch, later. Where nobody asked for it, what fails is no error."""
+    def _run_whole(self, module: pl.LightningModule) -> Evidence | None:
+        """What the module shows on its example; None if it has none or, where nobody asked for it, fails: then the first batch, later."""
         if module.example_input_array is not None:
             args, kwargs = example_call(module.example_input_array)
             try:
-                self.evidence = probe_call(module, lambda: module(*args, **kwargs), (args, kwargs), seconds=SECONDS)
-                return True
+                return probe_call(module, lambda: module(*args, **kwargs), (args, kwargs), seconds=SECONDS)
             except ValueError as error:
                 if self.asked.probe:
                     raise
@@ -233,7 +234,7 @@ class Run:
             self.probe_first_batch = True
         else:
             self.probe_first_batch = why_not_again(module.trainer.strategy, module) is None
-        return False
+        return None
 
     def probe(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Run the first batch once more, and set the blocks by what that showed."""

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_adam_mini import AdamMini, AdamMiniCallback, AdamMiniWarning
+from tests.callbacks import probe_ranks
 from tests.callbacks.models import VOCABULARY, TokenModel, assert_differ, fit, weights
+from tests.launch import run_ranks
 
 WIDTH = 16
 TRUTH = "2*(v:8x1|q:1x8|k:1x8)"
@@ -183,3 +185,15 @@ def test_fit_trains_convolutions_of_ones_own_from_the_first_layer_on(conv: type[
     assert all(after[name].isfinite().all() and not torch.equal(after[name], before[name]) for name in before)
     # Fewer second moments than elements: its weights are known to be matrices of some kind.
     assert optimizer.layouts[next(n for n in before if n.startswith("body") and before[n].dim() >= 4)].num_blocks < 8 * WIDTH
+
+
+@pytest.mark.timeout(200)
+def test_ranks_that_have_seen_different_things_have_the_same_blocks(tmp_path):
+    outcomes = run_ranks(probe_ranks.train, 2, tmp_path, 2, seconds=90)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    (layouts, of_one), (others, of_other) = outcomes
+    assert layouts == others
+    assert layouts["encoder.to_qkv.weight"].lines == TRUTH
+    assert all(torch.equal(of_one[name], of_other[name]) for name in of_one)
