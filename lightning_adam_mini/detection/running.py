@@ -1,7 +1,7 @@
 """Running attention alone: where the heads are not proven, the module is run by itself on a made-up input.
 
 A module that a user wrote says by names which of its layers makes queries. In which order their lines are heads only its forward says.
-So it is run, on the meta device or else with made-up weights on the CPU: nothing of the user's module is touched, and the sizes of the
+So it is run with made-up weights, on the CPU or else on the meta device: nothing of the user's module is touched, and the sizes of the
 input are chosen so that no two are equal. Where a module cannot be run alone, the one that holds it is tried, out to the whole model.
 """
 
@@ -119,18 +119,23 @@ def _is_supposed(claim: Claim) -> bool:
 
 
 def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
-    """What ``module`` shows by itself on made-up inputs, and whether it ran on one at all."""
+    """What ``module`` shows by itself on made-up inputs, and whether it ran on one at all.
+
+    With values on the CPU; on the meta device, where no index is too large, if it is large or if one was.
+    """
+    found, ran, out_of_range = Evidence(), False, True
     if not _can_run(module):
-        return Evidence(), False
-    evidence, ran, needs_values = _run_on("meta", _on_meta, module, deadline)
-    if not evidence.parameters and needs_values and sum(p.numel() for p in module.parameters()) <= _ON_CPU:
-        evidence, ran, _ = _run_on("cpu", _on_cpu, module, deadline)
-    return evidence, ran
+        return found, ran
+    if sum(p.numel() for p in module.parameters()) <= _ON_CPU:
+        found, ran, out_of_range = _run_on("cpu", _on_cpu, module, deadline)
+    if out_of_range and not ran:
+        found, ran, _ = _run_on("meta", _on_meta, module, deadline)
+    return found, ran
 
 
 def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float) -> tuple[Evidence, bool, bool]:
-    """What it shows there, whether it ran, and whether a run failed, or showed nothing, for want of values."""
-    best, ran, needs_values = Evidence(), False, False
+    """What it shows there, whether it ran, and whether a run failed because an index was too large."""
+    best, ran, out_of_range = Evidence(), False, False
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -139,6 +144,7 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
         _elsewhere(module, make),
     ):
         warnings.simplefilter("ignore")
+        torch.default_generator.manual_seed(0)
         for args, kwargs in made_up_calls(module, device):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -149,13 +155,13 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
                 _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
                 if isinstance(error.__cause__, TimeoutError):
                     break
-                needs_values |= isinstance(error.__cause__, NotImplementedError) or "device" in str(error.__cause__)
+                out_of_range |= isinstance(error.__cause__, IndexError)
                 continue
             if evidence.parameters:
                 return evidence, True, False
             ran = True
             best = evidence if evidence.attentions else best
-    return best, ran, needs_values or bool(best.attentions)
+    return best, ran, out_of_range
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ class ByHand(TokenModel):
 
     def forward(self, tokens: list[Tensor] | Tensor) -> Tensor:
         assert isinstance(tokens, Tensor)
+        assert tokens.shape == (8, 5)  # which nobody makes up
         x = self.embed(tokens)
         for block in self.blocks:
             x = x + block(Batch(tokens, x))
