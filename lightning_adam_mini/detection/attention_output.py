@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_adam_mini.detection.attention import find_projections, head_list
 from lightning_adam_mini.detection.known.apply import main_weights
-from lightning_adam_mini.detection.layers import fans, is_conv, is_linear
+from lightning_adam_mini.detection.layers import fans, is_conv, is_linear, is_matrix
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.roles import ATTENTION, Role
 from lightning_adam_mini.detection.tree import Tree
@@ -42,8 +42,9 @@ def claim_attention_outputs(tree: Tree) -> None:
 
 
 def claim_attention_rest(tree: Tree) -> None:
-    """The other linear layers that attention itself holds: gates, decays, mixing of heads."""
+    """The other linear layers that attention itself holds: of a feed-forward beside it, gates, decays, mixing of heads."""
     for module in tree.attention:
+        _claim_down(tree, module)
         if {"attention", "attn", "mixer"}.isdisjoint(words(type(module).__name__)):
             continue
         linears = {name: tree.own(child).get("weight") for name, child in tree.children(module).items() if is_linear(child)}
@@ -54,6 +55,16 @@ def claim_attention_rest(tree: Tree) -> None:
                 continue  # there and back again: a feed-forward
             why = f"{type(module).__name__}.{name}, neither a projection of queries, keys and values nor their output"
             slot.suppose(Role.ATTN_OTHER, why)
+
+
+def _claim_down(tree: Tree, module: nn.Module) -> None:
+    """What reads the lines of a fused projection that feed no attention, or the half of them that a gate leaves."""
+    slots = list(tree.under(module))
+    fused = [_counts(slot.claim.lines) for slot in slots if slot.role is Role.QKV and slot.claim.lines is not None]
+    rest = {counts["n"][1] // parts for counts in fused if "n" in counts for parts in (1, 2)}
+    for slot in slots:
+        if is_matrix(slot) and fans(slot)[1] in rest:
+            slot.suppose(Role.MLP_DOWN, f"reads what {type(module).__name__} makes beside queries, keys and values")
 
 
 def _widths(tree: Tree, module: nn.Module) -> set[int]:

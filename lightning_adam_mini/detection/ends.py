@@ -36,7 +36,7 @@ _STEPS = frozenset({"timestep", "timesteps", "temb"})
 _EMBEDS = frozenset({"embed", "embedding", "embedder", "embeddings", "emb", "embeds", "mlp", "proj", "projection", "in", "encoder", "fc"})
 _MODULATION = frozenset({"ada", "adaptive", "adaln", "zero", "single", "continuous"})
 _MODULATORS = frozenset({"modulation", "mod", "modulate", "film", "adaln"})
-_HEADS = frozenset({"head", "heads", "classifier", "fc", "classification", "logits", "output", "out", "predictor", "prediction"})
+_HEADS = frozenset({"head", "heads", "classifier", "fc", "classification", "logits", "output", "out", "predictor", "prediction", "pred"})
 _DIGITS = "0123456789"
 _EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYPE_EMBEDDING, Role.SPECIAL_TOKEN})
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_adam_mini import inspect_model
 from lightning_adam_mini.detection.inputs import made_up_calls
 from lightning_adam_mini.detection.layers import claim_layers
+from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.running import claim_running
 from lightning_adam_mini.detection.tree import Tree
 
@@ -163,6 +164,78 @@ def test_layers_alike_are_run_once_and_each_gets_its_lines() -> None:
         return Counting.runs
 
     assert runs(6) == runs(1) > 0
+
+
+class Weights(nn.Module):
+    """Two heads of queries and keys in turn, whose weights other modules use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.make(x).unflatten(-1, (2, 2, 12)).permute(3, 0, 2, 1, 4)
+        return torch.softmax(q @ k.mT, -1)
+
+
+class Use(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.back = nn.Linear(WIDTH, 10), nn.Linear(10, WIDTH)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self.back((weights @ self.read(x).unflatten(-1, (2, 5)).transpose(1, 2)).transpose(1, 2).flatten(2))
+
+
+class Shared(nn.Module):
+    """One attention's weights, used of two values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.first, self.second = Weights(), Use(), Use()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weights(x)
+        x = x + self.first(x, weights)
+        return x + self.second(x, weights)
+
+
+def test_weights_may_be_made_in_one_module_and_used_in_others() -> None:
+    report = inspect_model(nn.Sequential(Shared(), Shared()))
+    for i in range(2):
+        assert report.by_name[f"{i}.weights.make.weight"].lines == "2*(q:1x12|k:1x12)"
+        assert {report.by_name[f"{i}.{use}.read.weight"].lines for use in ("first", "second")} == {"v:2x5"}
+        assert {report.by_name[f"{i}.{use}.back.weight"].role for use in ("first", "second")} == {Role.ATTN_OUT}
+    assert not report.guesses
+
+
+def test_weights_whose_use_is_not_seen_are_a_guess() -> None:
+    class Alone(Weights):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * super().forward(x).mean((1, 2))[..., None]
+
+    report = inspect_model(nn.Sequential(Alone(), Alone(), nn.Linear(WIDTH, 2)))
+    assert report.by_name["0.make.weight"].guess
+    assert report.by_name["0.make.weight"].lines is None
+
+
+class Parallel(nn.Module):
+    """Attention and a gated feed-forward read one matrix, as in PaLM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused, self.one, self.other = nn.Linear(WIDTH, 3 * WIDTH + 64), nn.Linear(WIDTH, WIDTH), nn.Linear(32, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads, gate, up = self.fused(x).split((3 * WIDTH, 32, 32), -1)
+        q, k, v = heads.unflatten(-1, (3, 2, 12)).permute(2, 0, 3, 1, 4)
+        return x + self.one(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)) + self.other(F.silu(gate) * up)
+
+
+def test_what_reads_the_rest_of_a_fused_projection_is_the_end_of_a_feed_forward() -> None:
+    report = inspect_model(nn.Sequential(Parallel(), Parallel()))
+    assert [p.role for p in report.parameters if p.name.startswith("1.") and len(p.shape) == 2] == [Role.QKV, Role.ATTN_OUT, Role.MLP_DOWN]
+    assert report.by_name["1.fused.weight"].lines == f"{STACKED}|n:64"
 
 
 def test_nothing_is_run_without_leave() -> None:

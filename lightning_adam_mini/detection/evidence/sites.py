@@ -42,6 +42,9 @@ def find_sites(graph: Graph) -> Iterator[Site]:
         except Exception as error:
             _log.debug("attention in %s is not understood", node.module, exc_info=True)
             yield Site(node.module, (), f"{type(error).__name__} while it was read")
+    for node in graph.tape.nodes:
+        if graph.kind(node) is Kind.SOFTMAX and node not in softmaxes and _behind(graph, _weighed(node), node, (Kind.PRODUCT,))[1]:
+            yield Site(node.module, (), "what its weights are for was not seen")
 
 
 def _around(graph: Graph, use: Node, met: set[Node], uses: set[Node]) -> Iterator[Site]:
@@ -52,19 +55,27 @@ def _around(graph: Graph, use: Node, met: set[Node], uses: set[Node]) -> Iterato
     for weights, value in ((left, Operand("v", right, use.index, -1, -2)), (right, Operand("v", left, use.index, -2, -1))):
         mixes, softmaxes = _behind(graph, weights, use, (Kind.SOFTMAX, Kind.EXP))
         for softmax in softmaxes:
-            source = next((a for a in softmax.args if isinstance(a, Ref)), None)
-            if source is None or graph.is_constant(source) or softmax in met:
+            source = _weighed(softmax)
+            if graph.is_constant(source):
                 continue
-            met.add(softmax)
+            if softmax in met:  # the same weights once more, of other values
+                yield Site(use.module, (value,))
+                continue
             before, products = _behind(graph, source, softmax, (Kind.PRODUCT,))
             products = [node for node in products if node not in uses]
             if products or graph.kind(softmax) is Kind.SOFTMAX:
                 uses.add(use)
             if products:
+                met.add(softmax)
                 way = graph.walk(weights, use.index, frozenset({softmax, *mixes, *before}))
                 yield from _scored(graph, products, way, weights, value)
             elif graph.kind(softmax) is Kind.SOFTMAX:
                 yield Site(softmax.module, (), "what its softmax weighs are not products of queries and keys")
+
+
+def _weighed(softmax: Node) -> Ref:
+    """What a softmax, or an exponential, is of."""
+    return next(a for a in softmax.args if isinstance(a, Ref))
 
 
 def _behind(graph: Graph, ref: Ref, reader: Node, kinds: Sequence[Kind]) -> tuple[list[Node], list[Node]]:
