@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,7 @@ class SoundUNet(nn.Module):
         self.to_features = nn.Sequential(LearnedFourier(16), nn.Linear(17, features), nn.GELU(), nn.Linear(features, features))
         self.to_in = nn.Conv1d(2, channels[0], 7, padding=3)
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
-        for a, b in zip(channels, channels[1:], strict=False):
+        for a, b in pairwise(channels):
             self.downs.append(nn.ModuleDict({"down": nn.Conv1d(a, b, 4, 2, 1), "block": SoundBlock(b, b, features)}))
             self.ups.insert(0, nn.ModuleDict({"block": SoundBlock(2 * b, b, features), "up": nn.ConvTranspose1d(b, a, 4, 2, 1)}))
         self.bottleneck = nn.ModuleList([SoundBlock(28, 28, features), SoundAttention(28, 9, 3), SoundBlock(28, 28, features)])
@@ -150,7 +151,7 @@ class WordAttention(nn.Module):
         self.q_linear, self.kv_linear, self.proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model * 2), nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        B, N, C = x.shape
+        B, _, C = x.shape
         q = self.q_linear(x).view(B, -1, self.num_heads, self.head_dim)
         k, v = self.kv_linear(cond).view(B, -1, 2, self.num_heads, self.head_dim).unbind(2)
         x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
@@ -227,7 +228,7 @@ class NextAttention(nn.Module):
         self.q_norm, self.k_norm = nn.LayerNorm(a.dim), nn.LayerNorm(a.n_kv_heads * self.hd)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        b, n, _ = x.shape
+        b = len(x)
         xq, xk, xv = self.q_norm(self.wq(x)), self.k_norm(self.wk(x)), self.wv(x)
         xq, xk, xv, yk, yv = (t.view(b, -1, t.shape[-1] // self.hd, self.hd) for t in (xq, xk, xv, self.wk_y(y), self.wv_y(y)))
         xk, xv, yk, yv = (t.unsqueeze(3).repeat(1, 1, 1, self.n_rep, 1).flatten(2, 3) for t in (xk, xv, yk, yv))

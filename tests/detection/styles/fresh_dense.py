@@ -1,4 +1,4 @@
-"""Detection, matching, masks and pictures with words: conditional queries, roles that alternate, nested and gated UNets, non-local means."""
+"""Detection, matching, masks, words: conditional queries, roles that alternate, nested and gated UNets, non-local means."""
 
 from __future__ import annotations
 

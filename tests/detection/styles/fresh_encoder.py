@@ -1,4 +1,4 @@
-"""Encoders and mixtures: disentangled places, keys first, queries and keys in one layer, parallel layers, experts that choose, no softmax."""
+"""Encoders and mixtures: disentangled places, keys first, queries with keys, parallel layers, experts that choose, no softmax."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class SideBySide(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
-        mlp, q, k, v = torch.split(self.in_proj(self.norm(x)), self.splits, dim=-1)
+        mlp, q, k, v = torch.split(self.in_proj(self.norm(x)), self.splits, dim=-1)  # pyright: ignore[reportArgumentType]
         q, k, v = (t.reshape(b, n, self.heads, -1).transpose(1, 2) for t in (q, k, v))
         y = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).reshape(b, n, -1)
         return x + self.out_proj(torch.cat((F.gelu(mlp), y), dim=-1))
@@ -467,7 +467,7 @@ STYLES: list[Style] = [
         lambda: ((torch.randn(1, 3, 16, 16),), {}),
         {"transformer"},
         {
-            "patchify.weight": {"patch_embedding"},
+            "patchify.weight": {"patch_embedding", "linear"},
             "pos": {"position_embedding"},
             "trunk.*.in_proj.weight": {"qkv"},
             "trunk.*.out_proj.weight": {"attn_out", "mlp_down"},

@@ -1,4 +1,4 @@
-"""Plain networks with habits: layers in a dictionary, masks on weights, a pointer, a condition, memory with gates, a policy over pictures."""
+"""Plain networks with habits: layers in a dictionary, masks on weights, a pointer, memory with gates, a policy over pictures."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Impala(nn.Module):
         x = F.relu(self.fc(F.relu(self.feat_convs(x.flatten(0, 1).float() / 255)).flatten(1)))
         last = F.one_hot(inputs["last_action"].flatten(), self.actions).float()
         x, core_state = self.core(torch.cat([x, inputs["reward"].view(-1, 1), last], -1).view(T, B, -1), core_state)
-        return {"logits": self.policy(x), "baseline": self.baseline(x).squeeze(-1)}, core_state
+        return {"logits": self.policy(x), "baseline": self.baseline(x).squeeze(-1)}, core_state  # pyright: ignore[reportReturnType]
 
 
 # A gated transformer for agents: memory of the layers before, gated units in place of residuals.

@@ -265,15 +265,15 @@ class InteractingLayer(nn.Module):
         self.W_Res = nn.Parameter(torch.randn(embedding_size, att_size * head_num) * 0.2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        querys = torch.tensordot(inputs, self.W_Query, dims=([-1], [0]))
-        keys = torch.tensordot(inputs, self.W_key, dims=([-1], [0]))
-        values = torch.tensordot(inputs, self.W_Value, dims=([-1], [0]))
+        querys = torch.tensordot(inputs, self.W_Query, dims=([-1], [0]))  # pyright: ignore[reportArgumentType]
+        keys = torch.tensordot(inputs, self.W_key, dims=([-1], [0]))  # pyright: ignore[reportArgumentType]
+        values = torch.tensordot(inputs, self.W_Value, dims=([-1], [0]))  # pyright: ignore[reportArgumentType]
         querys = torch.stack(torch.split(querys, self.att, dim=2))
         keys = torch.stack(torch.split(keys, self.att, dim=2))
         values = torch.stack(torch.split(values, self.att, dim=2))
         scores = F.softmax(torch.einsum("bnik,bnjk->bnij", querys, keys), dim=-1)
         result = torch.cat(torch.split(torch.matmul(scores, values), 1), dim=-1).squeeze(0)
-        return F.relu(result + torch.tensordot(inputs, self.W_Res, dims=([-1], [0])))
+        return F.relu(result + torch.tensordot(inputs, self.W_Res, dims=([-1], [0])))  # pyright: ignore[reportArgumentType]
 
 
 class AutoInt(nn.Module):

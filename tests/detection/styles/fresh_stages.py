@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +130,7 @@ class GridAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(heads * dim_head, oup), nn.Dropout(0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = map(lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2), self.to_qkv(x).chunk(3, dim=-1))
+        q, k, v = map(lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2), self.to_qkv(x).chunk(3, dim=-1))  # noqa: C417
         dots = torch.matmul(q, k.transpose(-1, -2)) * self.scale
         n = self.ih * self.iw
         bias = self.relative_bias_table.gather(0, self.relative_index.unsqueeze(-1).repeat(1, self.heads)).view(n, n, -1)
@@ -210,7 +211,7 @@ class Residually(nn.Module):
 
 
 class Lambda(nn.Module):
-    def __init__(self, f) -> None:  # noqa: ANN001
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.f = f
 
@@ -362,8 +363,8 @@ class Linear_BN(nn.Sequential):
         self.add_module("bn", nn.BatchNorm1d(b))
 
     def forward(self, input: Tensor) -> Tensor:
-        x = self.c(input)
-        return self.bn(x.flatten(0, 1)).reshape_as(x)
+        x = self.c(input)  # pyright: ignore[reportCallIssue]
+        return self.bn(x.flatten(0, 1)).reshape_as(x)  # pyright: ignore[reportCallIssue]
 
 
 class LeViTAttention(nn.Module):
@@ -459,7 +460,7 @@ class SwinV2(nn.Module):
         return self.head(self.stage2(self.reduction_norm(self.reduction(x))).mean((1, 2)))
 
 
-def _image(size: int):  # noqa: ANN202
+def _image(size: int) -> Callable[[], tuple[tuple[Tensor], dict[str, Tensor]]]:
     return lambda: ((torch.randn(2, 3, size, size),), {})
 
 
@@ -585,7 +586,7 @@ STYLES: list[Style] = [
         _image(16),
         {"transformer", "hybrid"},
         {
-            "patch_embed.0.weight": {"first_conv"},
+            "patch_embed.0.weight": {"first_conv", "patch_embedding"},
             "patch_embed.3.weight": {"conv", "patch_embedding"},
             "blocks.*.qkv.c.weight": {"qkv"},
             "blocks.*.proj.1.c.weight": {"attn_out"},
