@@ -20,7 +20,7 @@ from lightning_adam_mini.detection.layers import (
     is_pointwise,
     line_axis,
 )
-from lightning_adam_mini.detection.names import unwrap, words
+from lightning_adam_mini.detection.names import ATTENTION_WORDS, unwrap, words
 from lightning_adam_mini.detection.roles import OUTPUTS, Role, Source
 from lightning_adam_mini.detection.signs import core_of, has_tied_table, time_words
 from lightning_adam_mini.detection.tree import Claim, Slot, Tree
@@ -168,6 +168,8 @@ def _claim_outputs(tree: Tree) -> None:
     tables = {slot.shape for slot in tree.slots if slot.role is Role.TOKEN_EMBEDDING}
     entries, vectors = max((shape[0] for shape in tables), default=0), {shape[1] for shape in tables}
     norms = {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM and slot.shape}
+    by_column = [is_embedding(slot.layer) or slot.role is Role.RECURRENT_HIDDEN for slot in tree.slots]
+    given = {size for slot, turned in zip(tree.slots, by_column, strict=True) for size in slot.shape[turned : turned + 1]}
     at_end, found, groups = True, has_tied_table(tree), set[nn.Module]()
     for i, slot in reversed(list(enumerate(matrices))):
         if slot.role in OUTPUTS:
@@ -175,7 +177,7 @@ def _claim_outputs(tree: Tree) -> None:
         if _is_unembedding(slot, tables):
             slot.suppose(Role.LM_HEAD, "a matrix with one output per token", axis=1)
             continue
-        if not is_matrix(slot) or is_repeated(tree, slot.layer):
+        if not is_matrix(slot) or is_repeated(tree, slot.layer) or _is_weighing(tree, slot):
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue
         outputs, inputs = fans(slot)
@@ -189,7 +191,7 @@ def _claim_outputs(tree: Tree) -> None:
         returned = outputs != inputs and outputs not in norms and (is_named or last_read.get(outputs) == 0)
         is_scored = unread and outputs == entries > inputs
         # What is as wide as the vectors of a table stands beside them in products, as in DLRM, if something else is the output.
-        unread = unread and not (outputs in vectors and found)
+        unread = unread and not (outputs in vectors and found) and not _is_joined(tree, slot, [(width, matrices[at]) for width, at in first_read.items() if at > i and width not in given])
         last = i == len(matrices) - 1 and _is_behind_blocks(tree, slot.layer)
         if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":
             slot.suppose(Role.LM_HEAD, "one output per token, which no layer reads")
@@ -213,6 +215,20 @@ def _is_score(tree: Tree, slot: Slot) -> bool:
     """Whether it gives a single number, which no softmax weighs, behind other layers of one list: a value, a reward."""
     is_chain = isinstance(tree.parent(slot.layer), nn.Sequential)
     return is_chain and fans(slot)[0] == 1 and not any(calls_attention(holder) for holder in _holders(tree, slot.layer))
+
+
+def _is_weighing(tree: Tree, slot: Slot) -> bool:
+    """Whether it gives a single number, in a module that weighs by such."""
+    holder = next((h for h in _holders(tree, slot.layer) if not isinstance(h, nn.Sequential)), tree.root)
+    if fans(slot)[0] > 1 or holder is tree.root:
+        return False
+    return calls_attention(holder) or not ATTENTION_WORDS.isdisjoint(_names(tree, holder))
+
+
+def _is_joined(tree: Tree, slot: Slot, read: list[tuple[int, Slot]]) -> bool:
+    """Whether a later layer beside it, or beside its list, is the first to read so many numbers, more than it gives: joined ones."""
+    around = set(islice(_holders(tree, slot.layer), 2))
+    return any(width > fans(slot)[0] and tree.parent(reader.layer) in around for width, reader in read)
 
 
 def _is_behind_blocks(tree: Tree, layer: nn.Module) -> bool:

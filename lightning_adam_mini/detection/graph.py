@@ -15,7 +15,7 @@ from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _PYG = "torch_geometric.nn.conv.message_passing.MessagePassing"
-_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "graph", "g"})
+_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "adj_mat", "adjacency", "edges", "dst", "senders", "receivers", "graph", "g"})
 
 
 def is_message_passing(module: nn.Module) -> bool:

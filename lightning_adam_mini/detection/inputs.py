@@ -96,6 +96,7 @@ class _Maker:
         elif place and not _MASKS.isdisjoint(named):
             yield None
             yield torch.zeros(length, length, device=self._device, dtype=torch.bool)
+            yield torch.zeros(batch, length, device=self._device, dtype=torch.bool)
             yield []
         elif place and not _TIMES.isdisjoint(named):
             yield torch.rand(batch, device=self._device)
@@ -141,6 +142,9 @@ def _lengths(module: nn.Module) -> Iterator[int]:
             if sides and all(isinstance(side, int) and not isinstance(side, bool) and 1 < side <= 1024 for side in sides):
                 count = prod(sides)
                 yield from (count, count * count) if len(sides) == 1 and count <= 32 else (count,)
+        for table in inner._buffers.values():  # of places of tokens to each other
+            if table is not None and table.dim() >= 2 and table.shape[-1] == table.shape[-2]:
+                yield table.shape[-1]
         for parameter in inner._parameters.values():
             # A bare table has one row per token, or per token and head.
             if parameter is not None and parameter.dim() >= 2 and not (is_linear(inner) or is_conv(inner) or is_embedding(inner)):
