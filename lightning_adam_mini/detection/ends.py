@@ -140,8 +140,14 @@ def _may_modulate(tree: Tree, module: nn.Module) -> bool:
 
 
 def _claim_time_readers(tree: Tree) -> None:
-    """What reads as many numbers as only what embeds time gives: scales and shifts."""
+    """What reads as many numbers as only what embeds time gives, or what an activation leaves of them: scales and shifts."""
     makers = [slot for slot in tree.slots if slot.role is Role.TIME_EMBEDDING and is_linear(slot.layer)]
+    for module in tree.modules.values() if makers else ():
+        first = next(iter(tree.children(module).values()), None) if isinstance(module, nn.Sequential) else None
+        if type(first).__module__ == nn.SiLU.__module__ and next(tree.under(module)).layer is not first:
+            matrices = [slot for slot in tree.under(module) if len(slot.shape) >= 2]
+            if len(matrices) == 1 and is_matrix(matrices[0]) and fans(matrices[0])[1] in {fans(slot)[0] for slot in makers}:
+                matrices[0].suppose(Role.MODULATION, f"{type(matrices[0].layer).__name__} behind an activation, beside what embeds time")
     others = {_gives(slot) for slot in tree.slots if slot.role is not Role.TIME_EMBEDDING}
     widths = {fans(slot)[0] for slot in makers} - others - {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM}
     for slot in tree.slots if widths else ():
@@ -170,6 +176,7 @@ def _claim_outputs(tree: Tree) -> None:
     norms = {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM and slot.shape}
     by_column = [is_embedding(slot.layer) or slot.role is Role.RECURRENT_HIDDEN for slot in tree.slots]
     given = {size for slot, turned in zip(tree.slots, by_column, strict=True) for size in slot.shape[turned : turned + 1]}
+    joined = [(width, at) for width, at in first_read.items() if width not in given]
     at_end, found, groups = True, has_tied_table(tree), set[nn.Module]()
     for i, slot in reversed(list(enumerate(matrices))):
         if slot.role in OUTPUTS:
@@ -191,7 +198,8 @@ def _claim_outputs(tree: Tree) -> None:
         returned = outputs != inputs and outputs not in norms and (is_named or last_read.get(outputs) == 0)
         is_scored = unread and outputs == entries > inputs
         # What is as wide as the vectors of a table stands beside them in products, as in DLRM, if something else is the output.
-        unread = unread and not (outputs in vectors and found) and not _is_joined(tree, slot, [(width, matrices[at]) for width, at in first_read.items() if at > i and width not in given])
+        unread = unread and not (outputs in vectors and found)
+        unread = unread and not _is_joined(tree, slot, [(width, matrices[at]) for width, at in joined if at > i])
         last = i == len(matrices) - 1 and _is_behind_blocks(tree, slot.layer)
         if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":
             slot.suppose(Role.LM_HEAD, "one output per token, which no layer reads")

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_adam_mini.detection.layers import is_linear
 from lightning_adam_mini.detection.names import words
+from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
@@ -24,8 +25,8 @@ def claim_experts(tree: Tree) -> None:
 
 def _claim_module(tree: Tree, module: nn.Module) -> None:
     stacked = {name: slot for name, slot in _stacked(tree, module).items() if slot.is_open}
-    downs = [slot for name, slot in stacked.items() if not _DOWN.isdisjoint(words(name))]
-    ups = {name: slot for name, slot in stacked.items() if not _UP.isdisjoint(words(name)) and slot not in downs}
+    downs = [slot for name, slot in stacked.items() if not _DOWN.isdisjoint((name, *words(name)))]
+    ups = {name: slot for name, slot in stacked.items() if not _UP.isdisjoint((name, *words(name))) and slot not in downs}
     if len(downs) == 1 and ups:
         _claim_stack(module, ups, downs[0])
     elif not {"router", "gate"}.isdisjoint(words(type(module).__name__)):
@@ -49,22 +50,26 @@ def _claim_stack(module: nn.Module, ups: dict[str, Slot], down: Slot) -> None:
     _, a, b = down.shape
     for name, slot in ups.items():
         _, c, d = slot.shape
-        # (outputs, inputs): the down projection reads what the up projection gives, or half of it if that holds a gate too.
-        axis = 1 if (c in (b, 2 * b) and d == a) else 2
-        if axis == 2 and not (d in (a, 2 * a) and c == b):
+        # The down projection reads what the up projection gives, or half of it if that holds a gate too: of (outputs, inputs), or turned.
+        fits = {1: c in (b, 2 * b) and d == a, 2: d in (a, 2 * a) and c == b}
+        if not any(fits.values()):
             continue
+        # If it may be either: libraries keep outputs first, and an expert is wider inside.
+        axis = 1 if fits[1] and (not fits[2] or c > d or is_conventional(type(module))) else 2
         fused = slot.shape[axis] == 2 * down.shape[3 - axis]
-        role = Role.MLP_GATE_UP if fused else Role.MLP_GATE if "gate" in words(name) or name == "w1" else Role.MLP_UP
+        role = Role.MLP_GATE_UP if fused else Role.MLP_GATE if "gate" in words(name) or (name == "w1" and len(ups) > 1) else Role.MLP_UP
         slot.suppose(role, f"experts of {kind}", axis=axis)
         down.suppose(Role.MLP_DOWN, f"experts of {kind}", axis=axis)
 
 
 def _claim_routers(tree: Tree, module: nn.Module) -> None:
-    """Linear layers called router or gate beside experts."""
+    """Linear layers called router or gate beside experts, modules or stacks of as many."""
     children = tree.children(module)
-    if not any({"expert", "experts"} & set(words(name)) for name in children):
-        return
+    has_experts = any({"expert", "experts"} & set(words(name)) for name in children)
+    numbers = {slot.shape[0] for slot in _stacked(tree, module).values()}
     for name, child in children.items():
         slot = tree.own(child).get("weight")
-        if slot is not None and is_linear(child) and slot.is_open and not _ROUTERS.isdisjoint(words(name)):
+        if slot is None or not (is_linear(child) and slot.is_open) or _ROUTERS.isdisjoint(words(name)):
+            continue
+        if has_experts or slot.shape[0] in numbers:
             slot.suppose(Role.ROUTER, f"{type(module).__name__}.{name} chooses experts")

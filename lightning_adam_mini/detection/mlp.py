@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations, pairwise
 
 from torch import nn
@@ -9,9 +10,9 @@ from torch import nn
 from lightning_adam_mini.detection.calls import called_names
 from lightning_adam_mini.detection.ends import is_repeated
 from lightning_adam_mini.detection.known.apply import main_weights
-from lightning_adam_mini.detection.layers import fans, is_linear, is_matrix
+from lightning_adam_mini.detection.layers import fans, is_linear, is_matrix, is_pointwise
 from lightning_adam_mini.detection.names import words
-from lightning_adam_mini.detection.roles import FEED_FORWARD, Role
+from lightning_adam_mini.detection.roles import FEED_FORWARD, QUERIES_KEYS, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _NAMED = frozenset({"mlp", "ff", "ffn", "feed", "feedforward", "ffwd", "intermediate", "expert", "swiglu", "glu", "dense", "fc"})
@@ -30,8 +31,11 @@ def claim_mlp(tree: Tree) -> None:
             # The projections of a state space layer are sized like those of a feed-forward layer.
             if len(linears) >= 2 and "A_log" not in tree.own(module) and not _is_chain(module, linears):
                 _claim_block(tree, module, linears)
+            for layers in _across(tree, module):
+                _claim_block(tree, module, layers, across=True)
             _claim_bare(tree, module)
             _claim_token_mix(tree, module)
+            _claim_gate_over_places(tree, module)
 
 
 def _open_linears(tree: Tree, module: nn.Module) -> list[tuple[str, Slot]]:
@@ -47,6 +51,21 @@ def _open_linears(tree: Tree, module: nn.Module) -> list[tuple[str, Slot]]:
         if len(weights) == 1 and is_matrix(weights[0]):
             found.append((name, weights[0]))
     return found
+
+
+def _across(tree: Tree, module: nn.Module) -> Iterator[list[tuple[str, Slot]]]:
+    """In a network with attention, what lists of equally many linear layers, side by side in ``module``, hold at the same place."""
+    if all(slot.role not in QUERIES_KEYS for slot in tree.slots):
+        return
+    lists: dict[int, list[list[tuple[str, Slot]]]] = {}
+    for name, child in tree.children(module).items():
+        weights = [tree.own(layer).get("weight") for layer in tree.children(child).values()] if isinstance(child, nn.ModuleList) else []
+        found = [(name, slot) for slot in weights if slot is not None and is_linear(slot.layer) and is_matrix(slot)]
+        if 1 < len(found) == len(weights) and len({fans(slot) for _, slot in found}) == 1:
+            lists.setdefault(len(found), []).append(found)
+    for beside in lists.values():
+        if len(beside) > 1:
+            yield from map(list, zip(*beside, strict=True))
 
 
 def _is_chain(module: nn.Module, linears: list[tuple[str, Slot]]) -> bool:
@@ -79,7 +98,7 @@ def _claim_token_mix(tree: Tree, block: nn.Module) -> None:
         return
     if not tree.attention.keys().isdisjoint(block.modules()):
         return
-    slots = [slot for slot in tree.under(block) if slot.role in FEED_FORWARD]
+    slots = [slot for slot in tree.under(block) if slot.role in FEED_FORWARD and is_linear(slot.layer)]
     norms = {slot.shape[0] for slot in tree.under(block) if slot.role is Role.NORM and len(slot.shape) == 1}
     outer = {slot: fans(slot)[slot.role is not Role.MLP_DOWN] for slot in slots}
     if len(norms) != 1 or len({*outer.values()}) != 2 or not norms < {*outer.values()}:
@@ -91,7 +110,19 @@ def _claim_token_mix(tree: Tree, block: nn.Module) -> None:
             slot.suppose(Role.TOKEN_MIX, f"feed-forward layers of {type(block).__name__} over {width} places")
 
 
-def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]]) -> None:
+def _claim_gate_over_places(tree: Tree, module: nn.Module) -> None:
+    """The one layer, square, beside a norm over another number of features, as in gMLP's spatial gate."""
+    norms = {child.normalized_shape[-1] for child in tree.children(module).values() if isinstance(child, nn.LayerNorm)}
+    held = [slot for slot in tree.under(module) if len(slot.shape) > 1]
+    if len(norms) != 1 or len(held) != 1 or not is_repeated(tree, module):
+        return
+    outputs, inputs = fans(held[0])
+    is_open = is_matrix(held[0]) or (held[0].is_open and is_pointwise(held[0].layer))
+    if is_open and outputs == inputs and inputs % (width := norms.pop()):
+        held[0].suppose(Role.TOKEN_MIX, f"{type(module).__name__} mixes {inputs} places of {width} features")
+
+
+def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]], across: bool = False) -> None:
     kind = type(module).__name__
     named = {*words(kind), *words(tree.name_of(module))}
     if not _POSITION.isdisjoint(named) and fans(linears[0][1])[1] < 5:  # Swin V2 makes position biases from coordinates
@@ -104,7 +135,7 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]])
         return  # not one after another, but side by side
     is_named = isinstance(module, nn.Sequential) or not named.isdisjoint(_NAMED)
     beside_blocks = not is_repeated(tree, module) and any(isinstance(child, _LISTS) and len(child) for child in module.children())
-    if not is_named and (beside_blocks or not _ATTENTION.isdisjoint(named)):
+    if not is_named and not across and (beside_blocks or not _ATTENTION.isdisjoint(named)):
         return  # what is beside blocks is one end of the network or the other
 
     why = f"feed-forward layers of {kind}"

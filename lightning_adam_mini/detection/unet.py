@@ -51,7 +51,7 @@ def find_time_blocks(tree: Tree) -> TimeBlocks | None:
             # Convolutions and linear layers side by side: each of these is added to what the one before it gives.
             readers[fans(slot)[1]][last.layer] = (slot, [last])
     for width, blocks in readers.items():
-        given = {fans(held[0])[0] for _, held in blocks.values()}
+        given = {fans(held[-1])[0] for _, held in blocks.values()}
         read = [max(fans(conv)[1] for conv in held) for _, held in blocks.values()]
         joined = sum(channels not in given and any(channels - one in given for one in given) for channels in read)
         if len(blocks) > 2 and joined:

@@ -166,3 +166,46 @@ def test_what_a_tied_table_reads_is_no_output():
     model = nn.ModuleDict({"tokens": nn.Embedding(57, 16), "body": nn.Linear(16, 16), "score": nn.Linear(16, 57, bias=False)})
     model["score"].weight = model["tokens"].weight
     assert outputs(model) == {}
+
+
+def test_what_is_joined_with_something_before_a_later_layer_reads_it_is_no_output():
+    model = nn.ModuleDict({"fc": nn.Linear(50, 38), "core": nn.LSTM(45, 24), "policy": nn.Linear(24, 6), "value": nn.Linear(24, 1)})
+    assert set(outputs(model)) == {"policy.weight", "value.weight"}
+    deep = nn.ModuleList([nn.Linear(53, 35), nn.Linear(35, 20)])
+    assert set(outputs(nn.ModuleDict({"deep": deep, "last": nn.Linear(92, 2)}))) == {"last.weight"}
+    # Two heads that read what is joined before either are two outputs.
+    heads = {"head": nn.Linear(42, 3), "picture": nn.Linear(42, 24), "up": nn.ConvTranspose2d(24, 3, 4)}
+    assert set(outputs(nn.ModuleDict({"body": nn.Linear(8, 32), **heads}))) == {"head.weight"}
+
+
+class Pooling(nn.Module):
+    """One score for each place, by which places are weighed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(32, 12), nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.out(self.fc(x).tanh()).softmax(1) * x).sum(1)
+
+
+def test_a_number_that_weighs_is_no_output():
+    assert set(outputs(nn.ModuleDict({"enter": nn.Linear(8, 32), "pool": Pooling(), "leave": nn.Linear(32, 5)}))) == {"leave.weight"}
+
+
+def test_what_an_activation_leaves_of_the_time_vector_is_a_modulation():
+    class Diffuses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Linear(6, 32)
+            self.t_embedder = nn.Sequential(nn.Linear(10, 32), nn.SiLU(), nn.Linear(32, 32))
+            self.shared, self.other = nn.Sequential(nn.SiLU(), nn.Linear(32, 192)), nn.Sequential(nn.ReLU(), nn.Linear(48, 192))
+            self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(32, 2, 48) for _ in range(2)])
+            self.leave = nn.Linear(32, 6)
+
+        def forward(self, x: Tensor, timestep: Tensor) -> Tensor: ...
+
+    roles = {p.name: p.role for p in inspect_model(Diffuses()).parameters}
+    assert roles["shared.1.weight"] is Role.MODULATION
+    assert roles["other.1.weight"] is not Role.MODULATION
+    assert {roles["t_embedder.0.weight"], roles["t_embedder.2.weight"]} == {Role.TIME_EMBEDDING}

@@ -96,3 +96,57 @@ def test_a_feed_forward_of_the_transposed_mixes_places(kind: type[Two], first: s
     roles = [{p.role for p in report.parameters if f"1.{name}" in p.name and "weight" in p.name} for name in ("one", "two")]
     assert roles == [first, {UP, DOWN}]
     assert (str(report.architecture) == "mlp_mixer") == (network == "mlp_mixer")
+
+
+def test_lists_side_by_side_are_feed_forwards_in_a_network_with_attention():
+    class Flat(nn.Module):
+        def __init__(self, attends: bool):
+            super().__init__()
+            lists = {"up": (16, 40), "gate": (16, 40), "down": (40, 16), "alike": (16, 16)}
+            for name, shape in lists.items():
+                setattr(self, name, nn.ModuleList([nn.Linear(*shape) for _ in range(3)]))
+            self.attention = nn.ModuleList([nn.MultiheadAttention(16, 2) for _ in range(3)]) if attends else None
+
+    roles = {p.name: p.role for p in inspect_model(Flat(True)).parameters}
+    assert [roles[f"{name}.2.weight"] for name in ("up", "gate", "down", "alike")] == [UP, Role.MLP_GATE, DOWN, Role.LINEAR]
+    assert {p.role for p in inspect_model(Flat(False)).parameters if p.name.startswith(("up", "gate", "down"))} <= {Role.LINEAR, Role.BIAS}
+
+
+@pytest.mark.parametrize(("make", "role"), [(lambda: nn.Conv1d(9, 9, 1), Role.TOKEN_MIX), (lambda: nn.Linear(9, 9), Role.TOKEN_MIX)])
+def test_a_square_layer_beside_a_norm_of_another_width_mixes_places(make, role):
+    class Gate(nn.Module):
+        def __init__(self, layer: nn.Module, width: int):
+            super().__init__()
+            self.norm, self.mix = nn.LayerNorm(width), layer
+
+    class Block(nn.Module):
+        def __init__(self, width: int):
+            super().__init__()
+            self.up, self.gate, self.down = nn.Linear(12, 2 * width), Gate(make(), width), nn.Linear(width, 12)
+
+    report = inspect_model(nn.Sequential(*(Block(20) for _ in range(3)), nn.Linear(12, 4)))
+    assert report.by_name["1.gate.mix.weight"].role is role
+    assert report.architecture is Architecture.MLP_MIXER
+    joined = inspect_model(nn.Sequential(*(Gate(nn.Linear(40, 40), 20) for _ in range(3))))  # of two features joined
+    assert joined.by_name["1.mix.weight"].role is not role
+
+
+def test_two_ways_out_and_one_back_in_are_no_gate():
+    class VAE(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.mean, self.spread, self.back = nn.Linear(50, 40), nn.Linear(40, 7), nn.Linear(40, 7), nn.Linear(7, 40)
+
+    assert {p.role for p in inspect_model(VAE()).parameters if p.name.startswith(("mean", "spread", "back"))} == {Role.LINEAR, Role.BIAS}
+
+
+def test_what_chooses_among_stacked_experts_is_a_router():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.other = nn.Linear(16, 5), nn.Linear(16, 16)
+            self.w1, self.w2 = nn.Parameter(torch.randn(5, 16, 40)), nn.Parameter(torch.randn(5, 40, 16))
+
+    report = inspect_model(nn.Sequential(Experts(), Experts())).by_name
+    assert [report[f"1.{name}"].role for name in ("gate.weight", "w1", "w2")] == [Role.ROUTER, UP, DOWN]
+    assert [report[f"1.{name}"].axis for name in ("w1", "w2")] == [2, 2]

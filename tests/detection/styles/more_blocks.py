@@ -471,7 +471,7 @@ STYLES: list[Style] = [
         {"cnn"},
         {
             "stage1.rebnconvin.conv_s1.weight": {"first_conv"},
-            "stage1.rebnconv*.conv_s1.weight": {"conv", "first_conv"},
+            "stage1.rebnconv[!i]*.conv_s1.weight": {"conv", "first_conv"},
             "stage[23]*.conv_s1.weight": {"conv"},
             "side?.weight": _HEAD,
             "outconv.weight": _HEAD,
