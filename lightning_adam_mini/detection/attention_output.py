@@ -51,8 +51,11 @@ def claim_attention_rest(tree: Tree) -> None:
         rest = {name: slot for name, slot in linears.items() if slot is not None and slot.is_open and slot.role is Role.LINEAR}
         sizes = {name: fans(slot) for name, slot in rest.items()}
         for name, slot in rest.items():
-            if sizes[name][::-1] in [size for other, size in sizes.items() if other != name]:
-                continue  # there and back again: a feed-forward
+            if sizes[name][::-1] in [size for other, size in sizes.items() if other != name]:  # there and back again: a feed-forward
+                first = next(other for other in sizes if sizes[other] in (sizes[name], sizes[name][::-1]))
+                if sizes[first][0] > sizes[first][1]:
+                    slot.suppose(Role.MLP_UP if name == first else Role.MLP_DOWN, f"feed-forward layers of {type(module).__name__}")
+                continue
             why = f"{type(module).__name__}.{name}, neither a projection of queries, keys and values nor their output"
             slot.suppose(Role.ATTN_OTHER, why)
 

@@ -8,10 +8,11 @@ the meta device.
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+import re
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import product
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
 import torch
@@ -22,8 +23,12 @@ from lightning_adam_mini.detection.names import own_parameter, words
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
+Shapes = list[tuple[int, ...]]
+"""Shapes of a batch of features, 0 for the width."""
 
 _MOST = 40  # calls of one kind to try
+_MOST_LENGTHS = 40  # calls with numbers of tokens that errors asked for
+_LONGEST = 1024  # the most tokens
 _COMBINATIONS = 100_000
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 _GRID = (8, 16)  # height and width of an image or a feature map
@@ -31,14 +36,16 @@ _MASKS = frozenset({"mask", "masks", "bias", "biases", "cache", "past", "state",
 _PLACES = frozenset({"start", "offset", "idx", "index", "i"})
 _TIMES = frozenset({"t", "time", "timestep", "timesteps", "times", "sigma", "sigmas", "noise", "step", "steps", "temb", "labels", "label"})
 _SIDES = frozenset({"h", "w", "height", "width", "hw", "size", "shape", "resolution"})
-_LENGTHS = frozenset(
-    {"length", "len", "tokens", "patches", "positions", "block", "context", "window", "resolution", "points"}
-    | {"ctx", "seq", "n", "t", "area"}
-)
 
 
-def made_up_calls(module: nn.Module, device: str) -> Iterator[Call]:
-    """Calls of ``module`` that may suit its forward, likeliest first."""
+def made_up_calls(module: nn.Module, device: str, failed: list[str] | None = None) -> Iterator[Call]:
+    """Calls of ``module`` that may suit its forward, likeliest first.
+
+    Args:
+        module: The module.
+        device: Where the inputs are made.
+        failed: Why the last call failed, to be taken from it: a module that insists on a number of tokens says so.
+    """
     try:
         parameters = list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):  # TorchScript
@@ -48,14 +55,22 @@ def made_up_calls(module: nn.Module, device: str) -> Iterator[Call]:
     if not names and not keywords:
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)][:1]
     maker = _Maker(module, device)
-    for shapes in maker.kinds(names):
-        choices = [list(maker.choices(name, place, shapes)) for place, name in enumerate([*names, *keywords])]
+
+    def options(shapes: Shapes) -> list[list[Any]]:
+        return [list(maker.choices(name, place, shapes)) for place, name in enumerate([*names, *keywords])]
+
+    for kind in maker.kinds(names):
+        counts = list(map(len, options(kind)))
         # The likeliest of each first, the same width everywhere before different ones.
-        ranks = list(product(*(range(len(options)) for options in choices))) if prod(map(len, choices)) <= _COMBINATIONS else []
+        ranks = list(product(*map(range, counts))) if prod(counts) <= _COMBINATIONS else []
         ranks.sort(key=lambda rank: (len(set(rank)), sum(rank)))
         for rank in ranks[:_MOST]:
-            values = [options[at] for options, at in zip(choices, rank, strict=True)]
-            yield tuple(values[: len(names)]), dict(zip(keywords, values[len(names) :], strict=True))
+            todo = deque([kind])
+            while todo:
+                shapes = todo.popleft()
+                values = [some[at] for some, at in zip(options(shapes), rank, strict=True)]
+                yield tuple(values[: len(names)]), dict(zip(keywords, values[len(names) :], strict=True))
+                todo.extend(maker.wanted(shapes[0], rank, failed.pop()) if failed else ())
 
 
 class _Maker:
@@ -69,24 +84,33 @@ class _Maker:
         widths = Counter(_widths(module))  # in the order in which they come
         first = next(iter(widths), 1)
         self._widths = sorted(widths, key=lambda width: (width != first, -widths[width]))[:5]
-        self._lengths = list(dict.fromkeys(n for n in _lengths(module) if n > 1))
+        self._met: set[tuple[int, tuple[int, ...]]] = set()
         layers = [m for m in module.modules() if is_embedding(m) or is_linear(m) or is_conv(m)]
         self._entries = layers[0].weight.shape[0] if layers and is_embedding(layers[0]) and isinstance(layers[0].weight, Tensor) else 0
         self._spatial = next((m.weight.dim() - 2 for m in layers if is_conv(m) and isinstance(m.weight, Tensor)), 0)
         self._is_image = bool(layers) and is_conv(layers[0])
 
-    def kinds(self, names: list[str]) -> list[list[tuple[int, ...]]]:
-        """Shapes of a batch of features, 0 for the width: tokens, images, images of channels last; the likeliest kind first."""
+    def kinds(self, names: list[str]) -> list[Shapes]:
+        """Tokens, images, images of channels last; the likeliest kind first."""
         batch, (high, wide) = self._batch, _GRID
         grids = {1: (high * wide,), 2: _GRID, 3: (high // 2, high, wide)}
         image = [(batch, 0, *grids.get(self._spatial, _GRID))]
         sized = any(not _SIDES.isdisjoint(words(name)) for name in names[1:])
-        tokens = [[(batch, high * wide if sized else self._tokens, 0)], *([(batch, length, 0)] for length in self._lengths[:4])]
-        images = [image, *([(batch, 0, side, side)] for side in self._lengths[:2] if self._spatial == 2)]
+        first = [image, [(batch, high * wide if sized else self._tokens, 0)]]
         rest = [[(batch, *_GRID, 0)], [(batch, self._groups, self._tokens, 0)], [(batch, 0, self._tokens)]]
-        return [*images, *tokens, *rest] if self._is_image else [*tokens[:1], *images[:1], *tokens[1:], *images[1:], *rest]
+        return [*(first if self._is_image else reversed(first)), *rest]
 
-    def choices(self, name: str, place: int, shapes: list[tuple[int, ...]]) -> Iterator[Any]:
+    def wanted(self, shape: tuple[int, ...], rank: tuple[int, ...], error: str) -> Iterator[Shapes]:
+        """Features of as many tokens as an error asked for in place of those of ``shape``."""
+        tokens = prod(side for side in shape[1:] if side)
+        sizes = [int(size) for size in re.findall(r"\d+", error)]
+        for size in sizes if tokens in sizes else ():
+            if (size, rank) not in self._met and 1 < size <= _LONGEST and size != tokens and len(self._met) < _MOST_LENGTHS:
+                self._met.add((size, rank))
+                side = isqrt(size)
+                yield [(self._batch, 0, side, side)] if len(shape) == 4 and side**2 == size else [(self._batch, size, 0)]
+
+    def choices(self, name: str, place: int, shapes: Shapes) -> Iterator[Any]:
         """What the argument called ``name`` may be."""
         named, batch = set(words(name)), self._batch
         features = [tuple(side or width for side in shape) for width in self._widths for shape in shapes]
@@ -130,25 +154,6 @@ def _widths(module: nn.Module) -> Iterator[int]:
             for bare in inner._parameters.values():
                 if bare is not None and bare.dim() >= 2:
                     yield from (bare.shape[-2], bare.shape[-1])
-
-
-def _lengths(module: nn.Module) -> Iterator[int]:
-    """Numbers of tokens that ``module`` may insist on: what it calls a length, a window or a resolution."""
-    for inner in module.modules():
-        for name, value in vars(inner).items():
-            if name.startswith("_") or _LENGTHS.isdisjoint(words(name)):
-                continue
-            sides = value if isinstance(value, (tuple, list)) else (value,)
-            if sides and all(isinstance(side, int) and not isinstance(side, bool) and 1 < side <= 1024 for side in sides):
-                count = prod(sides)
-                yield from (count, count * count) if len(sides) == 1 and count <= 32 else (count,)
-        for table in inner._buffers.values():  # of places of tokens to each other
-            if table is not None and table.dim() >= 2 and table.shape[-1] == table.shape[-2]:
-                yield table.shape[-1]
-        for parameter in inner._parameters.values():
-            # A bare table has one row per token, or per token and head.
-            if parameter is not None and parameter.dim() >= 2 and not (is_linear(inner) or is_conv(inner) or is_embedding(inner)):
-                yield from (size for size in parameter.shape[:-1] if size > 1)
 
 
 def _numbers(module: nn.Module) -> Iterator[int]:

@@ -136,6 +136,7 @@ def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
 def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float) -> tuple[Evidence, bool, bool]:
     """What it shows there, whether it ran, and whether a run failed because an index was too large."""
     best, ran, out_of_range = Evidence(), False, False
+    failed: list[str] = []
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -145,7 +146,7 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
     ):
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
-        for args, kwargs in made_up_calls(module, device):
+        for args, kwargs in made_up_calls(module, device, failed):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -155,6 +156,7 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
                 _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
                 if isinstance(error.__cause__, TimeoutError):
                     break
+                failed.append(str(error.__cause__))
                 out_of_range |= isinstance(error.__cause__, IndexError)
                 continue
             if evidence.parameters:

@@ -66,6 +66,7 @@ def _merge(held: Claim, seen: ParameterEvidence) -> Claim:
     owner = role_of_lines(lines)
     role = Role.BIAS if seen.is_bias else held.role if held.role in _KEPT else owner
     contradicts = held.source is Source.KNOWN and held.lines is not None and not held.guess
+    contradicts |= {held.role, owner} == {Role.QUERY, Role.KEY}  # its name says otherwise
     if held.lines is None and (held.role in ATTENTION or held.role in _KEPT):
         reason = f"{held.reason}; {seen.reason}"
     else:

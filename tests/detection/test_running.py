@@ -166,6 +166,34 @@ def test_layers_alike_are_run_once_and_each_gets_its_lines() -> None:
     assert runs(6) == runs(1) > 0
 
 
+class Fixed(Attention):
+    """Insists on a number of tokens, which nothing but its forward says."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3 * tokens * tokens))
+        self.tokens = tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (2, 3, 12)).permute(3, 0, 2, 1, 4)
+        scores = q @ k.mT + self.bias[::3].view(self.tokens, -1)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("tokens", [16, 37, 100])
+def test_a_module_that_insists_on_a_number_of_tokens_gets_it(tokens: int) -> None:
+    assert _lines(nn.Sequential(Fixed(tokens), Fixed(tokens))) == [BY_HEAD] * 2
+
+
+def test_no_input_is_longer_than_a_thousand_tokens() -> None:
+    class Huge(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1] <= 1024
+            raise RuntimeError(f"the size ({x.shape[1]}) must match 10000000000")
+
+    assert inspect_model(Huge()).by_name["qkv.weight"].guess
+
+
 class Weights(nn.Module):
     """Two heads of queries and keys in turn, whose weights other modules use."""
 
