@@ -35,7 +35,7 @@ SECONDS = 20.0
 """The most time that all runs of one inspection take; what is not proven by then stays a guess."""
 
 _log = logging.getLogger(__name__)
-_ON_CPU = 1 << 24  # elements of the largest module that is run with values
+_ON_CPU = 1 << 24  # elements of the largest module that is run with values, buffers included
 _LONGEST = 5.0  # seconds of one run
 _FARTHEST = 4  # modules that are run for one: itself, two around it, the whole model
 _NAMED = ATTENTION_WORDS | {"msa"}
@@ -126,7 +126,7 @@ def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
     found, ran, out_of_range = Evidence(), False, True
     if not _can_run(module):
         return found, ran
-    if sum(p.numel() for p in module.parameters()) <= _ON_CPU:
+    if sum(t.numel() for t in (*module.parameters(), *module.buffers())) <= _ON_CPU:
         found, ran, out_of_range = _run_on("cpu", _on_cpu, module, deadline)
     if out_of_range and not ran:
         found, ran, _ = _run_on("meta", _on_meta, module, deadline)
