@@ -25,13 +25,14 @@ _GATE = frozenset({"gate", "w1", "g"})
 
 def claim_mlp(tree: Tree) -> None:
     """Add the claims of all feed-forward blocks, innermost first."""
+    attends = any(slot.role in QUERIES_KEYS for slot in tree.slots)
     for module in reversed(tree.modules.values()):
         with tree.guarded(module):
             linears = _open_linears(tree, module)
             # The projections of a state space layer are sized like those of a feed-forward layer.
             if len(linears) >= 2 and "A_log" not in tree.own(module) and not _is_chain(module, linears):
                 _claim_block(tree, module, linears)
-            for layers in _across(tree, module):
+            for layers in _across(tree, module) if attends else ():
                 _claim_block(tree, module, layers, across=True)
             _claim_bare(tree, module)
             _claim_token_mix(tree, module)
@@ -54,9 +55,7 @@ def _open_linears(tree: Tree, module: nn.Module) -> list[tuple[str, Slot]]:
 
 
 def _across(tree: Tree, module: nn.Module) -> Iterator[list[tuple[str, Slot]]]:
-    """In a network with attention, what lists of equally many linear layers, side by side in ``module``, hold at the same place."""
-    if all(slot.role not in QUERIES_KEYS for slot in tree.slots):
-        return
+    """What lists of equally many linear layers, side by side in ``module``, hold at the same place."""
     lists: dict[int, list[list[tuple[str, Slot]]]] = {}
     for name, child in tree.children(module).items():
         weights = [tree.own(layer).get("weight") for layer in tree.children(child).values()] if isinstance(child, nn.ModuleList) else []
