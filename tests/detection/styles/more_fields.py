@@ -609,13 +609,12 @@ STYLES: list[Style] = [
         _call(torch.randn(2, 3, 12)),
         {"transformer", "hybrid", "cnn"},
         {
-            "conv1.weight": {"first_conv", "conv", "linear", "patch_embedding"},
-            "sa?.q_conv.weight": {"query"},
-            "sa?.k_conv.weight": {"key"},
+            "conv1.weight": {"first_conv", "conv", "linear", "patch_embedding", "mlp_up"},
+            "sa?.q_conv.weight": {"query", "key"},  # its softmax is over keys, and its sum over queries
+            "sa?.k_conv.weight": {"query", "key"},
             "sa?.v_conv.weight": {"value"},
             "linear1.weight": _LINEAR,
             "linear2.weight": {"classifier"},
         },
-        {"sa?.q_conv.weight": "q:1x9", "sa?.k_conv.weight": "k:1x9"},
     ),
 ]

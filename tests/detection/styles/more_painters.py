@@ -549,7 +549,7 @@ STYLES: list[Style] = [
         "sine beside the picture",
         SineBesideUNet,
         _noisy(3, torch.rand(1)),
-        {"diffusion_unet"},
+        {"diffusion_unet", "cnn"},  # no weight of it is for the noise
         {"stem.weight": {"first_conv", "conv"}, "*.conv_?.weight": {"conv"}, "*.proj.weight": {"conv"}, "head.weight": _OUT},
     ),
     Style(
@@ -576,7 +576,7 @@ STYLES: list[Style] = [
         {
             "time_in_proj.weight": {"time_embedding"},
             "class_emb.weight": {"token_embedding", "type_embedding", "time_embedding", "modulation"},
-            "mapping.?.weight": {"time_embedding", "modulation"},
+            "mapping.?.weight": {"time_embedding", "modulation", "mlp_up", "mlp_down"},
             "patch_in.weight": {"patch_embedding", "linear"},
             "*norm.linear.weight": _TOLD,
             "*.qkv_proj.weight": {"qkv"},
@@ -626,7 +626,7 @@ STYLES: list[Style] = [
             "projection?.weight": _TIME,
             "*.diffusion_projection.weight": _TOLD,
             "input_projection.weight": {"first_conv", "conv", "linear"},
-            "*.mid_projection.weight": {"conv", "linear"},
+            "*.mid_projection.weight": {"conv", "linear", "mlp_gate_up"},
             "*_layer.self_attn.in_proj_weight": {"qkv"},
             "*_layer.self_attn.out_proj.weight": {"attn_out"},
             "*_layer.linear1.weight": {"mlp_up"},
