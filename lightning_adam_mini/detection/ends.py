@@ -44,11 +44,13 @@ _EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYP
 def claim_ends(tree: Tree) -> None:
     """Add the claims of all embeddings, what embeds time, modulations, and output layers."""
     claim_pointwise(tree)
+    core = set(core_of(tree))
     steps = time_words(core_of(tree)) - {"t"}
     for module in tree.modules.values():
         with tree.guarded(module):
             _claim_embedding(tree, module)
-            _claim_condition(tree, module, steps)
+            if module not in core:
+                _claim_condition(tree, module, steps)
             _claim_patches(tree, module)
             for method, roles in (
                 ("get_input_embeddings", None),
@@ -115,7 +117,9 @@ def _claim_condition(tree: Tree, module: nn.Module, steps: frozenset[str]) -> No
     is_time = is_time or not steps.isdisjoint(attr)
     if is_time and "mix" not in named and tree.attention.keys().isdisjoint(module.modules()) and not any(map(is_conv, module.modules())):
         role, why = Role.TIME_EMBEDDING, "embeds the time step"
-    elif (not _MODULATORS.isdisjoint(named) and _may_modulate(tree, module)) or (is_norm(module) and not _MODULATION.isdisjoint(named)):
+    elif (not _MODULATORS.isdisjoint(named) or (is_linear(module) and "norm" in attr)) and _may_modulate(tree, module):
+        role, why = Role.MODULATION, "scales and shifts a norm"
+    elif is_norm(module) and not _MODULATION.isdisjoint(named):
         role, why = Role.MODULATION, "scales and shifts a norm"
     else:
         return
@@ -235,7 +239,7 @@ def _is_weighing(tree: Tree, slot: Slot) -> bool:
 
 def _is_joined(tree: Tree, slot: Slot, read: list[tuple[int, Slot]]) -> bool:
     """Whether a later layer beside it, or beside its list, is the first to read so many numbers, more than it gives: joined ones."""
-    around = set(islice(_holders(tree, slot.layer), 2))
+    around = set(islice(_holders(tree, slot.layer), 3))
     return any(width > fans(slot)[0] and tree.parent(reader.layer) in around for width, reader in read)
 
 

@@ -28,7 +28,7 @@ Shapes = list[tuple[int, ...]]
 
 _MOST = 40  # calls of one kind to try
 _MOST_LENGTHS = 40  # calls with numbers of tokens that errors asked for
-_LONGEST = 1024  # the most tokens
+_LONGEST = 1024  # the most tokens, and the longest side of an image
 _COMBINATIONS = 100_000
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 _GRID = (8, 16)  # height and width of an image or a feature map
@@ -84,6 +84,7 @@ class _Maker:
         widths = Counter(_widths(module))  # in the order in which they come
         first = next(iter(widths), 1)
         self._widths = sorted(widths, key=lambda width: (width != first, -widths[width]))[:5]
+        self._settings = sorted({n for inner in module.modules() for n in _whole(vars(inner).values())})
         self._met: set[tuple[int, tuple[int, ...]]] = set()
         layers = [m for m in module.modules() if is_embedding(m) or is_linear(m) or is_conv(m)]
         self._entries = layers[0].weight.shape[0] if layers and is_embedding(layers[0]) and isinstance(layers[0].weight, Tensor) else 0
@@ -101,14 +102,21 @@ class _Maker:
         return [*(first if self._is_image else reversed(first)), *rest]
 
     def wanted(self, shape: tuple[int, ...], rank: tuple[int, ...], error: str) -> Iterator[Shapes]:
-        """Features of as many tokens as an error asked for in place of those of ``shape``."""
+        """Features of as many tokens as an error about those of ``shape`` asked for, or as a setting says; or an image of as many."""
         tokens = prod(side for side in shape[1:] if side)
         sizes = [int(size) for size in re.findall(r"\d+", error)]
-        for size in sizes if tokens in sizes else ():
-            if (size, rank) not in self._met and 1 < size <= _LONGEST and size != tokens and len(self._met) < _MOST_LENGTHS:
+        areas = [*sizes, *self._settings] if tokens in sizes else []
+        if len(shape) == 4 and (found := re.search(r"\((\d+)\) must match .*\((\d+)\)", error)):
+            ours, theirs = map(int, found.groups())  # patches, perhaps with one token more
+            areas += [tokens * (theirs - more) // (ours - more) for more in (0, 1) if ours > more]
+        for size in areas:
+            if (size, rank) not in self._met and 1 < size <= _LONGEST**2 and size != tokens and len(self._met) < _MOST_LENGTHS:
                 self._met.add((size, rank))
                 side = isqrt(size)
-                yield [(self._batch, 0, side, side)] if len(shape) == 4 and side**2 == size else [(self._batch, size, 0)]
+                if len(shape) == 4 and side**2 == size:
+                    yield [(self._batch, 0, side, side)]
+                elif size <= _LONGEST:
+                    yield [(self._batch, size, 0)]
 
     def choices(self, name: str, place: int, shapes: Shapes) -> Iterator[Any]:
         """What the argument called ``name`` may be."""
@@ -169,4 +177,5 @@ def _whole(values: Iterable[Any]) -> Iterator[int]:
         if isinstance(value, int):
             yield value
         elif isinstance(value, (tuple, list)):
-            yield from (v for v in value if isinstance(v, int))
+            whole = [v for v in value if isinstance(v, int)]
+            yield from (*whole, prod(whole))

@@ -166,7 +166,7 @@ def _claim(slot: Slot) -> Claim:
 def _claim_bare(slot: Slot) -> Claim:
     """A parameter that a module holds itself: its shape and the words of its name are all there is."""
     kind = type(slot.layer).__name__
-    named = words(slot.attr)
+    named = words(slot.path.rsplit(".", 1)[-1] if slot.attr.isdecimal() else slot.attr)  # of one in a ParameterList, that of the list
     if "bias" in named and not is_relative(slot) and len(slot.shape) <= 2:
         return Claim(Source.LAYER, Role.BIAS, f"parameter of {kind} named {slot.attr}")
     if len(slot.shape) == 2 and not {"proj", "projection"}.isdisjoint(named):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations, pairwise
+from itertools import combinations, islice, pairwise
 
 from torch import nn
 
@@ -59,7 +59,7 @@ def _across(tree: Tree, module: nn.Module) -> Iterator[list[tuple[str, Slot]]]:
     lists: dict[int, list[list[tuple[str, Slot]]]] = {}
     for name, child in tree.children(module).items():
         weights = [tree.own(layer).get("weight") for layer in tree.children(child).values()] if isinstance(child, nn.ModuleList) else []
-        found = [(name, slot) for slot in weights if slot is not None and is_linear(slot.layer) and is_matrix(slot)]
+        found = [(name, slot) for slot in weights if slot is not None and is_matrix(slot)]
         if 1 < len(found) == len(weights) and len({fans(slot) for _, slot in found}) == 1:
             lists.setdefault(len(found), []).append(found)
     for beside in lists.values():
@@ -134,7 +134,8 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
         return  # not one after another, but side by side
     is_named = isinstance(module, nn.Sequential) or not named.isdisjoint(_NAMED)
     beside_blocks = not is_repeated(tree, module) and any(isinstance(child, _LISTS) and len(child) for child in module.children())
-    if not is_named and not across and (beside_blocks or not _ATTENTION.isdisjoint(named)):
+    attends = not _ATTENTION.isdisjoint(named) and all(inner not in tree.attention for inner in islice(module.modules(), 1, None))
+    if not is_named and not across and (beside_blocks or attends):
         return  # what is beside blocks is one end of the network or the other
 
     why = f"feed-forward layers of {kind}"
@@ -142,7 +143,7 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
         if fans(a[1]) != fans(b[1]):
             continue
         downs = [c for c in linears if c is not a and c is not b and fans(c[1])[1] == fans(a[1])[0]]
-        is_gated = is_named or _is_gate(a[0]) or _is_gate(b[0]) or fans(a[1])[0] > fans(a[1])[1]
+        is_gated = is_named or _is_gate(a[0]) or _is_gate(b[0]) or (fans(a[1])[0] > fans(a[1])[1] and is_repeated(tree, module))
         if len(downs) == 1 and is_gated:  # one reads both; two would read one each
             down = downs[0]
             gate = b if _is_gate(b[0]) and not _is_gate(a[0]) else a

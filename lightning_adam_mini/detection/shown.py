@@ -41,6 +41,11 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str = "") -> None:
             slot.add(_merge(slot.claim, seen))
             if not seen.is_bias:
                 tree.attention.setdefault(_holder(tree, slot))
+    for lost in evidence.not_seen:
+        name, _, why = lost.reason.partition(": ")
+        slot = slots.get(join(path, name))
+        if slot is not None and slot.is_open:
+            slot.add(replace(slot.claim, reason=f"{slot.claim.reason}, which feeds attention; {why}", guess=True))
     for name in evidence.readers:
         slot = slots.get(join(path, name))
         if slot is not None and slot.is_open and slot.role in UNCLEAR:

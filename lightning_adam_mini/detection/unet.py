@@ -15,7 +15,7 @@ from lightning_adam_mini.detection.tree import Slot, Tree
 
 @dataclass(frozen=True)
 class TimeBlocks:
-    """Blocks of convolutions with one linear layer each, all of which read a vector of the same width. A convolution may be a block.
+    """Blocks of convolutions with a linear layer or two each, all of which read a vector of the same width. A convolution may be a block.
 
     Attributes:
         width: The width of the vector.
@@ -30,14 +30,14 @@ class TimeBlocks:
     joined: int
 
     def __str__(self) -> str:
-        return f"{len(self.slots)} blocks of convolutions read one vector of {self.width} numbers, and {self.joined} two features joined"
+        return f"{len(self.slots)} layers in blocks of convolutions read one vector of {self.width} numbers, and {self.joined} two features joined"
 
 
 def find_time_blocks(tree: Tree) -> TimeBlocks | None:
     """The blocks that make a network a UNet of diffusion; None if it is none, or none by its structure."""
     convs = _held(tree, is_conv)
     linears = _held(tree, is_linear) if convs else {}
-    readers: defaultdict[int, dict[nn.Module, tuple[Slot, list[Slot]]]] = defaultdict(dict)
+    readers: defaultdict[int, dict[nn.Module, tuple[list[Slot], list[Slot]]]] = defaultdict(dict)
     holders = {slot: next((m for m in tree.around(slot.layer) if m in convs), tree.root) for slot in linears.get(tree.root, ())}
     last: Slot | None = None
     for slot in tree.slots if holders else ():
@@ -45,17 +45,17 @@ def find_time_blocks(tree: Tree) -> TimeBlocks | None:
             last = slot
         if (block := holders.get(slot)) is None:
             continue
-        if linears[block] == [slot] and block is not tree.root:
-            readers[fans(slot)[1]][block] = (slot, convs[block])
+        if block is not tree.root and len({fans(one)[1] for one in linears[block]}) == 1:
+            readers[fans(slot)[1]][block] = (linears[block], convs[block])
         elif last is not None and tree.parent(last.layer) is block and fans(slot)[0] == fans(last)[0]:
             # Convolutions and linear layers side by side: each of these is added to what the one before it gives.
-            readers[fans(slot)[1]][last.layer] = (slot, [last])
+            readers[fans(slot)[1]][last.layer] = ([slot], [last])
     for width, blocks in readers.items():
         given = {fans(held[-1])[0] for _, held in blocks.values()}
         read = [max(fans(conv)[1] for conv in held) for _, held in blocks.values()]
         joined = sum(channels not in given and any(channels - one in given for one in given) for channels in read)
         if len(blocks) > 2 and joined:
-            slots = tuple(slot for slot, _ in blocks.values())
+            slots = tuple(slot for read, _ in blocks.values() for slot in read)
             outside = (slot for slot, holder in holders.items() if set(slots) < set(linears[holder]))
             return TimeBlocks(width, slots, tuple(slot for slot in outside if fans(slot)[0] == width), joined)
     return None

@@ -64,7 +64,10 @@ class _Reader:
                 self._safely(module, lambda m=module, o=origin: self._add(m, *o), None)
             for use in {operand.before for operand in operands if operand.role == "v"} if origins else ():
                 readers |= dict.fromkeys(self._safely(module, lambda u=use: self._graph.readers(self._graph.tape.nodes[u]), ()))
-        found = [self._safely(self._slots[number].path, lambda n=number: self._evidence(n), None) for number in sorted(self._found)]
+        # What cannot be written first: then others know that something was not seen.
+        numbers = sorted(self._found, key=lambda n: (not isinstance(_write(self._found[n], self._slots[n].shape), str), n))
+        evidence = {n: self._safely(self._slots[n].path, lambda n=n: self._evidence(n), None) for n in numbers}
+        found = [evidence[n] for n in sorted(evidence)]
         for number in self._found:  # one tensor that makes queries too is no output projection
             readers.pop(self._slots[number].name, None)
         for where in self._graph.tape.unknown.values():
@@ -186,7 +189,10 @@ def _write(found: _Found, shape: tuple[int, ...]) -> tuple[int, str, str] | str:
             else:
                 return "its uses in several attentions disagree about its heads"
     # A weight of one line has it along the dimension of one element.
-    dims = [d for d in range(len(shape)) if len({index[d] for index in owner}) > 1] or [d for d in range(len(shape)) if shape[d] == 1]
+    varied = [d for d in range(len(shape)) if len({index[d] for index in owner}) > 1]
+    if len(varied) == len(shape) == 2:  # a matrix for each head within it
+        return "its heads do not lie along one dimension"
+    dims = varied or [d for d in range(len(shape)) if shape[d] == 1]
     for axis in dims or range(len(shape)):
         at: dict[int, set[tuple[str, int]]] = {}
         for index, line in owner.items():
