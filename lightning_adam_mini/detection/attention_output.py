@@ -19,13 +19,14 @@ _WORDS = frozenset(
     {"o", "out", "output", "proj", "projection", "dense", "wo", "final", "to", "c", "linear", "lin", "fc", "add", "added", "post"}
     | {"attention", "attn", "context", "img", "txt", "0", "layer", "self", "merge", "resid", "ca", "sa"}
 )
+_OWN = frozenset({"wo", "w_o", "o_proj", "out_proj", "to_out"})
 
 
 def claim_attention_outputs(tree: Tree) -> None:
     """Add a claim for the output projection of each attention module that has none yet."""
     for module in tree.attention:
         widths = _widths(tree, module)
-        if not widths or _claim_in(tree, module, widths):
+        if (widths and _claim_in(tree, module, widths)) or _claim_named(tree, module) or not widths:
             continue
         holder = tree.parent(module)
         if holder is None:
@@ -121,6 +122,17 @@ def _claim_in(tree: Tree, module: nn.Module, widths: set[int], beside: nn.Module
             if found and beside is not None:
                 return True
     return found or _claim_only(tree, module, widths, beside)
+
+
+def _claim_named(tree: Tree, module: nn.Module) -> bool:
+    """Claim a layer that has one of its own names and gives what a projection reads."""
+    read = {fans(slot)[1] for slot in tree.under(module) if slot.role in ATTENTION and is_linear(slot.layer)}
+    for name, child in tree.children(module).items():
+        slot = tree.own(child).get("weight") if name in _OWN else None
+        if slot is not None and is_matrix(slot) and fans(slot)[0] in read:
+            slot.suppose(Role.ATTN_OUT, f"{type(module).__name__}.{name} gives what its projections read")
+            return True
+    return False
 
 
 def _claim_only(tree: Tree, module: nn.Module, widths: set[int], beside: nn.Module | None) -> bool:

@@ -21,7 +21,7 @@ from lightning_adam_mini.detection.layers import (
     line_axis,
 )
 from lightning_adam_mini.detection.names import ATTENTION_WORDS, unwrap, words
-from lightning_adam_mini.detection.roles import OUTPUTS, Role, Source
+from lightning_adam_mini.detection.roles import OUTPUTS, RECURRENT, Role, Source
 from lightning_adam_mini.detection.signs import core_of, has_tied_table, time_words
 from lightning_adam_mini.detection.tree import Claim, Slot, Tree
 from lightning_adam_mini.detection.unet import find_time_blocks
@@ -114,13 +114,13 @@ def _claim_condition(tree: Tree, module: nn.Module, steps: frozenset[str]) -> No
     kind, named = type(module).__name__, set(_names(tree, module))
     attr = set(words(tree.name_of(module)))
     is_time = "time" in named or not _STEPS.isdisjoint(named) or (("t" in attr or "step" in attr) and not _EMBEDS.isdisjoint(attr))
-    is_time = is_time or not steps.isdisjoint(attr)
+    is_time = is_time or not steps.isdisjoint(attr) or ("diffusion" in named and not {"embedding", "projection"}.isdisjoint(named))
     if is_time and "mix" not in named and tree.attention.keys().isdisjoint(module.modules()) and not any(map(is_conv, module.modules())):
         role, why = Role.TIME_EMBEDDING, "embeds the time step"
-    elif (not _MODULATORS.isdisjoint(named) or (is_linear(module) and "norm" in attr)) and _may_modulate(tree, module):
-        role, why = Role.MODULATION, "scales and shifts a norm"
     elif is_norm(module) and not _MODULATION.isdisjoint(named):
         role, why = Role.MODULATION, "scales and shifts a norm"
+    elif (not _MODULATORS.isdisjoint(named) or (is_linear(module) and "norm" in attr)) and _may_modulate(tree, module):
+        role, why = Role.MODULATION, "makes what scales and shifts a norm"
     else:
         return
     for slot in tree.under(module):
@@ -180,6 +180,7 @@ def _claim_outputs(tree: Tree) -> None:
     norms = {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM and slot.shape}
     by_column = [is_embedding(slot.layer) or slot.role is Role.RECURRENT_HIDDEN for slot in tree.slots]
     given = {size for slot, turned in zip(tree.slots, by_column, strict=True) for size in slot.shape[turned : turned + 1]}
+    convolved = {fans(slot)[1] for slot in matrices if is_conv(slot.layer) and not is_pointwise(slot.layer)}
     joined = [(width, at) for width, at in first_read.items() if width not in given]
     at_end, found, groups = True, has_tied_table(tree), set[nn.Module]()
     for i, slot in reversed(list(enumerate(matrices))):
@@ -198,13 +199,15 @@ def _claim_outputs(tree: Tree) -> None:
         is_named = not _HEADS.isdisjoint(words(slot.path.replace(".", "_"))) and all(
             last_read.get(width, -1) <= i for width in (outputs, outputs // 2 if outputs % 2 == 0 else outputs)
         )
+        is_named |= outputs > 1 and {"score", "scores"} & set(words(slot.path.rsplit(".", 1)[-1])) != set()
         # An autoencoder gives what its first layer reads; a stream of features is normalised, too.
         returned = outputs != inputs and outputs not in norms and (is_named or last_read.get(outputs) == 0)
         is_scored = unread and outputs == entries > inputs
         # What is as wide as the vectors of a table stands beside them in products, as in DLRM, if something else is the output.
         unread = unread and not (outputs in vectors and found)
         unread = unread and not _is_joined(tree, slot, [(width, matrices[at]) for width, at in joined if at > i])
-        last = i == len(matrices) - 1 and _is_behind_blocks(tree, slot.layer)
+        restores = outputs in convolved and matrices[i - 1].role in RECURRENT  # the width, behind a recurrent layer, for convolutions
+        last = i == len(matrices) - 1 and not restores and (outputs != inputs or not tables) and _is_behind_blocks(tree, slot.layer)
         if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":
             slot.suppose(Role.LM_HEAD, "one output per token, which no layer reads")
         elif (unread and (at_end or is_named or _is_score(tree, slot))) or (returned and at_end) or last:
@@ -283,12 +286,18 @@ def _claim_first(tree: Tree) -> None:
     before = tree.slots[: tree.slots.index(first)]
     if any(_gives(slot) == fans(first)[1] for slot in before):
         return  # it reads features
-    conv = first.layer
-    steps = isinstance(conv, _ConvNd) and conv.kernel_size == conv.stride and max(conv.stride) > 1
-    if steps or "patch" in words(first.path.replace(".", "_")):
+    if _steps_over_patches(first.layer) or "patch" in words(first.path.replace(".", "_")):
         first.suppose(Role.PATCH_EMBEDDING, "first convolution, one output per patch")
+        for slot in tree.slots:  # other sizes of patches
+            is_open = slot.is_open and slot.role is Role.CONV and fans(slot)[1] == fans(first)[1]
+            if is_open and _steps_over_patches(slot.layer):
+                slot.suppose(Role.PATCH_EMBEDDING, "one output per patch of what the first convolution reads")
     else:
         first.suppose(Role.FIRST_CONV, "first convolution")
+
+
+def _steps_over_patches(layer: nn.Module) -> bool:
+    return isinstance(layer, _ConvNd) and layer.kernel_size == layer.stride and max(layer.stride) > 1
 
 
 def _gives(slot: Slot) -> int:

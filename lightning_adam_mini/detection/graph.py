@@ -8,7 +8,7 @@ from functools import lru_cache
 from torch import nn
 
 from lightning_adam_mini.detection.calls import called_names
-from lightning_adam_mini.detection.layers import is_linear, line_axis
+from lightning_adam_mini.detection.layers import is_linear, is_matrix, line_axis
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.registry import qualified_names
 from lightning_adam_mini.detection.roles import Role
@@ -37,8 +37,10 @@ def _arguments(cls: type[nn.Module]) -> tuple[str, ...]:
 
 
 def graph_argument(module: nn.Module) -> str | None:
-    """The argument of ``module.forward`` that is a graph, by its name."""
-    return next((name for name in forward_arguments(module) if name in _ARGUMENTS), None)
+    """The argument of ``module.forward`` that is a graph, or what it takes out of one, by its name."""
+    code = getattr(type(module).forward, "__code__", None)
+    unpacked = [name for name in code.co_varnames if name == "edge_index"] if code is not None else []
+    return next((name for name in (*forward_arguments(module), *unpacked) if name in _ARGUMENTS), None)
 
 
 def claim_graph(tree: Tree) -> None:
@@ -65,6 +67,8 @@ def claim_graph(tree: Tree) -> None:
 def _claim_by_hand(tree: Tree, module: nn.Module) -> None:
     """The bare matrices of a layer that takes a graph, or that takes more than features in a network that takes one."""
     bare = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2]
+    if graph_argument(module) == "edge_index" and tree.parent(module) is not None:
+        bare += [s for child in tree.children(module).values() for s in tree.own(child).values() if is_matrix(s)]
     bare = [slot for slot in bare if slot.is_open and slot.role is Role.LINEAR]
     if not bare or module in tree.attention:
         return
@@ -75,7 +79,8 @@ def _claim_by_hand(tree: Tree, module: nn.Module) -> None:
     if takes is not None:
         axis = 0 if "linear" in called_names(type(module)) else 1
         for slot in bare:
-            slot.suppose(Role.GRAPH_CONV, f"matrix of {type(module).__name__}, which takes {takes}", axis=axis)
+            along = axis if slot.layer is module else line_axis(slot.layer)
+            slot.suppose(Role.GRAPH_CONV, f"matrix of {type(module).__name__}, which takes {takes}", axis=along)
 
 
 def _direct(tree: Tree, module: nn.Module) -> list[Slot]:

@@ -31,9 +31,9 @@ def claim_mlp(tree: Tree) -> None:
             linears = _open_linears(tree, module)
             # The projections of a state space layer are sized like those of a feed-forward layer.
             if len(linears) >= 2 and "A_log" not in tree.own(module) and not _is_chain(module, linears):
-                _claim_block(tree, module, linears)
+                _claim_block(tree, module, linears, attends)
             for layers in _across(tree, module) if attends else ():
-                _claim_block(tree, module, layers, across=True)
+                _claim_block(tree, module, layers, attends, across=True)
             _claim_bare(tree, module)
             _claim_token_mix(tree, module)
             _claim_gate_over_places(tree, module)
@@ -121,7 +121,7 @@ def _claim_gate_over_places(tree: Tree, module: nn.Module) -> None:
         held[0].suppose(Role.TOKEN_MIX, f"{type(module).__name__} mixes {inputs} places of {width} features")
 
 
-def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]], across: bool = False) -> None:
+def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]], in_transformer: bool, across: bool = False) -> None:
     kind = type(module).__name__
     named = {*words(kind), *words(tree.name_of(module))}
     if not _POSITION.isdisjoint(named) and fans(linears[0][1])[1] < 5:  # Swin V2 makes position biases from coordinates
@@ -132,13 +132,21 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
         named |= set(words(type(tree.parents[module][0]).__name__))
     if isinstance(module, nn.ModuleList) and named.isdisjoint(_NAMED):
         return  # not one after another, but side by side
+    why = f"feed-forward layers of {kind}"
     is_named = isinstance(module, nn.Sequential) or not named.isdisjoint(_NAMED)
     beside_blocks = not is_repeated(tree, module) and any(isinstance(child, _LISTS) and len(child) for child in module.children())
+    if not is_named and not across and in_transformer:
+        for (one, a), (two, b) in pairwise(linears):
+            is_pair = one[-1:] == "1" and two == f"{one[:-1]}2" and a.is_open and b.is_open
+            if is_pair and fans(a) == fans(b)[::-1] and fans(a)[0] > fans(a)[1]:
+                a.suppose(Role.MLP_UP, why)
+                b.suppose(Role.MLP_DOWN, why)
+    if not is_named and any(isinstance(child, (nn.RNNBase, nn.RNNCellBase)) for child in module.children()):
+        return  # what makes states, and gates of them
     attends = not _ATTENTION.isdisjoint(named) and all(inner not in tree.attention for inner in islice(module.modules(), 1, None))
     if not is_named and not across and (beside_blocks or attends):
         return  # what is beside blocks is one end of the network or the other
 
-    why = f"feed-forward layers of {kind}"
     for a, b in combinations(linears, 2) if not isinstance(module, nn.Sequential) else ():
         if fans(a[1]) != fans(b[1]):
             continue

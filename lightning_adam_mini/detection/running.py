@@ -86,7 +86,7 @@ def _complete(tree: Tree, module: nn.Module) -> None:
 
 def _doubt(tree: Tree, module: nn.Module) -> None:
     """Mark what is open in a module that calls attention, none of which was found."""
-    for slot in tree.under(module) if calls_attention(module) else ():
+    for slot in tree.under(module) if calls_attention(module) or _is_named(module) else ():
         if slot.is_open and slot.role in UNCLEAR and len(slot.shape) >= 2:
             why = f"{slot.claim.reason}; {type(module).__name__} calls attention, and it was not found what makes queries and keys"
             slot.add(replace(slot.claim, reason=why, guess=True))
@@ -104,14 +104,17 @@ def _unproven(tree: Tree, module: nn.Module) -> bool:
     kind = type(module)
     if module in tree.attention:
         return any(_is_supposed(slot.claim) for slot in tree.under(module))
-    is_named = not _NAMED.isdisjoint(words(kind.__name__))
-    if not is_named and (is_conventional(kind) or not calls_attention(module)):
+    if not _is_named(module) and (is_conventional(kind) or not calls_attention(module)):
         return False
     # Functions of attention have no weights of their own: those of the module that holds them count.
     held = list(tree.under(module)) or list(tree.under(tree.parent(module) or module))
     matrices = [slot.claim for slot in held if len(slot.shape) >= 2]
     is_met = any(claim.role in ATTENTION and not _is_supposed(claim) for claim in matrices)
     return not is_met and any(_is_supposed(claim) or claim.role in UNCLEAR for claim in matrices)
+
+
+def _is_named(module: nn.Module) -> bool:
+    return not _NAMED.isdisjoint(words(type(module).__name__))
 
 
 def _is_supposed(claim: Claim) -> bool:

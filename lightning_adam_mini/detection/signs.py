@@ -42,6 +42,7 @@ def find_signs(tree: Tree) -> Signs:
     core = list(core_of(tree))
     messages = first(lambda m: f"passes messages ({type(m).__name__})" if is_message_passing(m) else None)
     messages = messages or next((f"forward() takes {name}" for name in map(graph_argument, core) if name), None)
+    messages = messages or first(lambda m: f"{type(m).__name__} takes edge_index" if graph_argument(m) == "edge_index" else None)
     states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
     is_known = any(slot.role in QUERIES_KEYS for slot in tree.slots)
     strong = None if is_known else first(lambda m: _strong_attention(tree, m))

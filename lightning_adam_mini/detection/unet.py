@@ -30,7 +30,9 @@ class TimeBlocks:
     joined: int
 
     def __str__(self) -> str:
-        return f"{len(self.slots)} layers in blocks of convolutions read one vector of {self.width} numbers, and {self.joined} two features joined"
+        return (
+            f"{len(self.slots)} layers in blocks of convolutions read one vector of {self.width} numbers, {self.joined} two features joined"
+        )
 
 
 def find_time_blocks(tree: Tree) -> TimeBlocks | None:
