@@ -113,6 +113,8 @@ def _claim_condition(tree: Tree, module: nn.Module, steps: frozenset[str]) -> No
     """Layers that turn a time step, whose argument is called by ``steps``, or a condition into features, or these into scales of a norm."""
     kind, named = type(module).__name__, set(_names(tree, module))
     attr = set(words(tree.name_of(module)))
+    if "FiLM" in kind + tree.name_of(module):  # as the paper spells it
+        named.add("film")
     is_time = "time" in named or not _STEPS.isdisjoint(named) or (("t" in attr or "step" in attr) and not _EMBEDS.isdisjoint(attr))
     is_time = is_time or not steps.isdisjoint(attr) or ("diffusion" in named and not {"embedding", "projection"}.isdisjoint(named))
     if is_time and "mix" not in named and tree.attention.keys().isdisjoint(module.modules()) and not any(map(is_conv, module.modules())):

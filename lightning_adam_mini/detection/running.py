@@ -85,10 +85,13 @@ def _complete(tree: Tree, module: nn.Module) -> None:
 
 
 def _doubt(tree: Tree, module: nn.Module) -> None:
-    """Mark what is open in a module that calls attention, none of which was found."""
-    for slot in tree.under(module) if calls_attention(module) or _is_named(module) else ():
+    """Mark what is open in a module that calls attention, or is called so, none of which was found; of what is only called so, its own."""
+    slots = list(tree.under(module))
+    if not calls_attention(module):
+        slots = [slot for slot in slots if tree.parent(slot.layer) is module and not is_conventional(type(module))]
+    for slot in slots:
         if slot.is_open and slot.role in UNCLEAR and len(slot.shape) >= 2:
-            why = f"{slot.claim.reason}; {type(module).__name__} calls attention, and it was not found what makes queries and keys"
+            why = f"{slot.claim.reason}; {type(module).__name__} is attention, and it was not found what makes queries and keys"
             slot.add(replace(slot.claim, reason=why, guess=True))
 
 

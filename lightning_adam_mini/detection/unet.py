@@ -47,7 +47,7 @@ def find_time_blocks(tree: Tree) -> TimeBlocks | None:
             last = slot
         if (block := holders.get(slot)) is None:
             continue
-        if block is not tree.root and len({fans(one)[1] for one in linears[block]}) == 1:
+        if block is not tree.root and len(linears[block]) < 3 and len({fans(one)[1] for one in linears[block]}) == 1:
             readers[fans(slot)[1]][block] = (linears[block], convs[block])
         elif last is not None and tree.parent(last.layer) is block and fans(slot)[0] == fans(last)[0]:
             # Convolutions and linear layers side by side: each of these is added to what the one before it gives.

@@ -209,3 +209,54 @@ def test_what_an_activation_leaves_of_the_time_vector_is_a_modulation():
     assert roles["shared.1.weight"] is Role.MODULATION
     assert roles["other.1.weight"] is not Role.MODULATION
     assert {roles["t_embedder.0.weight"], roles["t_embedder.2.weight"]} == {Role.TIME_EMBEDDING}
+
+
+def test_other_sizes_of_patches_are_patches_too():
+    model = nn.ModuleDict({"patches": nn.ModuleList([nn.Conv2d(3, 16, 4, 4), nn.Conv2d(3, 20, 8, 8)]), "deep": nn.Conv2d(16, 16, 2, 2)})
+    roles = {p.name: p.role for p in inspect_model(model).parameters}
+    assert [roles[f"patches.{i}.weight"] for i in range(2)] == [Role.PATCH_EMBEDDING] * 2
+    assert roles["deep.weight"] is Role.CONV
+
+
+def test_a_name_of_a_modulator_says_nothing_of_a_whole_network():
+    class FiLM(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.make = nn.Linear(8, 64)
+
+    class FilmNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.on, self.leave = nn.Linear(10, 32), nn.ModuleList([FiLM(), FiLM()]), nn.Linear(32, 3)
+
+    roles = {p.name: p.role for p in inspect_model(FilmNet()).parameters}
+    assert {roles[f"on.{i}.make.weight"] for i in range(2)} == {Role.MODULATION}
+    assert (roles["enter.weight"], roles["leave.weight"]) == (Role.LINEAR, Role.CLASSIFIER)
+
+
+def test_a_layer_named_after_a_norm_makes_what_scales_it():
+    block = lambda: nn.ModuleDict({"norm1": nn.Linear(32, 192), "fc": nn.Linear(32, 32)})  # noqa: E731
+    roles = {p.name: p.role for p in inspect_model(nn.Sequential(block(), block())).parameters}
+    assert [roles[f"1.{name}.weight"] for name in ("norm1", "fc")] == [Role.MODULATION, Role.LINEAR]
+
+
+def test_the_last_layer_that_restores_a_width_for_convolutions_is_no_output():
+    stages = nn.ModuleList([nn.Conv1d(2, 12, 8, 4), nn.Conv1d(12, 20, 8, 4)])
+    back = nn.ModuleList([nn.ConvTranspose1d(20, 12, 8, 4), nn.ConvTranspose1d(12, 2, 8, 4)])
+    model = nn.ModuleDict({"down": stages, "up": back, "lstm": nn.LSTM(20, 20, bidirectional=True), "linear": nn.Linear(40, 20)})
+    assert outputs(model) == {}
+
+
+def test_hand_written_layers_that_unpack_a_graph_make_a_graph_network():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.project = nn.Linear(12, 12)
+
+        def forward(self, data: tuple[Tensor, Tensor]) -> Tensor:
+            x, edge_index = data
+            return torch.zeros_like(x).index_add(0, edge_index[1], self.project(x)[edge_index[0]])
+
+    report = inspect_model(nn.Sequential(Layer(), Layer(), nn.Linear(12, 3)))
+    assert str(report.architecture) == "gnn"
+    assert {report.by_name[f"{i}.project.weight"].role for i in range(2)} == {Role.GRAPH_CONV}

@@ -404,3 +404,23 @@ def test_sharded_modules_are_run_whole():
         assert all(one is other for one, other in zip(model.parameters(), before, strict=True))
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Absorbed(nn.Module):
+    """Latent attention whose keys are made within the queries: a matrix for each head, that no line order of the weight can tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(WIDTH, 2 * 10), nn.Linear(14, 2 * (10 + 7)), nn.Linear(14, WIDTH)
+        self.latent = nn.Linear(WIDTH, 14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, c, of = self.a(x).unflatten(-1, (2, 10)), self.latent(x), self.b.weight.view(2, 17, 14)
+        scores = torch.einsum("bshc,btc->bsht", torch.einsum("bshd,hdc->bshc", q, of[:, :10]), c).softmax(-1)
+        return self.out(torch.einsum("bshc,hdc->bshd", torch.einsum("bsht,btc->bshc", scores, c), of[:, 10:]).flatten(2))
+
+
+def test_a_matrix_for_each_head_within_a_weight_is_a_guess() -> None:
+    report = inspect_model(nn.Sequential(Absorbed(), Absorbed()))
+    assert report.by_name["1.b.weight"].guess
+    assert "do not lie along one dimension" in report.by_name["1.b.weight"].reason

@@ -190,7 +190,7 @@ def _write(found: _Found, shape: tuple[int, ...]) -> tuple[int, str, str] | str:
                 return "its uses in several attentions disagree about its heads"
     # A weight of one line has it along the dimension of one element.
     varied = [d for d in range(len(shape)) if len({index[d] for index in owner}) > 1]
-    if len(varied) == len(shape) == 2:  # a matrix for each head within it
+    if len(varied) == len(shape) == 2 and not found.is_bias:  # a matrix for each head within it
         return "its heads do not lie along one dimension"
     dims = varied or [d for d in range(len(shape)) if shape[d] == 1]
     for axis in dims or range(len(shape)):
