@@ -150,7 +150,7 @@ def _claim_time_readers(tree: Tree) -> None:
     makers = [slot for slot in tree.slots if slot.role is Role.TIME_EMBEDDING and is_linear(slot.layer)]
     for module in tree.modules.values() if makers else ():
         first = next(iter(tree.children(module).values()), None) if isinstance(module, nn.Sequential) else None
-        if type(first).__module__ == nn.SiLU.__module__ and next(tree.under(module)).layer is not first:
+        if type(first).__module__ == nn.SiLU.__module__:
             matrices = [slot for slot in tree.under(module) if len(slot.shape) >= 2]
             if len(matrices) == 1 and is_matrix(matrices[0]) and fans(matrices[0])[1] in {fans(slot)[0] for slot in makers}:
                 matrices[0].suppose(Role.MODULATION, f"{type(matrices[0].layer).__name__} behind an activation, beside what embeds time")

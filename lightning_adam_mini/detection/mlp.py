@@ -112,8 +112,8 @@ def _claim_token_mix(tree: Tree, block: nn.Module) -> None:
 def _claim_gate_over_places(tree: Tree, module: nn.Module) -> None:
     """The one layer, square, beside a norm over another number of features, as in gMLP's spatial gate."""
     norms = {child.normalized_shape[-1] for child in tree.children(module).values() if isinstance(child, nn.LayerNorm)}
-    held = [slot for slot in tree.under(module) if len(slot.shape) > 1]
-    if len(norms) != 1 or len(held) != 1 or not is_repeated(tree, module):
+    held = [slot for slot in tree.under(module) if len(slot.shape) > 1] if len(norms) == 1 and is_repeated(tree, module) else []
+    if len(held) != 1:
         return
     outputs, inputs = fans(held[0])
     is_open = is_matrix(held[0]) or (held[0].is_open and is_pointwise(held[0].layer))

@@ -200,6 +200,7 @@ def test_what_an_activation_leaves_of_the_time_vector_is_a_modulation():
             self.enter = nn.Linear(6, 32)
             self.t_embedder = nn.Sequential(nn.Linear(10, 32), nn.SiLU(), nn.Linear(32, 32))
             self.shared, self.other = nn.Sequential(nn.SiLU(), nn.Linear(32, 192)), nn.Sequential(nn.ReLU(), nn.Linear(48, 192))
+            self.nothing, self.act = nn.Sequential(), nn.Sequential(nn.SiLU())
             self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(32, 2, 48) for _ in range(2)])
             self.leave = nn.Linear(32, 6)
 
@@ -208,6 +209,7 @@ def test_what_an_activation_leaves_of_the_time_vector_is_a_modulation():
     roles = {p.name: p.role for p in inspect_model(Diffuses()).parameters}
     assert roles["shared.1.weight"] is Role.MODULATION
     assert roles["other.1.weight"] is not Role.MODULATION
+    assert roles["leave.weight"] is Role.CLASSIFIER
     assert {roles["t_embedder.0.weight"], roles["t_embedder.2.weight"]} == {Role.TIME_EMBEDDING}
 
 
