@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from lightning_adam_mini.detection.calls import called_names
+from lightning_adam_mini.detection.calls import called_names, methods
 from lightning_adam_mini.detection.layers import is_linear, is_matrix, line_axis
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.registry import qualified_names
@@ -38,9 +38,14 @@ def _arguments(cls: type[nn.Module]) -> tuple[str, ...]:
 
 def graph_argument(module: nn.Module) -> str | None:
     """The argument of ``module.forward`` that is a graph, or what it takes out of one, by its name."""
-    code = getattr(type(module).forward, "__code__", None)
-    unpacked = [name for name in code.co_varnames if name == "edge_index"] if code is not None else []
-    return next((name for name in (*forward_arguments(module), *unpacked) if name in _ARGUMENTS), None)
+    return next((name for name in (*forward_arguments(module), *_unpacked(type(module))) if name in _ARGUMENTS), None)
+
+
+@lru_cache(maxsize=4096)
+def _unpacked(cls: type[nn.Module]) -> tuple[str, ...]:
+    """Variables of ``cls.forward`` that can only be of a graph."""
+    code = next((function.__code__ for name, function in methods(cls) if name == "forward"), None)
+    return tuple(name for name in code.co_varnames if name == "edge_index") if code is not None else ()
 
 
 def claim_graph(tree: Tree) -> None:

@@ -23,7 +23,7 @@ UNCLEAR = frozenset({Role.LINEAR, Role.CONV, Role.OTHER, Role.FIRST_CONV, Role.P
 """Roles of weights that may be part of attention for all that their layer says."""
 
 
-def claim_shown(tree: Tree, evidence: Evidence, path: str = "") -> None:
+def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None) -> None:
     """Add what running showed.
 
     A parameter whose lines are as they were believed keeps them and is no guess any more. What was only supposed is replaced. Where a
@@ -32,22 +32,23 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str = "") -> None:
     Args:
         tree: The model.
         evidence: What running showed.
-        path: The module that was run, if it was a part of the model alone.
+        path: The module that was run alone, on made-up inputs: where that calls queries what its name calls keys, it is a guess.
+            [default: the whole model was, on the user's]
     """
     slots = {name: slot for slot in tree.slots for name in slot.names}
     for seen in evidence.parameters:
-        slot = slots.get(join(path, seen.name))
+        slot = slots.get(join(path or "", seen.name))
         if slot is not None and slot.shape == seen.shape:
-            slot.add(_merge(slot.claim, seen))
+            slot.add(_merge(slot.claim, seen, made_up=path is not None))
             if not seen.is_bias:
                 tree.attention.setdefault(_holder(tree, slot))
     for lost in evidence.not_seen:
         name, _, why = lost.reason.partition(": ")
-        slot = slots.get(join(path, name))
+        slot = slots.get(join(path or "", name))
         if slot is not None and slot.is_open:
             slot.add(replace(slot.claim, reason=f"{slot.claim.reason}, which feeds attention; {why}", guess=True))
     for name in evidence.readers:
-        slot = slots.get(join(path, name))
+        slot = slots.get(join(path or "", name))
         if slot is not None and slot.is_open and slot.role in UNCLEAR:
             slot.add(replace(slot.claim, source=Source.EVIDENCE, role=Role.ATTN_OUT, reason=_READS, guess=False))
 
@@ -63,7 +64,7 @@ def role_of_lines(lines: str) -> Role:
     return _ROLES.get(_QKV & set(parse_lines(lines).roles), Role.QKV)
 
 
-def _merge(held: Claim, seen: ParameterEvidence) -> Claim:
+def _merge(held: Claim, seen: ParameterEvidence, made_up: bool) -> Claim:
     if held.axis == seen.axis and held.lines is not None and _agree(held.lines, seen.lines):
         reason = held.reason if held.reason.endswith("confirmed by running") else f"{held.reason}; confirmed by running"
         return Claim(Source.EVIDENCE, held.role, reason, held.owner, held.axis, held.lines)
@@ -71,7 +72,7 @@ def _merge(held: Claim, seen: ParameterEvidence) -> Claim:
     owner = role_of_lines(lines)
     role = Role.BIAS if seen.is_bias else held.role if held.role in _KEPT else owner
     contradicts = held.source is Source.KNOWN and held.lines is not None and not held.guess
-    contradicts |= {held.role, owner} == {Role.QUERY, Role.KEY}  # its name says otherwise
+    contradicts |= made_up and {held.role, owner} == {Role.QUERY, Role.KEY}  # its name says otherwise
     if held.lines is None and (held.role in ATTENTION or held.role in _KEPT):
         reason = f"{held.reason}; {seen.reason}"
     else:

@@ -120,7 +120,7 @@ def test_running_corrects_a_wrong_belief_and_confirms_a_right_one(x):
     after = inspect_model(model, evidence=probe_attention(model, x))
     assert after == inspect_model(model, x)
     weight, bias = after.by_name["q_proj.weight"], after.by_name["q_proj.bias"]
-    assert (weight.role, weight.lines, weight.guess) == (Role.KEY, "k:2x16", True)  # its name says otherwise
+    assert (weight.role, weight.lines, weight.guess) == (Role.KEY, "k:2x16", False)
     assert "believed before: query q:4x8" in weight.reason
     assert (bias.role, bias.owner, bias.lines) == (Role.BIAS, Role.KEY, "k:2x16")
     assert after.by_name["v_proj.weight"].reason.endswith("confirmed by running")

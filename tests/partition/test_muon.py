@@ -451,7 +451,7 @@ class Held(nn.Module):
 @pytest.mark.parametrize(
     ("model", "output"),
     [
-        (Held(scores=nn.Linear(8, 3), layers=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))), "scores.weight"),
+        (Held(answers=nn.Linear(8, 3), layers=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))), "answers.weight"),
         (
             Held(
                 net=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
