@@ -32,19 +32,28 @@ def find_sites(graph: Graph) -> Iterator[Site]:
     """All attentions, in order."""
     softmaxes: set[Node] = set()
     uses: set[Node] = set()
-    for node in graph.tape.nodes:
-        try:
-            whole = operands(node)
-            if whole is not None:
-                yield Site(node.module, tuple(Operand(role, ref, node.index, -1, -2) for role, ref in zip("qkv", whole, strict=True)))
-            elif graph.kind(node) is Kind.PRODUCT:
-                yield from _around(graph, node, softmaxes, uses)
-        except Exception as error:
-            _log.debug("attention in %s is not understood", node.module, exc_info=True)
-            yield Site(node.module, (), f"{type(error).__name__} while it was read")
-    for node in graph.tape.nodes:
-        if graph.kind(node) is Kind.SOFTMAX and node not in softmaxes and _behind(graph, _weighed(node), node, (Kind.PRODUCT,))[1]:
-            yield Site(node.module, (), "what its weights are for was not seen")
+    for look in (_used, _unused):  # every use first
+        for node in graph.tape.nodes:
+            try:
+                yield from look(graph, node, softmaxes, uses)
+            except Exception as error:
+                _log.debug("attention in %s is not understood", node.module, exc_info=True)
+                yield Site(node.module, (), f"{type(error).__name__} while it was read")
+
+
+def _used(graph: Graph, node: Node, met: set[Node], uses: set[Node]) -> Iterator[Site]:
+    """The attentions that ``node`` is, or is the end of."""
+    whole = operands(node)
+    if whole is not None:
+        yield Site(node.module, tuple(Operand(role, ref, node.index, -1, -2) for role, ref in zip("qkv", whole, strict=True)))
+    elif graph.kind(node) is Kind.PRODUCT:
+        yield from _around(graph, node, met, uses)
+
+
+def _unused(graph: Graph, node: Node, met: set[Node], uses: set[Node]) -> Iterator[Site]:
+    """``node``, if it makes weights of products that no value was seen to be weighed by."""
+    if graph.kind(node) is Kind.SOFTMAX and node not in met and _behind(graph, _weighed(node), node, (Kind.PRODUCT,))[1]:
+        yield Site(node.module, (), "what its weights are for was not seen")
 
 
 def _around(graph: Graph, use: Node, met: set[Node], uses: set[Node]) -> Iterator[Site]:
@@ -75,7 +84,7 @@ def _around(graph: Graph, use: Node, met: set[Node], uses: set[Node]) -> Iterato
 
 def _weighed(softmax: Node) -> Ref:
     """What a softmax, or an exponential, is of."""
-    return next(a for a in softmax.args if isinstance(a, Ref))
+    return next(a for a in (*softmax.args, *softmax.kwargs.values()) if isinstance(a, Ref))
 
 
 def _behind(graph: Graph, ref: Ref, reader: Node, kinds: Sequence[Kind]) -> tuple[list[Node], list[Node]]:
