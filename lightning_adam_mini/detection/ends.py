@@ -44,8 +44,8 @@ _EMBEDDINGS = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.TYP
 def claim_ends(tree: Tree) -> None:
     """Add the claims of all embeddings, what embeds time, modulations, and output layers."""
     claim_pointwise(tree)
-    core = set(core_of(tree))
-    steps = time_words(core_of(tree)) - {"t"}
+    core = dict.fromkeys(core_of(tree))
+    steps = time_words(core) - {"t"}
     for module in tree.modules.values():
         with tree.guarded(module):
             _claim_embedding(tree, module)
@@ -148,14 +148,15 @@ def _may_modulate(tree: Tree, module: nn.Module) -> bool:
 def _claim_time_readers(tree: Tree) -> None:
     """What reads as many numbers as only what embeds time gives, or what an activation leaves of them: scales and shifts."""
     makers = [slot for slot in tree.slots if slot.role is Role.TIME_EMBEDDING and is_linear(slot.layer)]
+    made = {fans(slot)[0] for slot in makers}
     for module in tree.modules.values() if makers else ():
         first = next(iter(tree.children(module).values()), None) if isinstance(module, nn.Sequential) else None
         if type(first).__module__ == nn.SiLU.__module__:
             matrices = [slot for slot in tree.under(module) if len(slot.shape) >= 2]
-            if len(matrices) == 1 and is_matrix(matrices[0]) and fans(matrices[0])[1] in {fans(slot)[0] for slot in makers}:
+            if len(matrices) == 1 and is_matrix(matrices[0]) and fans(matrices[0])[1] in made:
                 matrices[0].suppose(Role.MODULATION, f"{type(matrices[0].layer).__name__} behind an activation, beside what embeds time")
     others = {_gives(slot) for slot in tree.slots if slot.role is not Role.TIME_EMBEDDING}
-    widths = {fans(slot)[0] for slot in makers} - others - {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM}
+    widths = made - others - {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM}
     for slot in tree.slots if widths else ():
         if is_matrix(slot) and is_linear(slot.layer) and fans(slot)[1] in widths:
             slot.suppose(Role.MODULATION, f"{type(slot.layer).__name__} reads the time vector")

@@ -70,20 +70,20 @@ def claim_graph(tree: Tree) -> None:
 
 
 def _claim_by_hand(tree: Tree, module: nn.Module) -> None:
-    """The bare matrices of a layer that takes a graph, or that takes more than features in a network that takes one."""
-    bare = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2]
-    if graph_argument(module) == "edge_index" and tree.parent(module) is not None:
-        bare += [s for child in tree.children(module).values() for s in tree.own(child).values() if is_matrix(s)]
-    bare = [slot for slot in bare if slot.is_open and slot.role is Role.LINEAR]
-    if not bare or module in tree.attention:
-        return
+    """The matrices of a layer that takes a graph, or the bare ones of one that takes more than features in a network that takes a graph."""
     takes = graph_argument(module)
+    slots = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2]
+    if takes == "edge_index" and tree.parent(module) is not None:
+        slots += [s for child in tree.children(module).values() for s in tree.own(child).values() if is_matrix(s)]
+    slots = [slot for slot in slots if slot.is_open and slot.role is Role.LINEAR]
+    if not slots or module in tree.attention:
+        return
     if takes is None and len(forward_arguments(module)) > 1:
         around = (m for m in tree.around(module) if m is not module and not isinstance(m, (nn.ModuleList, nn.ModuleDict)))
         takes = next(map(graph_argument, around), None)
     if takes is not None:
         axis = 0 if "linear" in called_names(type(module)) else 1
-        for slot in bare:
+        for slot in slots:
             along = axis if slot.layer is module else line_axis(slot.layer)
             slot.suppose(Role.GRAPH_CONV, f"matrix of {type(module).__name__}, which takes {takes}", axis=along)
 

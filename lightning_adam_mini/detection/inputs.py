@@ -78,13 +78,14 @@ class _Maker:
 
     def __init__(self, module: nn.Module, device: str) -> None:
         self._device = device
-        numbers = set(_numbers(module))
+        settings = {n for inner in module.modules() for n in _whole(vars(inner).values())}
+        numbers = settings.union(*(p.shape for p in module.parameters()))
         free = [prime for prime in _PRIMES if prime not in numbers]
         self._batch, self._tokens, self._groups = free[:3]
         widths = Counter(_widths(module))  # in the order in which they come
         first = next(iter(widths), 1)
         self._widths = sorted(widths, key=lambda width: (width != first, -widths[width]))[:5]
-        self._settings = sorted({n for inner in module.modules() for n in _whole(vars(inner).values())})
+        self._settings = sorted(settings)
         self._met: set[tuple[int, tuple[int, ...]]] = set()
         layers = [m for m in module.modules() if is_embedding(m) or is_linear(m) or is_conv(m)]
         self._entries = layers[0].weight.shape[0] if layers and is_embedding(layers[0]) and isinstance(layers[0].weight, Tensor) else 0
@@ -164,15 +165,8 @@ def _widths(module: nn.Module) -> Iterator[int]:
                     yield from (bare.shape[-2], bare.shape[-1])
 
 
-def _numbers(module: nn.Module) -> Iterator[int]:
-    for inner in module.modules():
-        yield from _whole(vars(inner).values())
-        for parameter in inner._parameters.values():
-            if parameter is not None:
-                yield from parameter.shape
-
-
 def _whole(values: Iterable[Any]) -> Iterator[int]:
+    """The whole numbers among attributes, those in tuples and lists, and what these are together."""
     for value in values:
         if isinstance(value, int):
             yield value

@@ -143,8 +143,8 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
                 b.suppose(Role.MLP_DOWN, why)
     if not is_named and any(isinstance(child, (nn.RNNBase, nn.RNNCellBase)) for child in module.children()):
         return  # what makes states, and gates of them
-    attends = not _ATTENTION.isdisjoint(named) and all(inner not in tree.attention for inner in islice(module.modules(), 1, None))
-    if not is_named and not across and (beside_blocks or attends):
+    is_attention = not _ATTENTION.isdisjoint(named) and all(inner not in tree.attention for inner in islice(module.modules(), 1, None))
+    if not is_named and not across and (beside_blocks or is_attention):
         return  # what is beside blocks is one end of the network or the other
 
     for a, b in combinations(linears, 2) if not isinstance(module, nn.Sequential) else ():

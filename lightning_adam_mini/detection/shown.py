@@ -43,9 +43,9 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None) -> None
             if not seen.is_bias:
                 tree.attention.setdefault(_holder(tree, slot))
     for lost in evidence.not_seen:
-        name, _, why = lost.reason.partition(": ")
-        slot = slots.get(join(path or "", name))
+        slot = slots.get(join(path or "", lost.parameter)) if lost.parameter else None
         if slot is not None and slot.is_open:
+            why = lost.reason.removeprefix(f"{lost.parameter}: ")
             slot.add(replace(slot.claim, reason=f"{slot.claim.reason}, which feeds attention; {why}", guess=True))
     for name in evidence.readers:
         slot = slots.get(join(path or "", name))

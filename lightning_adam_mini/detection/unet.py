@@ -57,7 +57,7 @@ def find_time_blocks(tree: Tree) -> TimeBlocks | None:
         read = [max(fans(conv)[1] for conv in held) for _, held in blocks.values()]
         joined = sum(channels not in given and any(channels - one in given for one in given) for channels in read)
         if len(blocks) > 2 and joined:
-            slots = tuple(slot for read, _ in blocks.values() for slot in read)
+            slots = tuple(slot for held, _ in blocks.values() for slot in held)
             outside = (slot for slot, holder in holders.items() if set(slots) < set(linears[holder]))
             return TimeBlocks(width, slots, tuple(slot for slot in outside if fans(slot)[0] == width), joined)
     return None

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_adam_mini import inspect_model
+from lightning_adam_mini.detection.evidence import Evidence, NotSeen
 from lightning_adam_mini.detection.inputs import made_up_calls
 from lightning_adam_mini.detection.layers import claim_layers
 from lightning_adam_mini.detection.roles import Role
@@ -424,3 +425,15 @@ def test_a_matrix_for_each_head_within_a_weight_is_a_guess() -> None:
     report = inspect_model(nn.Sequential(Absorbed(), Absorbed()))
     assert report.by_name["1.b.weight"].guess
     assert "do not lie along one dimension" in report.by_name["1.b.weight"].reason
+
+
+def test_what_was_not_seen_of_queries_says_nothing_of_a_parameter_called_queries() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries = nn.Parameter(torch.randn(5, WIDTH))
+
+    before = inspect_model(Model())
+    assert inspect_model(Model(), evidence=Evidence(not_seen=(NotSeen("", "queries: no layer makes it"),))) == before
+    marked = inspect_model(Model(), evidence=Evidence(not_seen=(NotSeen("", "queries: its heads disagree", "queries"),)))
+    assert "which feeds attention; its heads disagree" in marked.by_name["queries"].reason

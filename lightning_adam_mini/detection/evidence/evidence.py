@@ -40,10 +40,12 @@ class NotSeen:
     Attributes:
         where: Path of the module.
         reason: What was not seen, and why.
+        parameter: Name of the parameter that it is about; empty if it is about none.
     """
 
     where: str
     reason: str
+    parameter: str = ""
 
 
 @dataclass(frozen=True)

@@ -64,18 +64,16 @@ class _Reader:
                 self._safely(module, lambda m=module, o=origin: self._add(m, *o), None)
             for use in {operand.before for operand in operands if operand.role == "v"} if origins else ():
                 readers |= dict.fromkeys(self._safely(module, lambda u=use: self._graph.readers(self._graph.tape.nodes[u]), ()))
-        # What cannot be written first: then others know that something was not seen.
-        numbers = sorted(self._found, key=lambda n: (not isinstance(_write(self._found[n], self._slots[n].shape), str), n))
-        evidence = {n: self._safely(self._slots[n].path, lambda n=n: self._evidence(n), None) for n in numbers}
-        found = [evidence[n] for n in sorted(evidence)]
+        written = {n: self._safely(self._slots[n].path, lambda n=n: self._written(n), None) for n in sorted(self._found)}
+        found = [self._evidence(n, *result) for n, result in written.items() if result is not None]  # now it is known what was not seen
         for number in self._found:  # one tensor that makes queries too is no output projection
             readers.pop(self._slots[number].name, None)
         for where in self._graph.tape.unknown.values():
             self._lose(where, "a tensor is made by what cannot be recorded or read")
         return Evidence(tuple(p for p in found if p is not None), tuple(attentions), tuple(self._lost), tuple(readers))
 
-    def _lose(self, where: str, reason: str) -> None:
-        self._lost[NotSeen(where, reason)] = None
+    def _lose(self, where: str, reason: str, parameter: str = "") -> None:
+        self._lost[NotSeen(where, f"{parameter}: {reason}" if parameter else reason, parameter)] = None
 
     def _safely(self, where: str, function: Callable[[], _T], otherwise: _T) -> _T:
         """The result of ``function``; ``otherwise`` if it fails, which is not seen then."""
@@ -158,16 +156,20 @@ class _Reader:
                     if heads.traced_in != linear.node.module:
                         found.alike[heads.traced_in] = None
 
-    def _evidence(self, number: int) -> ParameterEvidence | None:
+    def _written(self, number: int) -> tuple[int, str, str] | None:
+        """Axis, line order and a remark of a parameter; None if it has none, which is not seen then."""
         found, slot = self._found[number], self._slots[number]
-        where = next(iter(found.modules))
         result = _write(found, slot.shape)
         if isinstance(result, str):
-            self._lose(where, f"{slot.name}: {result}")
+            self._lose(next(iter(found.modules)), result, slot.name)
             return None
-        axis, text, remark = result
+        return result
+
+    def _evidence(self, number: int, axis: int, text: str, remark: str) -> ParameterEvidence | None:
+        found, slot = self._found[number], self._slots[number]
+        where = next(iter(found.modules))
         if "n" in text and any(lost.where in found.sites for lost in self._lost):
-            self._lose(where, f"{slot.name}: some of its lines may feed what was not seen")
+            self._lose(where, "some of its lines may feed what was not seen", slot.name)
             return None
         reason = f"running showed {text.replace('|', ', ')} in {where or 'the model'}" + remark
         if found.alike:
