@@ -192,15 +192,17 @@ def _claim_outputs(tree: Tree) -> None:
         if _is_unembedding(slot, tables):
             slot.suppose(Role.LM_HEAD, "a matrix with one output per token", axis=1)
             continue
-        if not is_matrix(slot) or is_repeated(tree, slot.layer) or _is_weighing(tree, slot):
+        shown = tree.unread.get(slot)  # running knows; else the order of registration stands for that of use
+        if not is_matrix(slot) or shown is False or is_repeated(tree, slot.layer) or (shown is None and _is_weighing(tree, slot)):
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue
         outputs, inputs = fans(slot)
         reads_itself = outputs == inputs and first_read[outputs] == last_read[outputs] == i
         unread = outputs not in last_read or reads_itself
+        at_end = at_end or shown is True
         # What something behind it reads, all of it or the half that a gate leaves, is no output for its name.
-        is_named = not _HEADS.isdisjoint(words(slot.path.replace(".", "_"))) and all(
-            last_read.get(width, -1) <= i for width in (outputs, outputs // 2 if outputs % 2 == 0 else outputs)
+        is_named = not _HEADS.isdisjoint(words(slot.path.replace(".", "_"))) and (
+            shown or all(last_read.get(width, -1) <= i for width in (outputs, outputs // 2 if outputs % 2 == 0 else outputs))
         )
         is_named |= outputs > 1 and {"score", "scores"} & set(words(slot.path.rsplit(".", 1)[-1])) != set()
         # An autoencoder gives what its first layer reads; a stream of features is normalised, too.
@@ -209,13 +211,14 @@ def _claim_outputs(tree: Tree) -> None:
         # What is as wide as the vectors of a table stands beside them in products, as in DLRM, if something else is the output.
         unread = unread and not (outputs in vectors and found)
         unread = unread and not _is_joined(tree, slot, [(width, matrices[at]) for width, at in joined if at > i])
+        unread = unread if shown is None else outputs not in last_read or is_named  # a block without a head ends in a stream of features
         restores = outputs in convolved and matrices[i - 1].role in RECURRENT  # the width, behind a recurrent layer, for convolutions
         last = i == len(matrices) - 1 and not restores and (outputs != inputs or not tables) and _is_behind_blocks(tree, slot.layer)
         if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":
             slot.suppose(Role.LM_HEAD, "one output per token, which no layer reads")
         elif (unread and (at_end or is_named or _is_score(tree, slot))) or (returned and at_end) or last:
             why = f"no layer reads its {outputs} outputs" if not last else f"the last layer, with {outputs} outputs"
-            slot.suppose(Role.CLASSIFIER, why)
+            slot.suppose(Role.CLASSIFIER, f"running showed that {why}" if shown and not last else why)
         else:
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue

@@ -31,6 +31,22 @@ _MOST_LENGTHS = 40  # calls with numbers of tokens that errors asked for
 _LONGEST = 1024  # the most tokens, and the longest side of an image
 _COMBINATIONS = 100_000
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+_MOST_MENDED = 100  # calls with arguments that errors asked for
+_SAME = 6  # calls that fail with the same error and are followed up
+_LARGEST = 1 << 20  # elements of an argument
+_SQUARES = (16, 32, 64)  # sides of images that may be larger than they must
+# Errors about a size: what it was, what it must be, and whether it may be the other way round.
+_MISMATCHES = (
+    (re.compile(r"\(\d+x(\d+) and (\d+)x\d+\)"), False),
+    (re.compile(r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\)"), True),
+    (re.compile(r"[Ee]xpected size (\d+) but got size (\d+)"), True),
+    (re.compile(r"[Ee]xpected (\d+), got (\d+)"), True),
+    (re.compile(r"to have (\d+) channels, but got (\d+)"), True),
+    (re.compile(r"should contain (\d+) elements not (\d+)"), False),
+    (re.compile(r"shape \[\*, (\d+)\], but got input of size\s*\[(?:\d+, )*(\d+)\]"), True),
+)
+_DIMENSIONS = re.compile(r"unpack \(expected (\d)|xpected (\d)D|must be a (?:matrix|2D)|same number of dimensions: got (\d)")
+_NOT_WHOLE = re.compile(r"scalar types: Long|used as indices|dtype Long|Long tensor|must be Long|expected scalar type Long")
 _GRID = (8, 16)  # height and width of an image or a feature map
 _MASKS = frozenset({"mask", "masks", "bias", "biases", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
 _PLACES = frozenset({"start", "offset", "idx", "index", "i"})
@@ -65,12 +81,25 @@ def made_up_calls(module: nn.Module, device: str, failed: list[str] | None = Non
         ranks = list(product(*map(range, counts))) if prod(counts) <= _COMBINATIONS else []
         ranks.sort(key=lambda rank: (len(set(rank)), sum(rank)))
         for rank in ranks[:_MOST]:
-            todo = deque([kind])
+            todo: deque[tuple[Shapes | None, list[Any]]] = deque([(kind, [])])
             while todo:
-                shapes = todo.popleft()
-                values = [some[at] for some, at in zip(options(shapes), rank, strict=True)]
+                shapes, values = todo.popleft()
+                if shapes is not None:
+                    values = [some[at] for some, at in zip(options(shapes), rank, strict=True)]
                 yield tuple(values[: len(names)]), dict(zip(keywords, values[len(names) :], strict=True))
-                todo.extend(maker.wanted(shapes[0], rank, failed.pop()) if failed else ())
+                if failed:
+                    error = failed.pop()
+                    todo.extend((wanted, []) for wanted in (maker.wanted(shapes[0], rank, error) if shapes is not None else ()))
+                    todo.extend((None, mended) for mended in maker.mended(values, error))
+
+
+def _mismatches(error: str) -> Iterator[tuple[int, int]]:
+    """Sizes that an error names: the one that it met, and the one that it wants."""
+    for pattern, is_mutual in _MISMATCHES:
+        for one, other in pattern.findall(error):
+            yield int(one), int(other)
+            if is_mutual:
+                yield int(other), int(one)
 
 
 class _Maker:
@@ -87,6 +116,9 @@ class _Maker:
         self._widths = sorted(widths, key=lambda width: (width != first, -widths[width]))[:5]
         self._settings = sorted(settings)
         self._met: set[tuple[int, tuple[int, ...]]] = set()
+        self._mended: set[object] = set()
+        self._errors: Counter[str] = Counter()
+        self._fewest = min((m.weight.shape[0] for m in module.modules() if is_embedding(m) and isinstance(m.weight, Tensor)), default=2)
         layers = [m for m in module.modules() if is_embedding(m) or is_linear(m) or is_conv(m)]
         self._entries = layers[0].weight.shape[0] if layers and is_embedding(layers[0]) and isinstance(layers[0].weight, Tensor) else 0
         self._spatial = next((m.weight.dim() - 2 for m in layers if is_conv(m) and isinstance(m.weight, Tensor)), 0)
@@ -118,6 +150,41 @@ class _Maker:
                     yield [(self._batch, 0, side, side)]
                 elif size <= _LONGEST:
                     yield [(self._batch, size, 0)]
+
+    def mended(self, values: list[Any], error: str) -> Iterator[list[Any]]:
+        """The arguments with another shape of one of them, or whole numbers in it, as the error asks for."""
+        self._errors[error] += 1
+        for place, value in enumerate(values if self._errors[error] <= _SAME else ()):
+            for shape, is_index in self._other_shapes(value, error) if isinstance(value, Tensor) else ():
+                made = self._indices(shape) if is_index else self._rand(shape)
+                mended = [*values[:place], made, *values[place + 1 :]]
+                key = tuple((tuple(v.shape), v.dtype) if isinstance(v, Tensor) else None for v in mended)
+                if key not in self._mended and len(self._mended) < _MOST_MENDED and 0 < prod(shape) <= _LARGEST:
+                    self._mended.add(key)
+                    yield mended
+
+    def _other_shapes(self, value: Tensor, error: str) -> Iterator[tuple[tuple[int, ...], bool]]:
+        """Shapes that ``value`` may have instead, and whether of whole numbers."""
+        shape, is_index = tuple(value.shape), not value.is_floating_point()
+        if _NOT_WHOLE.search(error) and not is_index:
+            yield from ((shape[:-1], True), (shape[:1], True)) if len(shape) == 3 else ((shape[:1], True), (shape[:2], True))
+        changed = False
+        for got, wanted in _mismatches(error):
+            for dim in [d for d in reversed(range(1, len(shape))) if shape[d] == got]:
+                changed = True
+                yield (*shape[:dim], wanted, *shape[dim + 1 :]), is_index
+        if found := _DIMENSIONS.search(error):
+            wanted = int(next(filter(None, found.groups()), 2))
+            more = wanted - len(shape)
+            fewer = ((shape[0], *shape[1 - more :]), shape[-more:]) if more < 0 else ()
+            yield from ((other, is_index) for other in (fewer or [(shape[0], *[self._groups] * more, *shape[1:])]))
+        elif len(shape) >= 4 and not changed:
+            areas = [prod(shape[-2:]) * wanted / got for got, wanted in _mismatches(error) if got]
+            sides = [isqrt(int(area)) for area in areas if area == isqrt(int(area)) ** 2]
+            yield from (((*shape[:-2], side, side), is_index) for side in (*sides, *_SQUARES))
+
+    def _indices(self, shape: tuple[int, ...]) -> Tensor:
+        return (torch.arange(prod(shape), device=self._device) % self._fewest).view(shape)
 
     def choices(self, name: str, place: int, shapes: Shapes) -> Iterator[Any]:
         """What the argument called ``name`` may be."""

@@ -151,7 +151,8 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
         if fans(a[1]) != fans(b[1]):
             continue
         downs = [c for c in linears if c is not a and c is not b and fans(c[1])[1] == fans(a[1])[0]]
-        is_gated = is_named or _is_gate(a[0]) or _is_gate(b[0]) or (fans(a[1])[0] > fans(a[1])[1] and is_repeated(tree, module))
+        outputs, inputs = fans(a[1])
+        is_gated = (is_named and outputs != inputs) or _is_gate(a[0]) or _is_gate(b[0]) or (outputs > inputs and is_repeated(tree, module))
         if len(downs) == 1 and is_gated:  # one reads both; two would read one each
             down = downs[0]
             gate = b if _is_gate(b[0]) and not _is_gate(a[0]) else a

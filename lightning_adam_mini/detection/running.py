@@ -29,6 +29,7 @@ from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import ATTENTION, Role, Source
 from lightning_adam_mini.detection.shown import UNCLEAR, claim_shown
+from lightning_adam_mini.detection.signs import core_of
 from lightning_adam_mini.detection.tree import Claim, Tree
 
 SECONDS = 20.0
@@ -67,10 +68,26 @@ def claim_running(tree: Tree, seconds: float = SECONDS) -> None:
                     claim_shown(tree, evidence, tree.paths[part])
                     if ran and not evidence.attentions:  # it does something else
                         suspects.remove(module)
+    whole = _whole(tree)
+    if whole is not None and not tree.unread:
+        with tree.guarded(whole):
+            key = _signature(whole)
+            evidence = known[key][0] if key in known else run_alone(whole, min(deadline, time.monotonic() + _LONGEST), once=True)[0]
+            claim_shown(tree, replace(evidence, parameters=(), not_seen=()), "")
     for module in suspects:
         _complete(tree, module)
         if _unproven(tree, module):
             _doubt(tree, module)
+
+
+def _whole(tree: Tree) -> nn.Module | None:
+    """The network to be run for what its layers give to each other: the outermost with a forward of its own, written by hand."""
+    for module in core_of(tree):
+        if getattr(type(module).forward, "__qualname__", "") not in ("_forward_unimplemented", "LightningModule.forward"):
+            held = set(tree.under(module))
+            is_plain = is_conventional(type(module)) or isinstance(module, nn.Sequential)
+            return None if is_plain or any(len(slot.shape) >= 2 and slot not in held for slot in tree.slots) else module
+    return None
 
 
 def _complete(tree: Tree, module: nn.Module) -> None:
@@ -124,22 +141,27 @@ def _is_supposed(claim: Claim) -> bool:
     return claim.source < Source.EVIDENCE and claim.role in ATTENTION and (claim.lines is None or claim.guess)
 
 
-def run_alone(module: nn.Module, deadline: float) -> tuple[Evidence, bool]:
+def run_alone(module: nn.Module, deadline: float, *, once: bool = False) -> tuple[Evidence, bool]:
     """What ``module`` shows by itself on made-up inputs, and whether it ran on one at all.
 
     With values on the CPU; on the meta device, where no index is too large, if it is large or if one was.
+
+    Args:
+        module: The module.
+        deadline: When to stop.
+        once: Whether the first input that it runs on is enough. [default: the first on which its attention shows]
     """
     found, ran, out_of_range = Evidence(), False, True
     if not _can_run(module):
         return found, ran
     if sum(t.numel() for t in (*module.parameters(), *module.buffers())) <= _ON_CPU:
-        found, ran, out_of_range = _run_on("cpu", _on_cpu, module, deadline)
+        found, ran, out_of_range = _run_on("cpu", _on_cpu, module, deadline, once)
     if out_of_range and not ran:
-        found, ran, _ = _run_on("meta", _on_meta, module, deadline)
+        found, ran, _ = _run_on("meta", _on_meta, module, deadline, once)
     return found, ran
 
 
-def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float) -> tuple[Evidence, bool, bool]:
+def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float, once: bool) -> tuple[Evidence, bool, bool]:
     """What it shows there, whether it ran, and whether a run failed because an index was too large."""
     best, ran, out_of_range = Evidence(), False, False
     failed: list[str] = []
@@ -165,10 +187,10 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
                 failed.append(str(error.__cause__))
                 out_of_range |= isinstance(error.__cause__, IndexError)
                 continue
-            if evidence.parameters:
+            if evidence.parameters or once:
                 return evidence, True, False
             ran = True
-            best = evidence if evidence.attentions else best
+            best = evidence if evidence.attentions or not best.unread else best
     return best, ran, out_of_range
 
 

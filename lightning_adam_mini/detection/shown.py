@@ -47,6 +47,9 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None) -> None
         if slot is not None and slot.is_open:
             why = lost.reason.removeprefix(f"{lost.parameter}: ")
             slot.add(replace(slot.claim, reason=f"{slot.claim.reason}, which feeds attention; {why}", guess=True))
+    for name in (*evidence.read, *evidence.unread) if not path else ():  # of a part alone, what is around it may read them
+        if name in slots:
+            tree.unread[slots[name]] = name in evidence.unread
     for name in evidence.readers:
         slot = slots.get(join(path or "", name))
         if slot is not None and slot.is_open and slot.role in UNCLEAR:

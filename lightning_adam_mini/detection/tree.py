@@ -98,6 +98,8 @@ class Tree:
     """The module that holds a module, and under which name."""
     attention: dict[nn.Module, None] = field(default_factory=dict)
     """The modules that are attention, in order; those of the whole model in a part of it too."""
+    unread: dict[Slot, bool] = field(default_factory=dict)
+    """Whether running showed that no layer reads what the map by a weight gives, or that one always does."""
     _by_param: dict[int, Slot] = field(default_factory=dict)
     _own: dict[nn.Module, dict[str, Slot]] = field(default_factory=dict)
     _children: dict[nn.Module, dict[str, nn.Module]] = field(default_factory=dict)
@@ -190,7 +192,8 @@ class Tree:
         if module not in self.paths:
             return None
         modules = {self.paths[inner]: inner for inner in module.modules() if inner in self.paths}
-        return Tree(module, list(self.under(module)), modules, self.parents, self.attention, self._by_param, self._own, self._children)
+        shared = (self.parents, self.attention, self.unread, self._by_param, self._own, self._children)
+        return Tree(module, list(self.under(module)), modules, *shared)
 
     @contextmanager
     def guarded(self, module: nn.Module) -> Iterator[None]:

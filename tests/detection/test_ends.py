@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_adam_mini import AdamMini, inspect_model, partition_model
 from lightning_adam_mini.detection import Role
+from lightning_adam_mini.detection.evidence import Evidence, probe_attention
 
 
 class TiedGPT(nn.Module):
@@ -262,3 +264,77 @@ def test_hand_written_layers_that_unpack_a_graph_make_a_graph_network():
     report = inspect_model(nn.Sequential(Layer(), Layer(), nn.Linear(12, 3)))
     assert str(report.architecture) == "gnn"
     assert {report.by_name[f"{i}.project.weight"].role for i in range(2)} == {Role.GRAPH_CONV}
+
+
+class Crossed(nn.Module):
+    """The output is registered first, and what is called a head, last, is read by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z, self.body, self.head = nn.Linear(20, 7), nn.Linear(12, 16), nn.Linear(16, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.z(F.relu(self.head(F.relu(self.body(x)))))
+
+
+def test_the_order_of_use_counts_and_not_that_of_registration_where_it_can_be_run():
+    assert outputs(Crossed()) == {"z.weight": Role.CLASSIFIER}
+    assert "running showed" in inspect_model(Crossed()).by_name["z.weight"].reason
+
+
+class Picks(nn.Module):
+    """Scores choose the best places; what is there is read."""
+
+    def __init__(self, soft: bool) -> None:
+        super().__init__()
+        self.soft = soft
+        self.body, self.score_head, self.box = nn.Linear(9, 16), nn.Linear(16, 5), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.body(x)
+        scores = self.score_head(x)
+        if self.soft:
+            return self.box(x * scores.softmax(-1)[..., :1])
+        return scores, self.box(x.gather(1, scores.amax(-1).topk(2, 1).indices.unsqueeze(-1).expand(-1, -1, 16)))
+
+
+def test_to_choose_by_scores_is_not_to_read_them():
+    assert set(outputs(Picks(soft=False))) == {"score_head.weight", "box.weight"}
+    assert set(outputs(Picks(soft=True))) == {"box.weight"}
+
+
+class Twice(nn.Module):
+    """A layer whose result is read once and given once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.refine, self.back = nn.Linear(10, 16), nn.Linear(16, 3), nn.Linear(3, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.refine(x + self.back(self.refine(x)))
+
+
+def test_a_layer_that_is_read_and_given_is_left_to_its_names_and_numbers():
+    assert outputs(Twice()) == {}
+
+
+class Block(nn.Module):
+    """Ends in its stream of features: nothing in it is an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 40), nn.Linear(40, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+def test_a_block_without_a_head_has_no_output():
+    assert outputs(Block()) == {}
+
+
+def test_what_a_run_showed_of_the_ends_lives_in_a_checkpoint():
+    evidence = probe_attention(Crossed(), torch.rand(2, 12))
+    assert (evidence.read, evidence.unread) == (("body.weight", "head.weight"), ("z.weight",))
+    assert Evidence.from_plain(evidence.to_plain()) == evidence

@@ -20,7 +20,7 @@ from lightning_adam_mini.detection.evidence import Evidence, NotSeen
 from lightning_adam_mini.detection.inputs import made_up_calls
 from lightning_adam_mini.detection.layers import claim_layers
 from lightning_adam_mini.detection.roles import Role
-from lightning_adam_mini.detection.running import claim_running
+from lightning_adam_mini.detection.running import claim_running, run_alone
 from lightning_adam_mini.detection.tree import Tree
 
 WIDTH = 24
@@ -437,3 +437,57 @@ def test_what_was_not_seen_of_queries_says_nothing_of_a_parameter_called_queries
     assert inspect_model(Model(), evidence=Evidence(not_seen=(NotSeen("", "queries: no layer makes it"),))) == before
     marked = inspect_model(Model(), evidence=Evidence(not_seen=(NotSeen("", "queries: its heads disagree", "queries"),)))
     assert "which feeds attention; its heads disagree" in marked.by_name["queries"].reason
+
+
+class Clicks(nn.Module):
+    """Whole numbers for two of three arguments, and a width of its own for the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items, self.fc = nn.Embedding(9, 6), nn.Embedding(4, 6), nn.Linear(17, 1)
+
+    def forward(self, user: Tensor, item: Tensor, dense: Tensor) -> Tensor:
+        return self.fc(torch.cat([self.users(user), self.items(item), dense], -1))
+
+
+class Branch(nn.Module):
+    """Two inputs of different widths and numbers of dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.trunk = nn.Linear(21, 10), nn.Linear(3, 10)
+
+    def forward(self, u: Tensor, y: Tensor) -> Tensor:
+        u, y = self.branch(u), self.trunk(y)
+        batch, width = u.shape
+        return torch.einsum("bw,bnw->bn", u.view(batch, width), y)
+
+
+class Clip(nn.Module):
+    """Frames of an image each, of a size that its last layer fixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.conv, self.fc = nn.Parameter(torch.zeros(1, 1, 8)), nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 25, 6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        b, t, c, h, w = frames.shape
+        return self.fc(self.conv(frames.reshape(b * t, c, h, w)).flatten(1))
+
+
+class Sums(nn.Module):
+    """A graph as a dense matrix of who is beside whom."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(14, 11), nn.Linear(11, 5)
+
+    def forward(self, x: Tensor, beside: Tensor) -> Tensor:
+        return torch.mm(beside, self.second(torch.mm(beside, self.first(x)).relu()))
+
+
+@pytest.mark.parametrize("build", [Clicks, Branch, Clip, Sums])
+def test_an_input_is_mended_as_the_error_asks_for(build: type[nn.Module]) -> None:
+    evidence, ran = run_alone(build(), time.monotonic() + 20, once=True)
+    assert ran
+    assert evidence.unread

@@ -57,12 +57,16 @@ class Evidence:
         attentions: Paths of the modules in which softmax attention was computed, in order.
         not_seen: What could not be traced. Nothing is claimed of it.
         readers: The weights of the maps that read what an attention gives: its output projections.
+        read: The weights of the maps whose results always go into another one.
+        unread: The weights of the maps whose results never do: what the model gives.
     """
 
     parameters: tuple[ParameterEvidence, ...] = ()
     attentions: tuple[str, ...] = ()
     not_seen: tuple[NotSeen, ...] = ()
     readers: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, ParameterEvidence]:
@@ -78,7 +82,8 @@ class Evidence:
         """The inverse of :meth:`to_plain`."""
         parameters = (ParameterEvidence(**{**p, "shape": tuple(p["shape"]), "aliases": tuple(p["aliases"])}) for p in plain["parameters"])
         lost = tuple(NotSeen(**n) for n in plain["not_seen"])
-        return cls(tuple(parameters), tuple(plain["attentions"]), lost, tuple(plain.get("readers", ())))
+        names = {key: tuple(plain.get(key, ())) for key in ("attentions", "readers", "read", "unread")}
+        return cls(tuple(parameters), not_seen=lost, **names)
 
     def __str__(self) -> str:
         rows = [f"{p.name}: {p.lines}" + (f" along axis {p.axis}" if p.axis else "") for p in self.parameters]

@@ -81,7 +81,9 @@ class Graph:
             self._bits[node.index] = 4 << len(self._bits)
             made_by |= self._bits[node.index]
         for ref in (*node.outputs, *node.written):
-            self._made_by[ref.storage] = self._made_by.get(ref.storage, 0) | made_by
+            # What is chosen by the numbers of a map, such as the best places, is not made of them.
+            bits = made_by if ref.is_differentiable else made_by & (_INPUT | _WEIGHT)
+            self._made_by[ref.storage] = self._made_by.get(ref.storage, 0) | bits
             if made_by & _INPUT:
                 self._activations.add(ref.storage)
 
@@ -138,6 +140,15 @@ class Graph:
             if linear is not None and node in self.walk(linear.data, index).ends:
                 return self._names([self.tape.nodes[index]])
         return ()
+
+    def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The weights whose maps all feed another map, and those of which none does."""
+        fed = 0
+        for bits in self._fed.values():
+            fed |= bits
+        maps = [self.tape.nodes[index] for index in self._maps if self._kinds[index] is Kind.LINEAR]
+        read, unread = (self._names(node for node in maps if bool(fed & self._bits[node.index]) is is_read) for is_read in (True, False))
+        return tuple(n for n in read if n not in unread), tuple(n for n in unread if n not in read)
 
     def _names(self, maps: Iterable[Node]) -> tuple[str, ...]:
         starts = [linear.starts for linear in map(self.linear, maps) if linear is not None]

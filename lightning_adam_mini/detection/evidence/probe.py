@@ -10,7 +10,6 @@ import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from typing import Any
 
 import torch
@@ -137,7 +136,7 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], tape: Tape) -> It
         if isinstance(value, torch.Generator):
             generators[id(value)] = (value, value.get_state())
         elif type(value) in _CONTAINERS and id(value) not in contents:
-            contents[id(value)] = (value, copy(value))
+            contents[id(value)] = (value, value.copy() if value else ())
             inner = value.values() if isinstance(value, dict) else value
             todo += [(v, depth + 1) for v in inner] if depth < _DEEPEST and len(value) <= _WIDEST else []
     state, numpy = random.getstate(), sys.modules.get("numpy")

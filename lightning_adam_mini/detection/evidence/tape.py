@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -141,7 +142,8 @@ class Tape(TorchDispatchMode):
                 self.weights.append((name, ref))
                 self.device = weight.device
         self.inputs: set[int] = {ref.storage for ref in map(self._ref, inputs) if ref is not None}
-        for tensor in _tensors([[vars(m), m._buffers] for m in module.modules()]):
+        attributes = (value for inner in module.modules() for value in vars(inner).values())
+        for tensor in _tensors([v for v in attributes if isinstance(v, Tensor) or (isinstance(v, (dict, list, tuple, deque)) and v)]):
             self._ref(tensor)
         self._protected = {number for number, _ in self._numbers.values()}
 
