@@ -141,6 +141,8 @@ def _claim_time_blocks(tree: Tree) -> None:
 
 def _may_modulate(tree: Tree, module: nn.Module) -> bool:
     """Whether ``module`` is more than a linear layer, or one that gives several vectors as wide as what it reads."""
+    if not tree.attention.keys().isdisjoint(module.modules()):
+        return False  # it is more than that: a block of films
     slot = tree.own(module).get("weight") if is_linear(module) else None
     return slot is None or (fans(slot)[0] > fans(slot)[1] and fans(slot)[0] % fans(slot)[1] == 0)
 
@@ -193,7 +195,9 @@ def _claim_outputs(tree: Tree) -> None:
             slot.suppose(Role.LM_HEAD, "a matrix with one output per token", axis=1)
             continue
         shown = tree.unread.get(slot)  # running knows; else the order of registration stands for that of use
-        if not is_matrix(slot) or shown is False or is_repeated(tree, slot.layer) or (shown is None and _is_weighing(tree, slot)):
+        is_tower = shown is True and fans(slot)[0] not in last_read  # one output of several, in a list of them
+        is_inner = shown is False or (not is_tower and is_repeated(tree, slot.layer)) or (shown is None and _is_weighing(tree, slot))
+        if not is_matrix(slot) or is_inner:
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue
         outputs, inputs = fans(slot)

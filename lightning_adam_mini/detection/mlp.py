@@ -153,7 +153,7 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
         downs = [c for c in linears if c is not a and c is not b and fans(c[1])[1] == fans(a[1])[0]]
         outputs, inputs = fans(a[1])
         is_gated = (is_named and outputs != inputs) or _is_gate(a[0]) or _is_gate(b[0]) or (outputs > inputs and is_repeated(tree, module))
-        if len(downs) == 1 and is_gated:  # one reads both; two would read one each
+        if len(downs) == 1 and is_gated and _may_feed(tree, downs[0][1], a[1], b[1]):  # one reads both; two would read one each
             down = downs[0]
             gate = b if _is_gate(b[0]) and not _is_gate(a[0]) else a
             up = b if gate is a else a
@@ -172,7 +172,7 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
         if not is_named and order.index(two) != order.index(one) + 1:
             continue
         (out, into), hidden = fans(a), fans(b)[1]
-        if not (a.is_open and b.is_open) or not (is_named or out > into):
+        if not (a.is_open and b.is_open) or not (is_named or out > into) or not _may_feed(tree, b, a):
             continue
         if out == hidden:
             a.suppose(Role.MLP_UP, why)
@@ -180,6 +180,11 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
         elif out == 2 * hidden:
             a.suppose(Role.MLP_GATE_UP, why)
             b.suppose(Role.MLP_DOWN, why)
+
+
+def _may_feed(tree: Tree, reader: Slot, *makers: Slot) -> bool:
+    """Whether ``makers`` are among the few that feed ``reader``, as far as running showed."""
+    return reader not in tree.unread or set(makers) <= tree.fed.get(reader, set())
 
 
 def _beside_attention(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]]) -> tuple[Slot, Slot] | None:

@@ -50,6 +50,9 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None) -> None
     for name in (*evidence.read, *evidence.unread) if not path else ():  # of a part alone, what is around it may read them
         if name in slots:
             tree.unread[slots[name]] = name in evidence.unread
+    for name, by in evidence.fed if not path else ():
+        if name in slots and all(other in slots for other in by):
+            tree.fed[slots[name]] = {slots[other] for other in by}
     for name in evidence.readers:
         slot = slots.get(join(path or "", name))
         if slot is not None and slot.is_open and slot.role in UNCLEAR:

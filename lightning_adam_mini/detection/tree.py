@@ -100,6 +100,8 @@ class Tree:
     """The modules that are attention, in order; those of the whole model in a part of it too."""
     unread: dict[Slot, bool] = field(default_factory=dict)
     """Whether running showed that no layer reads what the map by a weight gives, or that one always does."""
+    fed: dict[Slot, set[Slot]] = field(default_factory=dict)
+    """Which maps alone feed a map, where running showed that they are few."""
     _by_param: dict[int, Slot] = field(default_factory=dict)
     _own: dict[nn.Module, dict[str, Slot]] = field(default_factory=dict)
     _children: dict[nn.Module, dict[str, nn.Module]] = field(default_factory=dict)
@@ -192,7 +194,7 @@ class Tree:
         if module not in self.paths:
             return None
         modules = {self.paths[inner]: inner for inner in module.modules() if inner in self.paths}
-        shared = (self.parents, self.attention, self.unread, self._by_param, self._own, self._children)
+        shared = (self.parents, self.attention, self.unread, self.fed, self._by_param, self._own, self._children)
         return Tree(module, list(self.under(module)), modules, *shared)
 
     @contextmanager

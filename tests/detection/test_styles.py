@@ -14,7 +14,16 @@ from lightning_adam_mini.lines import parse_lines
 from tests.detection.styles.style import Style
 
 FILES = sorted(path.stem for path in (Path(__file__).parent / "styles").glob("[a-z]*_*.py") if not path.stem.endswith("_test"))
-STYLES: list[Style] = [style for file in FILES for style in import_module(f"tests.detection.styles.{file}").STYLES]
+LATER = "third"
+"""Models that no rule was made for: written and labelled before they were looked at, and left as they are found."""
+
+
+def _styles(files: list[str]) -> list[Style]:
+    return [style for file in files for style in import_module(f"tests.detection.styles.{file}").STYLES]
+
+
+STYLES: list[Style] = _styles([file for file in FILES if not file.startswith(LATER)])
+LATER_STYLES: list[Style] = _styles([file for file in FILES if file.startswith(LATER)])
 
 
 def _heads(lines: str) -> set[tuple[str, frozenset[int]]]:
@@ -70,3 +79,12 @@ def test_hardly_any_is_wrong_in_silence(judged: dict[str, tuple[list[str], list[
 def test_nine_in_ten_are_right_with_nothing_run_by_the_user(judged: dict[str, tuple[list[str], list[str]]]) -> None:
     wrong = {name: [*silent, *guessed] for name, (silent, guessed) in judged.items() if silent or guessed}
     assert len(wrong) <= 0.1 * len(judged), "\n".join(f"{name}: {'; '.join(why[:2])}" for name, why in wrong.items())
+
+
+def test_of_models_that_no_rule_was_made_for_fewer_are_wrong_than_at_first_and_none_raises() -> None:
+    found = {style.name: judge(style) for style in LATER_STYLES}
+    wrong = {name: silent for name, (silent, _) in found.items() if silent}
+    right = [name for name, (silent, guessed) in found.items() if not silent and not guessed]
+    assert len(found) == 40
+    assert len(wrong) < 14, "\n".join(f"{name}: {'; '.join(silent[:2])}" for name, silent in wrong.items())
+    assert len(right) >= 20

@@ -59,6 +59,7 @@ class Evidence:
         readers: The weights of the maps that read what an attention gives: its output projections.
         read: The weights of the maps whose results always go into another one.
         unread: The weights of the maps whose results never do: what the model gives.
+        fed: The weight of each map that is fed by one to three others and nothing else, and theirs.
     """
 
     parameters: tuple[ParameterEvidence, ...] = ()
@@ -67,6 +68,7 @@ class Evidence:
     readers: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    fed: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, ParameterEvidence]:
@@ -83,7 +85,8 @@ class Evidence:
         parameters = (ParameterEvidence(**{**p, "shape": tuple(p["shape"]), "aliases": tuple(p["aliases"])}) for p in plain["parameters"])
         lost = tuple(NotSeen(**n) for n in plain["not_seen"])
         names = {key: tuple(plain.get(key, ())) for key in ("attentions", "readers", "read", "unread")}
-        return cls(tuple(parameters), not_seen=lost, **names)
+        fed = tuple((name, tuple(by)) for name, by in plain.get("fed", ()))
+        return cls(tuple(parameters), not_seen=lost, fed=fed, **names)
 
     def __str__(self) -> str:
         rows = [f"{p.name}: {p.lines}" + (f" along axis {p.axis}" if p.axis else "") for p in self.parameters]

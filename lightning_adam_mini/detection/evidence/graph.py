@@ -6,6 +6,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum
+from math import inf
 from typing import NamedTuple, TypeVar, cast
 
 from lightning_adam_mini.detection.evidence.tape import Node, Ref, Tape
@@ -37,6 +38,7 @@ _KINDS = {
 }
 _INPUT, _WEIGHT = 1, 2  # bits of what went into a storage; each map by a weight has one more
 
+_FEW = 3  # maps that feed one; more of them are a stream of features
 _NEAR = 16  # maps after an attention, among which the one is that reads it
 
 
@@ -150,6 +152,17 @@ class Graph:
         read, unread = (self._names(node for node in maps if bool(fed & self._bits[node.index]) is is_read) for is_read in (True, False))
         return tuple(n for n in read if n not in unread), tuple(n for n in unread if n not in read)
 
+    def feeds(self) -> dict[str, tuple[str, ...]]:
+        """The weight of each map that nothing but one to three others feed, and theirs; none if another use has others."""
+        found: dict[str, tuple[str, ...]] = {}
+        for index in self._maps:
+            linear = self.linear(self.tape.nodes[index]) if self._kinds[index] is Kind.LINEAR else None
+            ends = () if linear is None else self._walk(linear.data, index, frozenset(), _FEW).ends
+            if 0 < len(ends) <= _FEW and all(self.kind(end) is Kind.LINEAR for end in ends):
+                by = self._names(ends)
+                found |= {name: by if found.get(name, by) == by else () for name in self._names([self.tape.nodes[index]])}
+        return found
+
     def _names(self, maps: Iterable[Node]) -> tuple[str, ...]:
         starts = [linear.starts for linear in map(self.linear, maps) if linear is not None]
         elements = [element for codes in starts for element in self.weights.elements(codes) if element is not None]
@@ -159,11 +172,11 @@ class Graph:
         """From ``ref`` back through everything that is :attr:`Kind.PASS`, and ``through`` some operations that are not."""
         return self.once(("walk", ref, before, through), lambda: self._walk(ref, before, through))
 
-    def _walk(self, ref: Ref, before: int, through: frozenset[Node]) -> Walk:
+    def _walk(self, ref: Ref, before: int, through: frozenset[Node], most: float = inf) -> Walk:
         inside: dict[int, Node] = {}
         ends: dict[int, Node] = {}
         todo = [(ref, before)]
-        while todo:
+        while todo and len(ends) <= most:
             at, time = todo.pop()
             for node in self.tape.writers(at, time):
                 if node.index in inside or node.index in ends:

@@ -70,8 +70,10 @@ class _Reader:
             readers.pop(self._slots[number].name, None)
         for where in self._graph.tape.unknown.values():
             self._lose(where, "a tensor is made by what cannot be recorded or read")
-        ends = self._safely("", self._graph.ends, ((), ()))
-        return Evidence(tuple(p for p in found if p is not None), tuple(attentions), tuple(self._lost), tuple(readers), *ends)
+        read, unread = self._safely("", self._graph.ends, ((), ()))
+        fed = self._safely("", lambda: tuple(self._graph.feeds().items()), ())
+        shown = tuple(p for p in found if p is not None)
+        return Evidence(shown, tuple(attentions), tuple(self._lost), tuple(readers), read, unread, fed)
 
     def _lose(self, where: str, reason: str, parameter: str = "") -> None:
         self._lost[NotSeen(where, f"{parameter}: {reason}" if parameter else reason, parameter)] = None

@@ -21,7 +21,7 @@ from lightning_adam_mini.lines import parse_lines
 from tests.detection.styles.style import Style
 
 _FILES = Path(__file__).parent.glob("*_*.py")
-FILES = sorted(file.stem for file in _FILES if file.stem.startswith(("language", "more")) and file.stem != "language_test")
+FILES = sorted(file.stem for file in _FILES if file.stem.startswith(("language", "more", "third")) and file.stem != "language_test")
 STYLES: list[Style] = [style for file in FILES for style in import_module(f"tests.detection.styles.{file}").STYLES]
 
 
