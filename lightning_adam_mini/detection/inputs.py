@@ -1,8 +1,8 @@
 """Made-up inputs for a module alone: what its forward takes, by the names of its arguments and the widths of its layers.
 
 No two sizes that matter are equal (batch, tokens, and every number that the module itself has), so that what depends on what is not mixed
-up with what merely has the same size. Several calls are proposed, likeliest first; a wrong one fails at once, for nothing is computed on
-the meta device.
+up with what merely has the same size. Several calls are proposed, likeliest first. A wrong one fails at once, with an error that says which
+size, kind of number or number of dimensions was met and which is wanted: such calls are mended and proposed again.
 """
 
 from __future__ import annotations

@@ -38,8 +38,9 @@ def inspect_model(
     """Find out what kind of network ``module`` is and what each of its parameters is for.
 
     Looks at modules, their attributes and shapes; a model on the meta device does as well. Attention whose heads are not known is run by
-    itself, on made-up inputs and weights, so that nothing of ``module`` is touched (at most 20 seconds in all). With an example input the
-    whole model is run once, without leaving a trace in it, and what its attention then computes confirms or corrects the rest.
+    itself, on made-up inputs and weights, so that nothing of ``module`` is touched (at most 20 seconds in all); a network written by hand
+    once as a whole, for what its layers give to each other. With an example input the model is run on that, without leaving a trace in it,
+    and what it then computes confirms or corrects the rest.
 
     Args:
         module: Any module, wrapped (torch.compile, DDP, checkpointing) or not. Names in the report are relative to it, without the
@@ -47,7 +48,7 @@ def inspect_model(
         example_input: What to call ``module`` with: a mapping as keywords, a tuple or list one by one, anything else as the only
             argument. [default: the whole model is not run]
         heads: Whether the order of heads in the lines of attention is asked for. Else nothing is run, and no doubt about it is told.
-        probe: Whether attention whose heads are not known may be run by itself.
+        probe: Whether modules may be run by themselves.
         evidence: What an earlier run of ``module`` showed.
 
     Raises:

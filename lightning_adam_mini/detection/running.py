@@ -3,6 +3,8 @@
 A module that a user wrote says by names which of its layers makes queries. In which order their lines are heads only its forward says.
 So it is run with made-up weights, on the CPU or else on the meta device: nothing of the user's module is touched, and the sizes of the
 input are chosen so that no two are equal. Where a module cannot be run alone, the one that holds it is tried, out to the whole model.
+
+A network written by hand is run once as a whole: what no layer reads is an output, and a feed-forward is what feeds one another.
 """
 
 from __future__ import annotations
@@ -179,7 +181,8 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
             if left <= 0:
                 break
             try:
-                evidence = probe_call(module, partial(_call, module, min(left, _LONGEST), args, kwargs), (args, kwargs), seconds=left)
+                call = partial(_call, module, min(left, _LONGEST), args, kwargs)
+                evidence = probe_call(module, call, (args, kwargs), seconds=left, alone=True)
             except (Exception, SystemExit) as error:
                 _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
                 if isinstance(error.__cause__, TimeoutError):

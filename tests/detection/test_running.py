@@ -8,10 +8,12 @@ import sys
 import textwrap
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -491,3 +493,31 @@ def test_an_input_is_mended_as_the_error_asks_for(build: type[nn.Module]) -> Non
     evidence, ran = run_alone(build(), time.monotonic() + 20, once=True)
     assert ran
     assert evidence.unread
+
+
+class Gathers(nn.Module):
+    """Asks the other processes, as momentum contrast does for its negatives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        dist.all_reduce(x)
+        ANSWERS.append(x)
+        return x
+
+
+ANSWERS: list[Tensor] = []
+
+
+def test_other_processes_are_not_called(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        assert not run_alone(Gathers(), time.monotonic() + 20)[1]
+        assert not ANSWERS
+        inspect_model(Gathers(), torch.rand(2, 12))  # all processes run the user's example
+        assert len(ANSWERS) == 1
+    finally:
+        dist.destroy_process_group()

@@ -61,7 +61,9 @@ def example_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(example), {}) if isinstance(example, (tuple, list)) else ((example,), {})
 
 
-def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = (), *, seconds: float | None = None) -> Evidence:
+def probe_call(
+    module: nn.Module, function: Callable[[], Any], inputs: Any = (), *, seconds: float | None = None, alone: bool = False
+) -> Evidence:
     """Like :func:`probe_attention`, for any way of running ``module``, such as a training step.
 
     Args:
@@ -69,6 +71,7 @@ def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = (),
         function: What runs it.
         inputs: The tensors that ``function`` works on, in any nesting.
         seconds: The most time that it may take; what was not seen by then is not told. [default: no limit]
+        alone: Whether other processes do not run it too, so that it may not call them.
 
     Raises:
         ValueError: If it does not run.
@@ -85,7 +88,7 @@ def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = (),
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
         tree = Tree.of(module)
-        tape = _record(module, tree, function, inputs, deadline)
+        tape = _record(module, tree, function, inputs, deadline, alone)
     except TooLongError:
         return Evidence(not_seen=(NotSeen("", f"it takes longer than {seconds:.0f} seconds"),))
     finally:
@@ -95,11 +98,11 @@ def probe_call(module: nn.Module, function: Callable[[], Any], inputs: Any = (),
         return read(tape, tree.slots)
 
 
-def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: Any, deadline: float | None) -> Tape:
+def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: Any, deadline: float | None, alone: bool) -> Tape:
     names = {inner: path for path, inner in tree.modules.items()}
     weights = {slot.name: slot.param for slot in tree.slots}
     tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
-    tape = Tape(module, names, weights, tensors, deadline)
+    tape = Tape(module, names, weights, tensors, deadline, alone)
     with _as_it_was(module, [t.device for t in (*weights.values(), *tensors)], tape), ExitStack() as stack:
         stack.callback(register_module_forward_pre_hook(tape.enter_module).remove)
         stack.callback(register_module_forward_hook(tape.leave_module, always_call=True).remove)

@@ -120,9 +120,11 @@ class Tape(TorchDispatchMode):
         weights: Mapping[str, Tensor],
         inputs: Iterable[Tensor],
         deadline: float | None = None,
+        alone: bool = False,
     ) -> None:
-        """Args: the module, its modules' names, its parameters by name, the tensors that the forward is given, and when to stop."""
+        """Args: the module, its modules' names, its parameters and the forward's tensors, when to stop, and whether this process is alone in it."""
         super().__init__()
+        self._alone = alone
         self._deadline = deadline
         self.nodes: list[Node] = []
         self.weights: list[tuple[str, Ref]] = []
@@ -165,6 +167,8 @@ class Tape(TorchDispatchMode):
             raise TooLongError
         kwargs = kwargs or {}
         name, is_view, writes, keeps = _describe(func)
+        if self._alone and name.startswith(("c10d::", "_c10d_functional::")):
+            raise RuntimeError("it calls other processes, which do not answer")
         if is_view:
             return func(*args, **kwargs)
         named = _by_name(func, args, kwargs) if writes or keeps else {}
