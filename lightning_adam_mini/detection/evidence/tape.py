@@ -122,7 +122,7 @@ class Tape(TorchDispatchMode):
         deadline: float | None = None,
         alone: bool = False,
     ) -> None:
-        """Args: the module, its modules' names, its parameters and the forward's tensors, when to stop, and whether this process is alone in it."""
+        """Args: the module, its modules' names, its parameters, the forward's tensors, when to stop, and whether no other process runs it."""
         super().__init__()
         self._alone = alone
         self._deadline = deadline
