@@ -180,6 +180,7 @@ def _claim_outputs(tree: Tree) -> None:
     matrices = [s for s in tree.slots if len(s.shape) >= 2 and not s.magnitude and s.role not in (*_EMBEDDINGS, Role.NORM, Role.BIAS)]
     last_read = {width: i for i, slot in enumerate(matrices) for width in _inputs(slot)}
     first_read = {width: i for i, slot in reversed(list(enumerate(matrices))) for width in _inputs(slot)}
+    read_in_run = {width for slot in matrices if slot in tree.unread for width in _inputs(slot)}
     tables = {slot.shape for slot in tree.slots if slot.role is Role.TOKEN_EMBEDDING}
     entries, vectors = max((shape[0] for shape in tables), default=0), {shape[1] for shape in tables}
     norms = {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM and slot.shape}
@@ -195,7 +196,7 @@ def _claim_outputs(tree: Tree) -> None:
             slot.suppose(Role.LM_HEAD, "a matrix with one output per token", axis=1)
             continue
         shown = tree.unread.get(slot)  # running knows; else the order of registration stands for that of use
-        is_tower = shown is True and fans(slot)[0] not in last_read  # one output of several, in a list of them
+        is_tower = shown is True and fans(slot)[0] not in read_in_run  # one output of several, in a list of them
         is_inner = shown is False or (not is_tower and is_repeated(tree, slot.layer)) or (shown is None and _is_weighing(tree, slot))
         if not is_matrix(slot) or is_inner:
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
@@ -215,7 +216,7 @@ def _claim_outputs(tree: Tree) -> None:
         # What is as wide as the vectors of a table stands beside them in products, as in DLRM, if something else is the output.
         unread = unread and not (outputs in vectors and found)
         unread = unread and not _is_joined(tree, slot, [(width, matrices[at]) for width, at in joined if at > i])
-        unread = unread if shown is None else outputs not in last_read or is_named  # a block without a head ends in a stream of features
+        unread = unread if shown is None else outputs not in read_in_run or is_named  # a block without a head ends in a stream of features
         restores = outputs in convolved and matrices[i - 1].role in RECURRENT  # the width, behind a recurrent layer, for convolutions
         last = i == len(matrices) - 1 and not restores and (outputs != inputs or not tables) and _is_behind_blocks(tree, slot.layer)
         if ((outputs, inputs) in tables and last_read.get(outputs, -1) <= i) or is_scored or slot.path.rsplit(".", 1)[-1] == "lm_head":

@@ -334,6 +334,22 @@ def test_a_block_without_a_head_has_no_output():
     assert outputs(Block()) == {}
 
 
+class Adversaries(nn.Module):
+    """What generates, and beside it what is not run and reads as many numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 20))
+        self.d = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.g(z)
+
+
+def test_of_two_networks_that_are_held_together_each_has_its_output():
+    assert set(outputs(Adversaries())) == {"g.2.weight", "d.2.weight"}
+
+
 def test_what_a_run_showed_of_the_ends_lives_in_a_checkpoint():
     evidence = probe_attention(Crossed(), torch.rand(2, 12))
     assert (evidence.read, evidence.unread) == (("body.weight", "head.weight"), ("z.weight",))

@@ -122,7 +122,7 @@ class Tape(TorchDispatchMode):
         deadline: float | None = None,
         alone: bool = False,
     ) -> None:
-        """Args: the module, its modules' names, its parameters, the forward's tensors, when to stop, and whether no other process runs it."""
+        """Args: the module, its modules' names, its parameters, the forward's tensors, when to stop, whether no other process runs."""
         super().__init__()
         self._alone = alone
         self._deadline = deadline
