@@ -75,22 +75,30 @@ def made_up_calls(module: nn.Module, device: str, failed: list[str] | None = Non
     def options(shapes: Shapes) -> list[list[Any]]:
         return [list(maker.choices(name, place, shapes)) for place, name in enumerate([*names, *keywords])]
 
+    def call(values: list[Any]) -> Call:
+        return tuple(values[: len(names)]), dict(zip(keywords, values[len(names) :], strict=True))
+
+    seeds: list[tuple[list[Any], str]] = []
     for kind in maker.kinds(names):
         counts = list(map(len, options(kind)))
         # The likeliest of each first, the same width everywhere before different ones.
         ranks = list(product(*map(range, counts))) if prod(counts) <= _COMBINATIONS else []
         ranks.sort(key=lambda rank: (len(set(rank)), sum(rank)))
         for rank in ranks[:_MOST]:
-            todo: deque[tuple[Shapes | None, list[Any]]] = deque([(kind, [])])
+            todo = deque([kind])
             while todo:
-                shapes, values = todo.popleft()
-                if shapes is not None:
-                    values = [some[at] for some, at in zip(options(shapes), rank, strict=True)]
-                yield tuple(values[: len(names)]), dict(zip(keywords, values[len(names) :], strict=True))
+                shapes = todo.popleft()
+                values = [some[at] for some, at in zip(options(shapes), rank, strict=True)]
+                yield call(values)
                 if failed:
-                    error = failed.pop()
-                    todo.extend((wanted, []) for wanted in (maker.wanted(shapes[0], rank, error) if shapes is not None else ()))
-                    todo.extend((None, mended) for mended in maker.mended(values, error))
+                    seeds.append((values, failed.pop()))
+                    todo.extend(maker.wanted(shapes[0], rank, seeds[-1][1]))
+    for seed in seeds:  # none was right as it stood
+        mended = deque(maker.mended(*seed))
+        while mended:
+            values = mended.popleft()
+            yield call(values)
+            mended.extend(maker.mended(values, failed.pop()) if failed else ())
 
 
 def _mismatches(error: str) -> Iterator[tuple[int, int]]:
