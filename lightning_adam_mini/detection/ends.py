@@ -196,9 +196,11 @@ def _claim_outputs(tree: Tree) -> None:
             slot.suppose(Role.LM_HEAD, "a matrix with one output per token", axis=1)
             continue
         shown = tree.unread.get(slot)  # running knows; else the order of registration stands for that of use
-        is_tower = shown is True and fans(slot)[0] not in read_in_run  # one output of several, in a list of them
-        is_inner = shown is False or (not is_tower and is_repeated(tree, slot.layer)) or (shown is None and _is_weighing(tree, slot))
-        if not is_matrix(slot) or is_inner:
+        if not is_matrix(slot) or shown is False or (shown is None and _is_weighing(tree, slot)):
+            is_inner = True
+        else:  # of several in a list, each may be an output, as wide as nothing that is read
+            is_inner = is_repeated(tree, slot.layer) and not (shown and fans(slot)[0] not in read_in_run)
+        if is_inner:
             at_end = at_end and not groups.isdisjoint(_holders(tree, slot.layer))
             continue
         outputs, inputs = fans(slot)

@@ -164,7 +164,7 @@ class _Maker:
         self._errors[error] += 1
         for place, value in enumerate(values if self._errors[error] <= _SAME else ()):
             for shape, is_index in self._other_shapes(value, error) if isinstance(value, Tensor) else ():
-                made = self._indices(shape) if is_index else self._rand(shape)
+                made = self._indices(shape, self._fewest) if is_index else self._rand(shape)
                 mended = [*values[:place], made, *values[place + 1 :]]
                 key = tuple((tuple(v.shape), v.dtype) if isinstance(v, Tensor) else None for v in mended)
                 if key not in self._mended and len(self._mended) < _MOST_MENDED and 0 < prod(shape) <= _LARGEST:
@@ -191,8 +191,8 @@ class _Maker:
             sides = [isqrt(int(area)) for area in areas if area == isqrt(int(area)) ** 2]
             yield from (((*shape[:-2], side, side), is_index) for side in (*sides, *_SQUARES))
 
-    def _indices(self, shape: tuple[int, ...]) -> Tensor:
-        return (torch.arange(prod(shape), device=self._device) % self._fewest).view(shape)
+    def _indices(self, shape: tuple[int, ...], entries: int) -> Tensor:
+        return torch.arange(prod(shape), device=self._device).view(shape) % entries
 
     def choices(self, name: str, place: int, shapes: Shapes) -> Iterator[Any]:
         """What the argument called ``name`` may be."""
@@ -213,7 +213,7 @@ class _Maker:
         elif place and not _SIDES.isdisjoint(named):
             yield _GRID[0] if {"h", "height"} & named else _GRID[1] if {"w", "width"} & named else _GRID
         elif self._entries and (not place or not {"ids", "tokens", "tgt", "trg", "target", "y"}.isdisjoint(named)):
-            yield torch.arange(batch * length, device=self._device).view(batch, length) % self._entries
+            yield self._indices((batch, length), self._entries)
             yield from map(self._rand, features)
         else:
             yield from map(self._rand, features)

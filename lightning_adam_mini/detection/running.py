@@ -75,7 +75,7 @@ def claim_running(tree: Tree, seconds: float = SECONDS) -> None:
         with tree.guarded(whole):
             key = _signature(whole)
             evidence = known[key][0] if key in known else run_alone(whole, min(deadline, time.monotonic() + _LONGEST), once=True)[0]
-            claim_shown(tree, replace(evidence, parameters=(), not_seen=()), "")
+            claim_shown(tree, replace(evidence, parameters=(), not_seen=()), tree.paths[whole], whole=True)
     for module in suspects:
         _complete(tree, module)
         if _unproven(tree, module):
@@ -85,11 +85,16 @@ def claim_running(tree: Tree, seconds: float = SECONDS) -> None:
 def _whole(tree: Tree) -> nn.Module | None:
     """The network to be run for what its layers give to each other: the outermost with a forward of its own, written by hand."""
     for module in core_of(tree):
-        if getattr(type(module).forward, "__qualname__", "") not in ("_forward_unimplemented", "LightningModule.forward"):
+        if _has_forward(module):
             held = set(tree.under(module))
             is_plain = is_conventional(type(module)) or isinstance(module, nn.Sequential)
             return None if is_plain or any(len(slot.shape) >= 2 and slot not in held for slot in tree.slots) else module
     return None
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether the class says what running it is."""
+    return getattr(type(module).forward, "__qualname__", "") not in ("_forward_unimplemented", "LightningModule.forward")
 
 
 def _complete(tree: Tree, module: nn.Module) -> None:
@@ -116,8 +121,7 @@ def _doubt(tree: Tree, module: nn.Module) -> None:
 
 def _outwards(tree: Tree, module: nn.Module) -> list[nn.Module]:
     """``module``, the two around it that can be run, and the whole model; of known libraries the module alone."""
-    has_forward = (part for part in tree.around(module) if type(part).forward is not nn.Module.forward)
-    found = [part for part in has_forward if next(tree.under(part), None) is not None]
+    found = [part for part in tree.around(module) if _has_forward(part) and next(tree.under(part), None) is not None]
     return found[:1] if is_conventional(type(module)) else list(dict.fromkeys([*found[: _FARTHEST - 1], *found[-1:]]))
 
 

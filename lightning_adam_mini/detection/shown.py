@@ -23,7 +23,7 @@ UNCLEAR = frozenset({Role.LINEAR, Role.CONV, Role.OTHER, Role.FIRST_CONV, Role.P
 """Roles of weights that may be part of attention for all that their layer says."""
 
 
-def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None) -> None:
+def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None, *, whole: bool = False) -> None:
     """Add what running showed.
 
     A parameter whose lines are as they were believed keeps them and is no guess any more. What was only supposed is replaced. Where a
@@ -34,6 +34,7 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None) -> None
         evidence: What running showed.
         path: The module that was run alone, on made-up inputs: where that calls queries what its name calls keys, it is a guess.
             [default: the whole model was, on the user's]
+        whole: Whether that module holds all layers of the model.
     """
     slots = {name: slot for slot in tree.slots for name in slot.names}
     for seen in evidence.parameters:
@@ -47,12 +48,13 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None) -> None
         if slot is not None and slot.is_open:
             why = lost.reason.removeprefix(f"{lost.parameter}: ")
             slot.add(replace(slot.claim, reason=f"{slot.claim.reason}, which feeds attention; {why}", guess=True))
-    for name in (*evidence.read, *evidence.unread) if not path else ():  # of a part alone, what is around it may read them
-        if name in slots:
-            tree.unread[slots[name]] = name in evidence.unread
-    for name, by in evidence.fed if not path else ():
-        if name in slots and all(other in slots for other in by):
-            tree.fed[slots[name]] = {slots[other] for other in by}
+    if whole or not path:  # of a part alone, what is around it may read them
+        seen_slots = {name: slots.get(join(path or "", name)) for name in (*evidence.read, *evidence.unread)}
+        tree.unread |= {slot: name in evidence.unread for name, slot in seen_slots.items() if slot is not None}
+        for name, by in evidence.fed:
+            reader, *makers = (slots.get(join(path or "", one)) for one in (name, *by))
+            if reader is not None:
+                tree.fed[reader] = {maker for maker in makers if maker is not None}
     for name in evidence.readers:
         slot = slots.get(join(path or "", name))
         if slot is not None and slot.is_open and slot.role in UNCLEAR:

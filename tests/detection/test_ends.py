@@ -1,5 +1,6 @@
 """Embeddings and outputs: what no layer reads again, whatever it is called."""
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -280,6 +281,16 @@ class Crossed(nn.Module):
 def test_the_order_of_use_counts_and_not_that_of_registration_where_it_can_be_run():
     assert outputs(Crossed()) == {"z.weight": Role.CLASSIFIER}
     assert "running showed" in inspect_model(Crossed()).by_name["z.weight"].reason
+
+
+def test_a_network_in_a_module_without_a_forward_is_run_too():
+    class Holder(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Crossed()
+
+    assert outputs(Holder()) == {"net.z.weight": Role.CLASSIFIER}
+    assert "running showed" in inspect_model(Holder()).by_name["net.z.weight"].reason
 
 
 class Picks(nn.Module):
