@@ -1,113 +1,207 @@
 """Made-up inputs for a module alone: what its forward takes, by the names of its arguments and the widths of its layers.
 
 No two sizes that matter are equal (batch, tokens, and every number that the module itself has), so that what depends on what is not mixed
-up with what merely has the same size. Several calls are proposed, likeliest first. A wrong one fails at once, with an error that says which
-size, kind of number or number of dimensions was met and which is wanted: such calls are mended and proposed again.
+up with what merely has the same size. A call that does not suit fails, and it is known how far it came, which of its inputs led to that,
+and which size, kind of number or number of dimensions was met and which is wanted: such inputs are mended, in the call that came farthest
+first.
 """
 
 from __future__ import annotations
 
+import heapq
 import inspect
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import isqrt, prod
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_adam_mini.detection.evidence import Failure
 from lightning_adam_mini.detection.layers import is_conv, is_embedding, is_linear, line_axis
 from lightning_adam_mini.detection.names import own_parameter, words
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments."""
-Shapes = list[tuple[int, ...]]
-"""Shapes of a batch of features, 0 for the width."""
+Shape = tuple[int, ...]
+Path = tuple[int, ...]
 
-_MOST = 40  # calls of one kind to try
-_MOST_LENGTHS = 40  # calls with numbers of tokens that errors asked for
+_MOST = 300  # calls to try
 _LONGEST = 1024  # the most tokens, and the longest side of an image
-_COMBINATIONS = 100_000
-_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
-_MOST_MENDED = 100  # calls with arguments that errors asked for
-_SAME = 6  # calls that fail with the same error and are followed up
 _LARGEST = 1 << 20  # elements of an argument
-_SQUARES = (16, 32, 64)  # sides of images that may be larger than they must
-# Errors about a size: what it was, what it must be, and whether it may be the other way round.
-_MISMATCHES = (
-    (re.compile(r"\(\d+x(\d+) and (\d+)x\d+\)"), False),
-    (re.compile(r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\)"), True),
-    (re.compile(r"[Ee]xpected size (\d+) but got size (\d+)"), True),
-    (re.compile(r"[Ee]xpected (\d+), got (\d+)"), True),
-    (re.compile(r"to have (\d+) channels, but got (\d+)"), True),
-    (re.compile(r"should contain (\d+) elements not (\d+)"), False),
-    (re.compile(r"shape \[\*, (\d+)\], but got input of size\s*\[(?:\d+, )*(\d+)\]"), True),
+_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+_SQUARES = (8, 12, 16, 24, 32, 64)  # sides of images that may have to be square
+_SAME = 40  # calls made because of one error that end in the same one
+# Errors about two sizes: the one that was met, and the one that is wanted, by name; of `a` and `b` either may be either.
+_MISMATCHES = [
+    re.compile(pattern)
+    for pattern in (
+        r"\(\d+x(?P<met>\d+) and (?P<wanted>\d+)x\d+\)",
+        r"reduction dim, but got \[\d+, (?P<met>\d+)\] X \[(?P<wanted>\d+), \d+\]",
+        r"to have (?P<wanted>\d+) channels, but got (?P<met>\d+)",
+        r"[Ee]xpected (?P<wanted>\d+), got (?P<met>\d+)",
+        r"dimension of (?P<wanted>\d+), but got (?P<met>\d+)",
+        r"should contain (?P<met>\d+) elements not (?P<wanted>\d+)",
+        r"shape \[\*, (?P<wanted>\d+)\], but got input of size\s*\[(?:\d+, )*(?P<met>\d+)\]",
+        r"tensor a \((?P<a>\d+)\) must match the size of tensor b \((?P<b>\d+)\)",
+        r"[Ee]xpected size (?P<a>\d+) but got size (?P<b>\d+)",
+        r"expanded size of the tensor \((?P<a>\d+)\) must match the existing size \((?P<b>\d+)\)",
+    )
+]
+_BROADCAST = re.compile(r"broadcast a dimension of length (\d+) at -(\d).*broadcastable to \[([\d, ]+)\]", re.DOTALL)
+_PAIRS = re.compile(r"\[([\d, ]+)\].*?\[([\d, ]+)\]", re.DOTALL)
+_VIEWED = re.compile(r"shape '\[([-\d, ]+)\]' is invalid for input of size (\d+)")
+_DIMENSIONS = re.compile(
+    r"unpack \(expected (\d)|xpected (?:\dD \(unbatched\) or )?(\d)D|must be a (\d)D|must be a (matrix)"
+    r"|len\(dims\) = (\d)|equation \((\d)\) does not match"
 )
-_DIMENSIONS = re.compile(r"unpack \(expected (\d)|xpected (\d)D|must be a (?:matrix|2D)|same number of dimensions: got (\d)")
-_NOT_WHOLE = re.compile(r"scalar types: Long|used as indices|dtype Long|Long tensor|must be Long|expected scalar type Long")
+_SEVERAL_DIMENSIONS = re.compile(r"dimensions: got (\d) and (\d)")
+_MORE_DIMENSIONS = re.compile(r"too many indices for tensor of dimension (\d)|range of \[-(\d), ")
+_WHOLE = re.compile(r"scalar types: Long|used as indices|dtype Long|Long tensor|must be Long|type Long|type LongTensor|int32/int64|must be long")
+_FLOATING = re.compile(r"Input type \(long|Found Long|found Long|got Long|Long and Float|Long != float|for 'Long'|Long did not match")
 _GRID = (8, 16)  # height and width of an image or a feature map
 _MASKS = frozenset({"mask", "masks", "bias", "biases", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
 _PLACES = frozenset({"start", "offset", "idx", "index", "i"})
 _TIMES = frozenset({"t", "time", "timestep", "timesteps", "times", "sigma", "sigmas", "noise", "step", "steps", "temb", "labels", "label"})
 _SIDES = frozenset({"h", "w", "height", "width", "hw", "size", "shape", "resolution"})
+_TEXTS = frozenset({"ids", "tokens", "tgt", "trg", "target", "y"})
 
 
-def made_up_calls(module: nn.Module, device: str, failed: list[str] | None = None) -> Iterator[Call]:
-    """Calls of ``module`` that may suit its forward, likeliest first.
+@dataclass(frozen=True)
+class Made:
+    """A made-up argument: a tensor of ``shape`` and ``dtype``, or else ``value``, or several by name.
 
-    Args:
-        module: The module.
-        device: Where the inputs are made.
-        failed: Why the last call failed, to be taken from it: a module that insists on a number of tokens says so.
+    Attributes:
+        dtype: Of the tensor; None if it is none.
+        shape: Its shape.
+        value: What it is in place of a tensor.
+        fields: What it is composed of.
     """
-    try:
-        parameters = list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):  # TorchScript
-        return
-    names = [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    keywords = [p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
-    if not names and not keywords:
-        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)][:1]
-    maker = _Maker(module, device)
 
-    def options(shapes: Shapes) -> list[list[Any]]:
-        return [list(maker.choices(name, place, shapes)) for place, name in enumerate([*names, *keywords])]
-
-    def call(values: list[Any]) -> Call:
-        return tuple(values[: len(names)]), dict(zip(keywords, values[len(names) :], strict=True))
-
-    seeds: list[tuple[list[Any], str]] = []
-    for kind in maker.kinds(names):
-        counts = list(map(len, options(kind)))
-        # The likeliest of each first, the same width everywhere before different ones.
-        ranks = list(product(*map(range, counts))) if prod(counts) <= _COMBINATIONS else []
-        ranks.sort(key=lambda rank: (len(set(rank)), sum(rank)))
-        for rank in ranks[:_MOST]:
-            todo = deque([kind])
-            while todo:
-                shapes = todo.popleft()
-                values = [some[at] for some, at in zip(options(shapes), rank, strict=True)]
-                yield call(values)
-                if failed:
-                    seeds.append((values, failed.pop()))
-                    todo.extend(maker.wanted(shapes[0], rank, seeds[-1][1]))
-    for seed in seeds:  # none was right as it stood
-        mended = deque(maker.mended(*seed))
-        while mended:
-            values = mended.popleft()
-            yield call(values)
-            mended.extend(maker.mended(values, failed.pop()) if failed else ())
+    dtype: torch.dtype | None = None
+    shape: Shape = ()
+    value: Any = None
+    fields: tuple[tuple[str, Made], ...] | None = None
 
 
-def _mismatches(error: str) -> Iterator[tuple[int, int]]:
+class Record(dict[str, Any]):
+    """A batch of inputs by name, as items or as attributes."""
+
+    def __missing__(self, key: str) -> Any:
+        raise MissingError(self, key)
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        return self[key]
+
+
+class MissingError(KeyError, AttributeError):
+    """A batch does not have what is asked for."""
+
+    def __init__(self, record: Record, key: str) -> None:
+        """Args: the batch, and what it does not have."""
+        super().__init__(key)
+        self.record, self.key = record, key
+
+
+@dataclass
+class Call:
+    """One way to call a module: the arguments by name, where the values of the first ``positional`` go by place."""
+
+    made: tuple[Made, ...]
+    positional: int
+    names: tuple[str, ...]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    leaves: list[tuple[Path, Tensor]] = field(default_factory=list)
+
+
+class Trials:
+    """Calls of ``module`` that may suit its forward, likeliest first. What is said of one that failed decides which come next."""
+
+    def __init__(self, module: nn.Module, device: str) -> None:
+        """Args: the module, and where the inputs are made."""
+        self._maker = _Maker(module, device)
+        self.ran = False  # then no other call needs mending
+        self._todo: list[tuple[int, int, int, object, tuple[Made, ...]]] = []
+        self._met: set[tuple[Made, ...]] = set()
+        self._stuck = Counter[object]()
+        self._last: object = None
+        self._odds = 0
+        try:
+            parameters = list(inspect.signature(module.forward).parameters.values())
+        except (TypeError, ValueError):  # TorchScript
+            return
+        names = [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        keywords = [p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+        if not names and not keywords:
+            names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)][:1]
+        self._names, self._positional = (*names, *keywords), len(names)
+        for odds, kind in enumerate(self._maker.kinds(names)):
+            self._push(tuple(next(self._maker.choices(n, place, kind)) for place, n in enumerate(self._names)), 0, odds)
+
+    def __iter__(self) -> Iterator[Call]:
+        for _ in range(_MOST):
+            while self._todo:
+                _, self._odds, _, self._last, made = heapq.heappop(self._todo)
+                if self._stuck[self._last] < _SAME and not (self.ran and self._last):
+                    yield self._maker.call(made, self._names, self._positional)
+                    break
+
+    def failed(self, call: Call, failure: Failure) -> None:
+        """Hear why ``call`` failed."""
+        place = (failure.progress, type(failure.error), str(failure.error)[:20])
+        self._stuck[place] += place == self._last
+        for rank, (path, other) in enumerate(self._maker.mended(call, failure)):
+            self._push(_put(call.made, path, other), failure.progress, self._odds + rank, place)
+
+    def _push(self, made: tuple[Made, ...], progress: int, odds: int, because: object = None) -> None:
+        if made not in self._met:
+            self._met.add(made)
+            heapq.heappush(self._todo, (-progress, odds, len(self._met), because, made))
+
+
+def _at(made: tuple[Made, ...], path: Path) -> Made:
+    one = made[path[0]]
+    return one if len(path) == 1 else _at(tuple(inner for _, inner in one.fields or ()), path[1:])
+
+
+def _put(made: tuple[Made, ...], path: Path, other: Made) -> tuple[Made, ...]:
+    one, *rest = path
+    if rest:
+        held = made[one]
+        names = [name for name, _ in held.fields or ()]
+        inner = _put(tuple(value for _, value in held.fields or ()), tuple(rest), other)
+        other = replace(held, fields=tuple(zip(names, inner, strict=True)))
+    return (*made[:one], other, *made[one + 1 :])
+
+
+def _mismatches(error: str) -> list[tuple[int, int]]:
     """Sizes that an error names: the one that it met, and the one that it wants."""
-    for pattern, is_mutual in _MISMATCHES:
-        for one, other in pattern.findall(error):
-            yield int(one), int(other)
-            if is_mutual:
-                yield int(other), int(one)
+    if far := _BROADCAST.search(error):
+        return [(int(far[1]), int(re.findall(r"\d+", far[3])[-int(far[2])]))]
+    found = [match.groupdict() for pattern in _MISMATCHES for match in pattern.finditer(error)]
+    pairs = [(int(sizes["met"]), int(sizes["wanted"])) for sizes in found if "met" in sizes]
+    either = [(int(sizes["a"]), int(sizes["b"])) for sizes in found if "a" in sizes]
+    if not found and (lists := _PAIRS.search(error)):
+        one, other = ([int(size) for size in re.findall(r"\d+", part)] for part in lists.groups())
+        either = [(a, b) for a, b in zip(one, other, strict=False) if a != b]
+    return [*pairs, *either, *((b, a) for a, b in either)]
+
+
+def _dimensions(error: str) -> list[int]:
+    """How many dimensions an error wants."""
+    if several := _SEVERAL_DIMENSIONS.search(error):
+        return [int(number) for number in several.groups()]
+    if more := _MORE_DIMENSIONS.search(error):
+        return [int(next(filter(None, more.groups()))) + 1]
+    found = _DIMENSIONS.search(error)
+    number = next(filter(None, found.groups())) if found else None
+    return [] if number is None else [2 if number == "matrix" else int(number)]
 
 
 class _Maker:
@@ -123,107 +217,210 @@ class _Maker:
         first = next(iter(widths), 1)
         self._widths = sorted(widths, key=lambda width: (width != first, -widths[width]))[:5]
         self._settings = sorted(settings)
-        self._met: set[tuple[int, tuple[int, ...]]] = set()
-        self._mended: set[object] = set()
-        self._errors: Counter[str] = Counter()
         self._fewest = min((m.weight.shape[0] for m in module.modules() if is_embedding(m) and isinstance(m.weight, Tensor)), default=2)
         layers = [m for m in module.modules() if is_embedding(m) or is_linear(m) or is_conv(m)]
         self._entries = layers[0].weight.shape[0] if layers and is_embedding(layers[0]) and isinstance(layers[0].weight, Tensor) else 0
         self._spatial = next((m.weight.dim() - 2 for m in layers if is_conv(m) and isinstance(m.weight, Tensor)), 0)
         self._is_image = bool(layers) and is_conv(layers[0])
+        self._kinds: list[Shape] = []
 
-    def kinds(self, names: list[str]) -> list[Shapes]:
-        """Tokens, images, images of channels last; the likeliest kind first."""
+    def kinds(self, names: list[str]) -> list[Shape]:
+        """Shapes of features, 0 for the width: tokens, images, images of channels last; the likeliest first."""
         batch, (high, wide) = self._batch, _GRID
         grids = {1: (high * wide,), 2: _GRID, 3: (high // 2, high, wide)}
-        image = [(batch, 0, *grids.get(self._spatial, _GRID))]
+        image = (batch, 0, *grids.get(self._spatial, _GRID))
         sized = any(not _SIDES.isdisjoint(words(name)) for name in names[1:])
-        first = [image, [(batch, high * wide if sized else self._tokens, 0)]]
-        rest = [[(batch, *_GRID, 0)], [(batch, self._groups, self._tokens, 0)], [(batch, 0, self._tokens)]]
-        return [*(first if self._is_image else reversed(first)), *rest]
+        first = [image, (batch, high * wide if sized else self._tokens, 0)]
+        rest = [(batch, *_GRID, 0), (batch, self._groups, self._tokens, 0), (batch, 0, self._tokens)]
+        self._kinds = [*(first if self._is_image else reversed(first)), *rest]
+        return self._kinds
 
-    def wanted(self, shape: tuple[int, ...], rank: tuple[int, ...], error: str) -> Iterator[Shapes]:
-        """Features of as many tokens as an error about those of ``shape`` asked for, or as a setting says; or an image of as many."""
-        tokens = prod(side for side in shape[1:] if side)
+    def call(self, made: tuple[Made, ...], names: tuple[str, ...], positional: int) -> Call:
+        """The call with these arguments."""
+        leaves: list[tuple[Path, Tensor]] = []
+        values = [self._make(one, (place,), leaves) for place, one in enumerate(made)]
+        kwargs = dict(zip(names[positional:], values[positional:], strict=True))
+        return Call(made, positional, names, tuple(values[:positional]), kwargs, leaves)
+
+    def _make(self, made: Made, path: Path, leaves: list[tuple[Path, Tensor]]) -> Any:
+        if made.fields is not None:
+            return Record({name: self._make(inner, (*path, i), leaves) for i, (name, inner) in enumerate(made.fields)})
+        if made.dtype is None:
+            return [] if made.value == () else made.value
+        if made.dtype.is_floating_point:
+            tensor = torch.rand(made.shape, device=self._device)
+        elif made.dtype is torch.bool:
+            tensor = torch.zeros(made.shape, device=self._device, dtype=torch.bool)
+        else:
+            tensor = torch.arange(prod(made.shape), device=self._device).view(made.shape) % made.value
+        leaves.append((path, tensor))
+        return tensor
+
+    def mended(self, call: Call, failure: Failure) -> Iterator[tuple[Path, Made]]:
+        """What may be in the place of which argument, likeliest first: what the error asks for, then whatever it may be else."""
+        error, text = failure.error, str(failure.error)
+        leaves = call.leaves
+        if isinstance(error, MissingError):
+            yield from self._fields(call, error)
+            return
+        if failure.key is not None:
+            for number in failure.blamed:
+                yield leaves[number][0], Made(fields=((failure.key, self._first(failure.key, 1)),))
+            return
+        absent = [(place,) for place, made in enumerate(call.made) if made.dtype is None and made.fields is None]
+        if "NoneType" in text:
+            for path in absent:
+                yield from ((path, other) for other in self._others(self._name(call, path), path[0]))
+        blamed = failure.blamed or {number: [tuple(tensor.shape)] for number, (_, tensor) in enumerate(leaves)}
+        beside = [shape for shapes in blamed.values() for shape in shapes]
+        asked = [
+            (odd, leaves[number][0], other)
+            for number, met in blamed.items()
+            for odd, other in self._asked(_at(call.made, leaves[number][0]), met, beside, text)
+        ]
+        yield from ((path, other) for _, path, other in sorted(asked, key=itemgetter(0)))
+        for number in blamed:
+            path = leaves[number][0]
+            yield from ((path, other) for other in self._others(self._name(call, path), path[0]))
+
+    def _name(self, call: Call, path: Path) -> str:
+        return call.names[path[0]] if len(path) == 1 else (call.made[path[0]].fields or ())[path[1]][0]
+
+    def _fields(self, call: Call, error: MissingError) -> Iterator[tuple[Path, Made]]:
+        for place, value in enumerate((*call.args, *call.kwargs.values())):
+            if value is error.record:
+                held = call.made[place]
+                yield (place,), replace(held, fields=(*(held.fields or ()), (error.key, self._first(error.key, len(held.fields or ())))))
+
+    def _asked(self, made: Made, met: list[Shape], beside: list[Shape], error: str) -> Iterator[tuple[int, Made]]:
+        """What an error asks for in place of an argument that became ``met``, ``beside`` which others were; least odd at 0."""
+        if made.dtype is None:
+            return
+        shape, is_whole = made.shape, not made.dtype.is_floating_point
+        if _WHOLE.search(error) and not is_whole:
+            yield from ((0, self._indices(other)) for other in dict.fromkeys((shape[:-1], shape[:1], shape[:2], shape)))
+            return
+        if _FLOATING.search(error) and is_whole:
+            yield from ((0, self._floats(other)) for other in (*self._features(), shape))
+            return
+        if is_whole and ("out of range" in error or "out of bounds" in error):
+            yield 0, replace(made, value=max(1, (made.value or 2) // 2))
+        known: set[Shape] = set()
+        for odd, other in self._asked_shapes(shape, met, beside, error):
+            if other not in known and other and max(other) <= _LONGEST and 0 < prod(other) <= _LARGEST:
+                known.add(other)  # inputs are of as many samples
+                yield odd + 3 * (len(other) == len(shape) and other[0] != shape[0]), replace(made, shape=other)
+
+    def _asked_shapes(self, shape: Shape, met: list[Shape], beside: list[Shape], error: str) -> Iterator[tuple[int, Shape]]:
+        dims, pairs = [*reversed(range(len(shape)))], _mismatches(error)
+        fewest = min(map(len, (*beside, *met)))
+        for wanted, now in product([*_dimensions(error), *([fewest] if pairs else ())], dict.fromkeys(map(len, met))):
+            others = self._deeper(shape, wanted - now) if wanted > now else self._flatter(shape, now - wanted)
+            yield from enumerate(others if wanted != now else ())
+        for got, wanted in pairs:
+            yield from ((1, _with(shape, dim, wanted)) for dim in dims if shape[dim] == got)
+        for got, wanted in pairs:
+            yield from ((2, other) for other in _resized(shape, got, wanted))
+        if found := _VIEWED.search(error):
+            sizes = [int(size) for size in re.findall(r"\d+", found[1])]
+            there, rest = divmod(int(found[2]), max(1, prod(sizes)))
+            yield from ((0, shape[:dim] + shape[dim + 1 :]) for dim in dims if not rest and shape[dim] == there)
+            for size in sizes:
+                yield from ((1, _with(shape, dim, -(-shape[dim] // size) * size)) for dim in dims[:-1] if size > 1)
+                yield from ((2, _with(shape, dim, size)) for dim in dims)
         sizes = [int(size) for size in re.findall(r"\d+", error)]
-        areas = [*sizes, *self._settings] if tokens in sizes else []
-        if len(shape) == 4 and (found := re.search(r"\((\d+)\) must match .*\((\d+)\)", error)):
-            ours, theirs = map(int, found.groups())  # patches, perhaps with one token more
-            areas += [tokens * (theirs - more) // (ours - more) for more in (0, 1) if ours > more]
-        for size in areas:
-            if (size, rank) not in self._met and 1 < size <= _LONGEST**2 and size != tokens and len(self._met) < _MOST_LENGTHS:
-                self._met.add((size, rank))
+        tokens = prod(side for side in shape[1:-1]) if len(shape) < 4 else prod(shape[2:])
+        for size in (*sizes, *self._settings) if tokens in sizes else ():
+            if 1 < size <= _LONGEST**2 and size != tokens:
                 side = isqrt(size)
                 if len(shape) == 4 and side**2 == size:
-                    yield [(self._batch, 0, side, side)]
-                elif size <= _LONGEST:
-                    yield [(self._batch, size, 0)]
+                    yield 2, (*shape[:2], side, side)
+                elif len(shape) == 3:
+                    yield 2, (shape[0], size, shape[2])
+        if len(shape) >= 4:
+            yield from ((3, (*shape[:-2], side, side)) for side in _SQUARES)
 
-    def mended(self, values: list[Any], error: str) -> Iterator[list[Any]]:
-        """The arguments with another shape of one of them, or whole numbers in it, as the error asks for."""
-        self._errors[error] += 1
-        for place, value in enumerate(values if self._errors[error] <= _SAME else ()):
-            for shape, is_index in self._other_shapes(value, error) if isinstance(value, Tensor) else ():
-                made = self._indices(shape, self._fewest) if is_index else self._rand(shape)
-                mended = [*values[:place], made, *values[place + 1 :]]
-                key = tuple((tuple(v.shape), v.dtype) if isinstance(v, Tensor) else None for v in mended)
-                if key not in self._mended and len(self._mended) < _MOST_MENDED and 0 < prod(shape) <= _LARGEST:
-                    self._mended.add(key)
-                    yield mended
+    def _deeper(self, shape: Shape, more: int) -> Iterator[Shape]:
+        yield (*shape[:1], *[self._groups] * more, *shape[1:])
+        if len(shape) + more == 4:
+            yield from ((self._batch, width, *_GRID) for width in self._widths[:1])
+        yield (*shape, *[self._groups] * more)
 
-    def _other_shapes(self, value: Tensor, error: str) -> Iterator[tuple[tuple[int, ...], bool]]:
-        """Shapes that ``value`` may have instead, and whether of whole numbers."""
-        shape, is_index = tuple(value.shape), not value.is_floating_point()
-        if _NOT_WHOLE.search(error) and not is_index:
-            yield from ((shape[:-1], True), (shape[:1], True)) if len(shape) == 3 else ((shape[:1], True), (shape[:2], True))
-        changed = False
-        for got, wanted in _mismatches(error):
-            for dim in [d for d in reversed(range(1, len(shape))) if shape[d] == got]:
-                changed = True
-                yield (*shape[:dim], wanted, *shape[dim + 1 :]), is_index
-        if found := _DIMENSIONS.search(error):
-            wanted = int(next(filter(None, found.groups()), 2))
-            more = wanted - len(shape)
-            fewer = ((shape[0], *shape[1 - more :]), shape[-more:]) if more < 0 else ()
-            yield from ((other, is_index) for other in (fewer or [(shape[0], *[self._groups] * more, *shape[1:])]))
-        elif len(shape) >= 4 and not changed:
-            areas = [prod(shape[-2:]) * wanted / got for got, wanted in _mismatches(error) if got]
-            sides = [isqrt(int(area)) for area in areas if area == isqrt(int(area)) ** 2]
-            yield from (((*shape[:-2], side, side), is_index) for side in (*sides, *_SQUARES))
+    def _flatter(self, shape: Shape, less: int) -> Iterator[Shape]:
+        if less < len(shape):
+            yield (shape[0], *shape[1 + less :])
+            yield shape[less:]
+            yield shape[: len(shape) - less]
 
-    def _indices(self, shape: tuple[int, ...], entries: int) -> Tensor:
-        return torch.arange(prod(shape), device=self._device).view(shape) % entries
+    def _features(self) -> Iterator[Shape]:
+        return (tuple(side or width for side in kind) for width in self._widths for kind in self._kinds)
 
-    def choices(self, name: str, place: int, shapes: Shapes) -> Iterator[Any]:
-        """What the argument called ``name`` may be."""
+    def _indices(self, shape: Shape) -> Made:
+        return Made(torch.long, shape, self._fewest)
+
+    def _floats(self, shape: Shape) -> Made:
+        return Made(torch.float32, shape)
+
+    def _first(self, name: str, place: int) -> Made:
+        return next(self.choices(name, place, self._kinds[0]))
+
+    def _others(self, name: str, place: int) -> Iterator[Made]:
+        """Whatever the argument called ``name`` may be."""
+        for kind in self._kinds:
+            yield from self.choices(name, place, kind)
+        batch, groups, first = self._batch, self._groups, self._widths[:1]
+        yield from (self._floats((batch, width)) for width in self._widths)
+        yield from (self._floats((batch, groups, width, *_GRID)) for width in first)
+        yield from map(self._indices, ((batch, self._tokens), (batch,)))
+        yield from (Made(value=value) for value in (None, 2))
+
+    def choices(self, name: str, place: int, kind: Shape) -> Iterator[Made]:
+        """What the argument called ``name`` may be, where features are of a ``kind``."""
         named, batch = set(words(name)), self._batch
-        features = [tuple(side or width for side in shape) for width in self._widths for shape in shapes]
-        length = next((side for side in shapes[0][1:] if side), self._tokens)
+        features = [tuple(side or width for side in kind) for width in self._widths] or [tuple(side or 1 for side in kind)]
+        length = next((side for side in kind[1:] if side), self._tokens)
         if place and not _PLACES.isdisjoint(named):
-            yield 0
+            yield Made(value=0)
         elif place and not _MASKS.isdisjoint(named):
-            yield None
-            yield torch.zeros(length, length, device=self._device, dtype=torch.bool)
-            yield torch.zeros(batch, length, device=self._device, dtype=torch.bool)
-            yield []
+            yield Made(value=None)
+            yield from (Made(torch.bool, shape) for shape in ((length, length), (batch, length)))
+            yield Made(value=())
         elif place and not _TIMES.isdisjoint(named):
-            yield torch.rand(batch, device=self._device)
-            yield from (self._rand((batch, width)) for width in self._widths)
-            yield torch.ones(batch, device=self._device, dtype=torch.long)
+            yield self._floats((batch,))
+            yield from (self._floats((batch, width)) for width in self._widths)
+            yield Made(torch.long, (batch,), 2)
         elif place and not _SIDES.isdisjoint(named):
-            yield _GRID[0] if {"h", "height"} & named else _GRID[1] if {"w", "width"} & named else _GRID
-        elif self._entries and (not place or not {"ids", "tokens", "tgt", "trg", "target", "y"}.isdisjoint(named)):
-            yield self._indices((batch, length), self._entries)
-            yield from map(self._rand, features)
+            yield Made(value=_GRID[0] if {"h", "height"} & named else _GRID[1] if {"w", "width"} & named else _GRID)
+        elif self._entries and (not place or not _TEXTS.isdisjoint(named)):
+            yield Made(torch.long, (batch, length), self._entries)
+            yield from map(self._floats, features)
         else:
-            yield from map(self._rand, features)
+            yield from map(self._floats, features)
             if place:
-                yield None
-                yield []
-                yield from (self._rand((batch, width)) for width in self._widths)
+                yield from (Made(value=value) for value in (None, ()))
+                yield from (self._floats((batch, width)) for width in self._widths)
 
-    def _rand(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.rand(shape, device=self._device)
+
+def _with(shape: Shape, dim: int, size: int) -> Shape:
+    return (*shape[:dim], size, *shape[dim + 1 :])
+
+
+def _resized(shape: Shape, got: int, wanted: int) -> Iterator[Shape]:
+    """Shapes with which a size that was ``got`` may be as ``wanted``, where it comes from one of ``shape`` by a factor or a sum."""
+    if got <= 0 or got in shape:
+        return
+    for dim in reversed(range(len(shape))):
+        size = shape[dim]
+        if size and got % size == 0 and wanted % (got // size) == 0:
+            yield _with(shape, dim, wanted // (got // size))
+        if size % got == 0:
+            yield _with(shape, dim, wanted * (size // got))
+    for dim in reversed(range(len(shape))):  # something was joined to it
+        if shape[dim] < got and 0 < wanted - (got - shape[dim]):
+            yield _with(shape, dim, wanted - (got - shape[dim]))
+    if len(shape) >= 4:
+        side = isqrt(prod(shape[-2:]) * wanted // got)
+        yield from ((*shape[:-2], other, other) for other in (side, side + 1, side - 1) if other > 0)
 
 
 def _widths(module: nn.Module) -> Iterator[int]:

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.detection.calls import calls_attention, reads
-from lightning_adam_mini.detection.evidence import Evidence, probe_call
-from lightning_adam_mini.detection.inputs import made_up_calls
+from lightning_adam_mini.detection.evidence import DoesNotRunError, Evidence, probe_call
+from lightning_adam_mini.detection.inputs import Call, Trials
 from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import ATTENTION, Role, Source
@@ -170,7 +170,7 @@ def run_alone(module: nn.Module, deadline: float, *, once: bool = False) -> tupl
 def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, deadline: float, once: bool) -> tuple[Evidence, bool, bool]:
     """What it shows there, whether it ran, and whether a run failed because an index was too large."""
     best, ran, out_of_range = Evidence(), False, False
-    failed: list[str] = []
+    trials = Trials(module, device)
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -180,23 +180,24 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
     ):
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
-        for args, kwargs in made_up_calls(module, device, failed):
+        for trial in trials:
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             try:
-                call = partial(_call, module, min(left, _LONGEST), args, kwargs)
-                evidence = probe_call(module, call, (args, kwargs), seconds=left, alone=True)
+                call = partial(_call, module, min(left, _LONGEST), trial)
+                evidence = probe_call(module, call, [tensor for _, tensor in trial.leaves], seconds=left, alone=True)
             except (Exception, SystemExit) as error:
                 _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
                 if isinstance(error.__cause__, TimeoutError):
                     break
-                failed.append(str(error.__cause__))
+                if isinstance(error, DoesNotRunError):
+                    trials.failed(trial, error.failure)
                 out_of_range |= isinstance(error.__cause__, IndexError)
                 continue
             if evidence.parameters or once:
                 return evidence, True, False
-            ran = True
+            ran = trials.ran = True
             best = evidence if evidence.attentions or not best.unread else best
     return best, ran, out_of_range
 
@@ -251,9 +252,9 @@ def _stopped(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _call(module: nn.Module, seconds: float, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+def _call(module: nn.Module, seconds: float, call: Call) -> object:
     with _stopped(seconds):
-        return module(*args, **kwargs)
+        return module(*call.args, **call.kwargs)
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None, *, whol
                 tree.fed[reader] = {maker for maker in makers if maker is not None}
     for name in evidence.readers:
         slot = slots.get(join(path or "", name))
-        if slot is not None and slot.is_open and slot.role in UNCLEAR:
+        if slot is not None and slot.is_open and slot.role in UNCLEAR and not (tree.unread.get(slot) and _holder(tree, slot) not in tree.attention):
             slot.add(replace(slot.claim, source=Source.EVIDENCE, role=Role.ATTN_OUT, reason=_READS, guess=False))
 
 

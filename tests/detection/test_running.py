@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_adam_mini import inspect_model
 from lightning_adam_mini.detection.evidence import Evidence, NotSeen
-from lightning_adam_mini.detection.inputs import made_up_calls
+from lightning_adam_mini.detection.inputs import Trials
 from lightning_adam_mini.detection.layers import claim_layers
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.running import claim_running, run_alone
@@ -302,10 +302,10 @@ class Pair(nn.Module):
 @pytest.mark.parametrize("module", [Attention(), Grid(), Pair(), nn.Linear(3, 5), nn.Linear(7, 11)], ids=lambda m: repr(m)[:9])
 def test_no_two_sizes_of_a_made_up_input_are_alike(module: nn.Module) -> None:
     weights = {size for p in module.parameters() for size in p.shape}
-    calls = list(made_up_calls(module, "meta"))
+    calls = list(Trials(module, "meta"))
     assert calls
-    for args, kwargs in calls:
-        for value in (*args, *kwargs.values()):
+    for call in calls:
+        for value in (*call.args, *call.kwargs.values()):
             if isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point():
                 assert len(set(value.shape)) == value.dim(), value.shape
                 assert sum(size in weights for size in value.shape) <= 1, value.shape  # its width; nothing else is as large as one

@@ -61,6 +61,8 @@ class Graph:
         self._kinds: list[Kind] = []
         self._bits: dict[int, int] = {}
         self._fed: dict[int, int] = {}
+        self._soft: dict[int, int] = {}
+        self._weighing = 0
         self._known: dict[object, object] = {}
         for node in tape.nodes:
             self._add(node)
@@ -82,7 +84,14 @@ class Graph:
             self._fed[node.index] = made_by
             self._bits[node.index] = 4 << len(self._bits)
             made_by |= self._bits[node.index]
+        soft = made_by if kind is Kind.SOFTMAX else 0
+        if kind is Kind.PASS and len(node.inputs) == 1:
+            soft = self._soft.get(node.inputs[0].storage, 0)
+        elif kind is Kind.PRODUCT or node.op == "mul":
+            for ref in node.inputs:
+                self._weighing |= self._soft.get(ref.storage, 0)
         for ref in (*node.outputs, *node.written):
+            self._soft[ref.storage] = soft
             # What is chosen by the numbers of a map, such as the best places, is not made of them.
             bits = made_by if ref.is_differentiable else made_by & (_INPUT | _WEIGHT)
             self._made_by[ref.storage] = self._made_by.get(ref.storage, 0) | bits
@@ -144,8 +153,8 @@ class Graph:
         return ()
 
     def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The weights whose maps all feed another map, and those of which none does."""
-        fed = 0
+        """The weights whose maps all feed another map, or weigh by a softmax, and those of which none does."""
+        fed = self._weighing
         for bits in self._fed.values():
             fed |= bits
         maps = [self.tape.nodes[index] for index in self._maps if self._kinds[index] is Kind.LINEAR]

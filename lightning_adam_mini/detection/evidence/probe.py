@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_flatten
 
 from lightning_adam_mini.detection.evidence.evidence import Evidence, NotSeen
+from lightning_adam_mini.detection.evidence.failure import Calls, DoesNotRunError, find_failure
 from lightning_adam_mini.detection.evidence.read import read
 from lightning_adam_mini.detection.evidence.tape import Tape, TooLongError
 from lightning_adam_mini.detection.tree import Tree
@@ -107,6 +108,9 @@ def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: 
         stack.callback(register_module_forward_pre_hook(tape.enter_module).remove)
         stack.callback(register_module_forward_hook(tape.leave_module, always_call=True).remove)
         stack.enter_context(_plainly())
+        calls = Calls()
+        if alone:  # it will be asked what the forward wants
+            stack.enter_context(calls)
         try:
             with tape:
                 function()
@@ -119,9 +123,11 @@ def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: 
                 if on_meta
                 else "Give it what its forward takes"
             )
-            raise ValueError(
+            refused = DoesNotRunError(
                 f"Cannot probe {type(module).__name__} because it does not run on the example: {type(error).__name__}: {error}. {remedy}."
-            ) from error
+            )
+            refused.failure = find_failure(error, tape, calls)
+            raise refused from error
     return tape
 
 

@@ -105,7 +105,8 @@ class Tape(TorchDispatchMode):
         nodes: The operations in order, without those that only make views.
         weights: The parameters: name, and the view that each is.
         by_storage: Numbers of the parameters in a storage.
-        inputs: Storages that the forward was given.
+        given: The storage of each tensor that the forward was given; -1 if it has none of the usual kind.
+        inputs: Those storages.
         sizes: Bytes of each storage.
         device: Where the model ran.
         unknown: Storages that no recorded operation made, and the module that read them.
@@ -138,15 +139,16 @@ class Tape(TorchDispatchMode):
         self._numbers: dict[int, tuple[int, StorageWeakRef]] = {}
         self._saved: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}
         for name, weight in weights.items():
-            ref = self._ref(weight)
+            ref = self.ref(weight)
             if ref is not None:
                 self.by_storage.setdefault(ref.storage, []).append(len(self.weights))
                 self.weights.append((name, ref))
                 self.device = weight.device
-        self.inputs: set[int] = {ref.storage for ref in map(self._ref, inputs) if ref is not None}
+        self.given: list[int] = [-1 if ref is None else ref.storage for ref in map(self.ref, inputs)]
+        self.inputs: set[int] = set(self.given) - {-1}
         attributes = (value for inner in module.modules() for value in vars(inner).values())
         for tensor in _tensors([v for v in attributes if isinstance(v, Tensor) or (isinstance(v, (dict, list, tuple, deque)) and v)]):
-            self._ref(tensor)
+            self.ref(tensor)
         self._protected = {number for number, _ in self._numbers.values()}
 
     def writers(self, ref: Ref, before: int) -> list[Node]:
@@ -176,19 +178,19 @@ class Tape(TorchDispatchMode):
         for tensor in (*written, *_tensors([named.get(n) for n in keeps])):
             self._save(tensor)
         tensors = _tensors((args, kwargs))
-        refs = {id(tensor): self._ref(tensor) for tensor in tensors}
+        refs = {id(tensor): self.ref(tensor) for tensor in tensors}
         held = {ref: t.clone() for t in tensors if _is_index(t, name) and (ref := refs[id(t)]) is not None}
         out = func(*args, **kwargs)
         try:
             inputs, changed = (tuple(r for t in some if (r := refs[id(t)]) is not None) for some in (tensors, written))
             known = {ref.storage for ref in inputs}
-            made = tuple(ref for ref in map(self._ref, _tensors(out)) if ref is not None and ref.storage not in known)
+            made = tuple(ref for ref in map(self.ref, _tensors(out)) if ref is not None and ref.storage not in known)
             if made or changed:  # not one more view
                 plain = tree_map(lambda leaf: refs.get(id(leaf)) if isinstance(leaf, Tensor) else leaf, (tuple(args), kwargs))
                 self._add(Node(len(self.nodes), name, func, plain[0], plain[1], inputs, changed, made, held, self._path[-1]))
         except Exception:
             _log.debug("%s was not recorded", name, exc_info=True)
-            self.unknown.update({ref.storage: self._path[-1] for ref in map(self._ref, (*written, *_tensors(out))) if ref is not None})
+            self.unknown.update({ref.storage: self._path[-1] for ref in map(self.ref, (*written, *_tensors(out))) if ref is not None})
         return out
 
     def _add(self, node: Node) -> None:
@@ -218,7 +220,7 @@ class Tape(TorchDispatchMode):
             storage.copy_(before)
         self._saved.clear()
 
-    def _ref(self, tensor: Tensor) -> Ref | None:
+    def ref(self, tensor: Tensor) -> Ref | None:
         """The tensor as a Ref; None if it has no storage of the usual kind (sparse, nested, quantized)."""
         try:
             storage = tensor.untyped_storage()
@@ -232,7 +234,7 @@ class Tape(TorchDispatchMode):
             return None
 
     def _save(self, tensor: Tensor) -> None:
-        ref = self._ref(tensor)
+        ref = self.ref(tensor)
         if ref is not None and ref.storage in self._protected and ref.storage not in self._saved and not tensor.is_meta:
             storage = tensor.untyped_storage()
             self._saved[ref.storage] = (storage, storage.clone())
