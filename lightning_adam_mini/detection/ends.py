@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from torch import nn
@@ -22,7 +22,7 @@ from lightning_adam_mini.detection.layers import (
 )
 from lightning_adam_mini.detection.names import ATTENTION_WORDS, unwrap, words
 from lightning_adam_mini.detection.roles import OUTPUTS, RECURRENT, Role, Source
-from lightning_adam_mini.detection.signs import core_of, has_tied_table, time_words
+from lightning_adam_mini.detection.signs import core_of, has_tied_table, time_argument, time_words
 from lightning_adam_mini.detection.tree import Claim, Slot, Tree
 from lightning_adam_mini.detection.unet import find_time_blocks
 
@@ -32,6 +32,7 @@ _TABLES = (
     (frozenset({"type", "segment", "class", "label", "labels", "language", "langs", "lang"}), Role.TYPE_EMBEDDING),
     (frozenset({"query", "queries"}), Role.SPECIAL_TOKEN),
 )
+_RELATIONS = frozenset({"rel", "relative"})  # of places, or of facts, which are inputs
 _STEPS = frozenset({"timestep", "timesteps", "temb"})
 _EMBEDS = frozenset({"embed", "embedding", "embedder", "embeddings", "emb", "embeds", "mlp", "proj", "projection", "in", "encoder", "fc"})
 _MODULATION = frozenset({"ada", "adaptive", "adaln", "zero", "single", "continuous"})
@@ -59,6 +60,7 @@ def claim_ends(tree: Tree) -> None:
             ):
                 _claim_declared(tree, module, method, roles)
     with tree.guarded(tree.root):
+        _claim_told(tree, core)
         _claim_time_blocks(tree)
         _claim_time_readers(tree)
         _claim_outputs(tree)
@@ -93,11 +95,14 @@ def _claim_embedding(tree: Tree, module: nn.Module) -> None:
     if slot is None or slot.layer is not module or not is_embedding(module) or not slot.is_open:
         return
     *outer, name = slot.path.split(".")
-    named = {*words(name), *words(kind)}
+    named, uses = {*words(name), *words(kind)}, tree.uses.get(slot, set())
+    if "place" in uses and "table" not in uses:
+        slot.suppose(Role.POSITION_EMBEDDING, f"{kind} of {slot.shape[0]} entries; running showed that no input looks them up")
+        return
     if name in ("emb", "embedding", "embed", "weight") and outer:
         named.update(words(outer[-1]))
     for known, role in _TABLES:
-        if not known.isdisjoint(named):
+        if not (known - _RELATIONS if "table" in uses else known).isdisjoint(named):
             slot.suppose(role, f"{kind} of {slot.shape[0]} entries named {name}")
             return
     # Beside a larger table of the same width it may be one of positions or types.
@@ -128,6 +133,14 @@ def _claim_condition(tree: Tree, module: nn.Module, steps: frozenset[str]) -> No
     for slot in tree.under(module):
         if is_matrix(slot):
             slot.suppose(role, f"{kind} {why}")
+
+
+def _claim_told(tree: Tree, core: Iterable[nn.Module]) -> None:
+    """Maps that read nothing but one number per sample, in a network that is told the time or a level of noise."""
+    if tree.told and time_argument(core):
+        for slot in tree.told:
+            if slot.is_open and slot.role in (Role.LINEAR, Role.CONV, Role.FIRST_CONV):
+                slot.suppose(Role.TIME_EMBEDDING, "running showed that it reads nothing but one number per sample")
 
 
 def _claim_time_blocks(tree: Tree) -> None:
@@ -196,6 +209,10 @@ def _claim_outputs(tree: Tree) -> None:
             slot.suppose(Role.LM_HEAD, "a matrix with one output per token", axis=1)
             continue
         shown = tree.unread.get(slot)  # running knows; else the order of registration stands for that of use
+        if shown and _is_bare_map(slot):
+            slot.suppose(Role.CLASSIFIER, f"running showed that no layer reads its {slot.shape[slot.claim.axis]} outputs")
+            found = True
+            continue
         if not is_matrix(slot) or shown is False or (shown is None and _is_weighing(tree, slot)):
             is_inner = True
         else:  # of several in a list, each may be an output, as wide as nothing that is read
@@ -237,6 +254,11 @@ def _is_unembedding(slot: Slot, tables: set[tuple[int, ...]]) -> bool:
     """Whether it is a bare matrix shaped like a table of tokens turned over."""
     is_bare = slot.attr != "weight" or not (is_linear(slot.layer) or is_conv(slot.layer))
     return is_bare and slot.is_open and slot.role is Role.LINEAR and slot.shape[0] != slot.shape[1] and slot.shape[::-1] in tables
+
+
+def _is_bare_map(slot: Slot) -> bool:
+    """Whether it is a matrix that a module holds itself, of which running showed along which dimension its outputs lie."""
+    return slot.is_open and slot.role is Role.LINEAR and not (slot.claim.guess or is_linear(slot.layer) or is_conv(slot.layer))
 
 
 def _is_score(tree: Tree, slot: Slot) -> bool:

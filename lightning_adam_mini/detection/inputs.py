@@ -34,6 +34,7 @@ _LONGEST = 1024  # the most tokens, and the longest side of an image
 _LARGEST = 1 << 20  # elements of an argument
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 _SQUARES = (8, 12, 16, 24, 32, 64)  # sides of images that may have to be square
+_TURN = 4
 _SAME = 40  # calls made because of one error that end in the same one
 # Errors about two sizes: the one that was met, and the one that is wanted, by name; of `a` and `b` either may be either.
 _MISMATCHES = [
@@ -127,7 +128,8 @@ class Trials:
         """Args: the module, and where the inputs are made."""
         self._maker = _Maker(module, device)
         self.ran = False  # then no other call needs mending
-        self._todo: list[tuple[int, int, int, object, tuple[Made, ...]]] = []
+        self._best: list[tuple[int, int, int, object, tuple[Made, ...]]] = []
+        self._first: list[tuple[int, int, object, tuple[Made, ...]]] = []
         self._met: set[tuple[Made, ...]] = set()
         self._stuck = Counter[object]()
         self._last: object = None
@@ -145,24 +147,27 @@ class Trials:
             self._push(tuple(next(self._maker.choices(n, place, kind)) for place, n in enumerate(self._names)), 0, odds)
 
     def __iter__(self) -> Iterator[Call]:
-        for _ in range(_MOST):
-            while self._todo:
-                _, self._odds, _, self._last, made = heapq.heappop(self._todo)
-                if self._stuck[self._last] < _SAME and not (self.ran and self._last):
-                    yield self._maker.call(made, self._names, self._positional)
-                    break
+        tried: set[tuple[Made, ...]] = set()
+        while self._best and len(tried) < _MOST:
+            # What came farthest may have got there by a wrong turn: now and then the least odd of all.
+            is_turn = len(tried) % _TURN == _TURN - 1 and self._first
+            self._odds, _, self._last, made = heapq.heappop(self._first) if is_turn else heapq.heappop(self._best)[1:]
+            if made not in tried and self._stuck[self._last] < _SAME and not (self.ran and self._last):
+                tried.add(made)
+                yield self._maker.call(made, self._names, self._positional)
 
     def failed(self, call: Call, failure: Failure) -> None:
         """Hear why ``call`` failed."""
         place = (failure.progress, type(failure.error), str(failure.error)[:20])
         self._stuck[place] += place == self._last
-        for rank, (path, other) in enumerate(self._maker.mended(call, failure)):
-            self._push(_put(call.made, path, other), failure.progress, self._odds + rank, place)
+        for odd, path, other in self._maker.mended(call, failure):
+            self._push(_put(call.made, path, other), failure.progress, self._odds + odd, place)
 
     def _push(self, made: tuple[Made, ...], progress: int, odds: int, because: object = None) -> None:
         if made not in self._met:
             self._met.add(made)
-            heapq.heappush(self._todo, (-progress, odds, len(self._met), because, made))
+            heapq.heappush(self._best, (-progress, odds, len(self._met), because, made))
+            heapq.heappush(self._first, (odds, len(self._met), because, made))
 
 
 def _at(made: tuple[Made, ...], path: Path) -> Made:
@@ -256,41 +261,35 @@ class _Maker:
         leaves.append((path, tensor))
         return tensor
 
-    def mended(self, call: Call, failure: Failure) -> Iterator[tuple[Path, Made]]:
-        """What may be in the place of which argument, likeliest first: what the error asks for, then whatever it may be else."""
-        error, text = failure.error, str(failure.error)
-        leaves = call.leaves
+    def mended(self, call: Call, failure: Failure) -> Iterator[tuple[int, Path, Made]]:
+        """What may be in the place of which argument: as the error asks, and whatever it may be else; the least odd at 0."""
+        error, text, leaves = failure.error, str(failure.error), call.leaves
         if isinstance(error, MissingError):
             yield from self._fields(call, error)
             return
         if failure.key is not None:
             for number in failure.blamed:
-                yield leaves[number][0], Made(fields=((failure.key, self._first(failure.key, 1)),))
+                yield 0, leaves[number][0], Made(fields=((failure.key, self._first(failure.key, 1)),))
             return
-        absent = [(place,) for place, made in enumerate(call.made) if made.dtype is None and made.fields is None]
         if "NoneType" in text:
-            for path in absent:
-                yield from ((path, other) for other in self._others(self._name(call, path), path[0]))
+            for place, made in enumerate(call.made):
+                if made.value is None and made.dtype is None and made.fields is None:
+                    yield from self._others(call, (place,), 0)
         blamed = failure.blamed or {number: [tuple(tensor.shape)] for number, (_, tensor) in enumerate(leaves)}
         beside = [shape for shapes in blamed.values() for shape in shapes]
-        asked = [
-            (odd, leaves[number][0], other)
-            for number, met in blamed.items()
-            for odd, other in self._asked(_at(call.made, leaves[number][0]), met, beside, text)
-        ]
-        yield from ((path, other) for _, path, other in sorted(asked, key=itemgetter(0)))
-        for number in blamed:
+        for number, met in blamed.items():
             path = leaves[number][0]
-            yield from ((path, other) for other in self._others(self._name(call, path), path[0]))
+            yield from ((odd, path, other) for odd, other in self._asked(_at(call.made, path), met, beside, text))
+            yield from self._others(call, path, 2)
 
     def _name(self, call: Call, path: Path) -> str:
         return call.names[path[0]] if len(path) == 1 else (call.made[path[0]].fields or ())[path[1]][0]
 
-    def _fields(self, call: Call, error: MissingError) -> Iterator[tuple[Path, Made]]:
+    def _fields(self, call: Call, error: MissingError) -> Iterator[tuple[int, Path, Made]]:
         for place, value in enumerate((*call.args, *call.kwargs.values())):
             if value is error.record:
                 held = call.made[place]
-                yield (place,), replace(held, fields=(*(held.fields or ()), (error.key, self._first(error.key, len(held.fields or ())))))
+                yield 0, (place,), replace(held, fields=(*(held.fields or ()), (error.key, self._first(error.key, len(held.fields or ())))))
 
     def _asked(self, made: Made, met: list[Shape], beside: list[Shape], error: str) -> Iterator[tuple[int, Made]]:
         """What an error asks for in place of an argument that became ``met``, ``beside`` which others were; least odd at 0."""
@@ -303,13 +302,17 @@ class _Maker:
         if _FLOATING.search(error) and is_whole:
             yield from ((0, self._floats(other)) for other in (*self._features(), shape))
             return
+        if made.dtype is torch.bool:
+            yield from ((0, replace(made, shape=other)) for other in ((self._batch, shape[-1]), (shape[-1], shape[-1])) if other != shape)
         if is_whole and ("out of range" in error or "out of bounds" in error):
             yield 0, replace(made, value=max(1, (made.value or 2) // 2))
         known: set[Shape] = set()
         for odd, other in self._asked_shapes(shape, met, beside, error):
             if other not in known and other and max(other) <= _LONGEST and 0 < prod(other) <= _LARGEST:
-                known.add(other)  # inputs are of as many samples
-                yield odd + 3 * (len(other) == len(shape) and other[0] != shape[0]), replace(made, shape=other)
+                known.add(other)
+                odd += 3 * (len(other) == len(shape) and other[0] != shape[0] == self._batch)  # inputs are of as many samples
+                odd += 2 * (other.count(1) > shape.count(1)) + (len(set(other)) < len(other))
+                yield odd, replace(made, shape=other)
 
     def _asked_shapes(self, shape: Shape, met: list[Shape], beside: list[Shape], error: str) -> Iterator[tuple[int, Shape]]:
         dims, pairs = [*reversed(range(len(shape)))], _mismatches(error)
@@ -364,15 +367,15 @@ class _Maker:
     def _first(self, name: str, place: int) -> Made:
         return next(self.choices(name, place, self._kinds[0]))
 
-    def _others(self, name: str, place: int) -> Iterator[Made]:
-        """Whatever the argument called ``name`` may be."""
-        for kind in self._kinds:
-            yield from self.choices(name, place, kind)
-        batch, groups, first = self._batch, self._groups, self._widths[:1]
-        yield from (self._floats((batch, width)) for width in self._widths)
-        yield from (self._floats((batch, groups, width, *_GRID)) for width in first)
-        yield from map(self._indices, ((batch, self._tokens), (batch,)))
-        yield from (Made(value=value) for value in (None, 2))
+    def _others(self, call: Call, path: Path, odd: int) -> Iterator[tuple[int, Path, Made]]:
+        """Whatever an argument may be."""
+        name, place, batch = self._name(call, path), path[0], self._batch
+        found = [Made(value=None)] if place else []
+        found += [made for kind in self._kinds for made in self.choices(name, place, kind)]
+        found += [self._floats((batch, width)) for width in self._widths]
+        found += [self._floats((batch, self._groups, width, *_GRID)) for width in self._widths[:1]]
+        found += [self._indices((batch, self._tokens)), self._indices((batch,)), Made(value=None), Made(value=2)]
+        yield from ((odd + i // 4, path, made) for i, made in enumerate(dict.fromkeys(found)))
 
     def choices(self, name: str, place: int, kind: Shape) -> Iterator[Made]:
         """What the argument called ``name`` may be, where features are of a ``kind``."""

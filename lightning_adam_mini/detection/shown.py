@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
 
 from lightning_adam_mini.detection.evidence.evidence import Evidence, ParameterEvidence
 from lightning_adam_mini.detection.evidence.order import write_lines
+from lightning_adam_mini.detection.layers import is_conv, is_linear, is_pointwise
 from lightning_adam_mini.detection.names import join
 from lightning_adam_mini.detection.roles import ATTENTION, LETTERS, Role, Source
 from lightning_adam_mini.detection.tree import Claim, Slot, Tree
@@ -17,6 +19,7 @@ _QKV = frozenset("qkv")
 _ROLES = {frozenset(letter): role for role, letter in LETTERS.items()}
 # What a tensor with heads may be called besides: the low-rank part of a projection.
 _KEPT = frozenset({Role.LORA_B, Role.BIAS, Role.NORM, Role.SCALE})
+_SCALES = "running showed that what it makes of one input scales features of another"
 _READS = "running showed that it reads what attention gives"
 
 UNCLEAR = frozenset({Role.LINEAR, Role.CONV, Role.OTHER, Role.FIRST_CONV, Role.PATCH_EMBEDDING})
@@ -49,16 +52,59 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None, *, whol
             why = lost.reason.removeprefix(f"{lost.parameter}: ")
             slot.add(replace(slot.claim, reason=f"{slot.claim.reason}, which feeds attention; {why}", guess=True))
     if whole or not path:  # of a part alone, what is around it may read them
-        seen_slots = {name: slots.get(join(path or "", name)) for name in (*evidence.read, *evidence.unread)}
-        tree.unread |= {slot: name in evidence.unread for name, slot in seen_slots.items() if slot is not None}
-        for name, by in evidence.fed:
-            reader, *makers = (slots.get(join(path or "", one)) for one in (name, *by))
-            if reader is not None:
-                tree.fed[reader] = {maker for maker in makers if maker is not None}
+        _claim_whole(tree, evidence, path or "", slots)
     for name in evidence.readers:
         slot = slots.get(join(path or "", name))
-        if slot is not None and slot.is_open and slot.role in UNCLEAR and not (tree.unread.get(slot) and _holder(tree, slot) not in tree.attention):
+        if slot is not None and slot.is_open and slot.role in UNCLEAR and _may_be_output(tree, slot):
             slot.add(replace(slot.claim, source=Source.EVIDENCE, role=Role.ATTN_OUT, reason=_READS, guess=False))
+
+
+def _may_be_output(tree: Tree, slot: Slot) -> bool:
+    """Whether a layer that reads what attention gives may be its output projection: no output of the network, and no kernel outside of it."""
+    is_inside = any(module in tree.attention for module in tree.around(slot.layer))
+    return is_inside or not (tree.unread.get(slot) or (is_conv(slot.layer) and not is_pointwise(slot.layer)))
+
+
+def _claim_whole(tree: Tree, evidence: Evidence, path: str, slots: dict[str, Slot]) -> None:
+    """What running all layers of the model showed of what they give to each other, and how parameters are used."""
+
+    def known(names: Iterable[str]) -> list[Slot]:
+        return [slot for name in names if (slot := slots.get(join(path, name))) is not None]
+
+    tree.unread |= dict.fromkeys(known(evidence.read), False) | dict.fromkeys(known(evidence.unread), True)
+    tree.fed |= {reader: set(known(by)) for name, by in evidence.fed for reader in known([name])}
+    tree.uses |= {slot: set(kinds) for name, kinds in evidence.uses for slot in known([name])}
+    tree.told |= dict.fromkeys(known(evidence.told))
+    tree.messages |= {tree.modules[at]: why for where, why in evidence.messages if (at := join(path, where)) in tree.modules}
+    axes = {slot: axis for name, axis in evidence.axes for slot in known([name])}
+    feeds_told = {maker for slot in tree.told for maker in tree.fed.get(slot, ())}  # the time vector, that others read
+    modulations = {slot for slot, uses in tree.uses.items() if "scales" in uses} - feeds_told
+    beside = {tree.parent(slot.layer) for slot in modulations}
+    modulations |= {slot for slot, uses in tree.uses.items() if "shifts" in uses and tree.parent(slot.layer) in beside} - feeds_told
+    for slot, uses in tree.uses.items():
+        if slot.is_open and slot.role in UNCLEAR and slot in modulations:
+            slot.add(replace(slot.claim, source=Source.EVIDENCE, role=Role.MODULATION, reason=_SCALES, guess=False))
+        elif slot.is_open and slot.role in (Role.LINEAR, Role.OTHER, Role.SCALE) and not (is_linear(slot.layer) or is_conv(slot.layer)):
+            _claim_use(tree, slot, uses, axes.get(slot))
+
+
+def _claim_use(tree: Tree, slot: Slot, uses: set[str], axis: int | None) -> None:
+    """What a parameter is that a module holds itself, by how it is used."""
+    is_vector = sum(size > 1 for size in slot.shape) < 2
+    role, why = None, ""
+    if uses == {"map"}:
+        if axis is not None and slot.layer not in tree.attention:
+            slot.claim = replace(slot.claim, role=Role.LINEAR, axis=axis, guess=False, reason=f"{slot.claim.reason}; running showed that it does")
+    elif "table" in uses and len(slot.shape) == 2:
+        role, why = Role.TOKEN_EMBEDDING, "inputs look it up"
+    elif "joined" in uses and not {"map", "table"} & uses:
+        role, why = Role.SPECIAL_TOKEN, "it is joined to features"
+    elif uses <= {"added", "place"} and not is_vector:
+        role, why = Role.POSITION_EMBEDDING, "it is added to features"
+    elif uses == {"scaled"}:
+        role, why = Role.SCALE, "features are scaled by it"
+    if role is not None:
+        slot.add(Claim(Source.EVIDENCE, role, f"running showed that {why}"))
 
 
 def _holder(tree: Tree, slot: Slot) -> nn.Module:

@@ -43,6 +43,7 @@ def find_signs(tree: Tree) -> Signs:
     messages = first(lambda m: f"passes messages ({type(m).__name__})" if is_message_passing(m) else None)
     messages = messages or next((f"forward() takes {name}" for name in map(graph_argument, core) if name), None)
     messages = messages or first(lambda m: f"{type(m).__name__} takes edge_index" if graph_argument(m) == "edge_index" else None)
+    messages = messages or next((why for module, why in tree.messages.items() if module in tree.paths), None)
     states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
     is_known = any(slot.role in QUERIES_KEYS for slot in tree.slots)
     strong = None if is_known else first(lambda m: _strong_attention(tree, m))
@@ -80,6 +81,11 @@ def _argument(modules: Iterable[nn.Module], names: frozenset[str]) -> str | None
     return f"forward() takes {found}" if found else None
 
 
+def time_argument(core: Iterable[nn.Module]) -> str | None:
+    """What says that a network is told the time, or a level of noise: an argument of its forward."""
+    return _argument(core, _TIME_ARGUMENTS)
+
+
 def time_words(core: Iterable[nn.Module]) -> frozenset[str]:
     """What embeds time is called by: the first word of the argument that it is given, such as ``sigma``."""
     found = [words(name)[0] for module in core for name in forward_arguments(module) if name in _TIME_ARGUMENTS]
@@ -88,7 +94,7 @@ def time_words(core: Iterable[nn.Module]) -> frozenset[str]:
 
 def _time(tree: Tree, core: list[nn.Module]) -> str | None:
     """What shows that the model embeds diffusion time. Linear layers or none compute it; a table is of positions in time."""
-    argument, has_table = _argument(core, _TIME_ARGUMENTS), False
+    argument, has_table = time_argument(core), False
     called = _TIME_WORDS | time_words(core)
     for module in tree.modules.values():
         kind = type(module).__name__

@@ -102,6 +102,12 @@ class Tree:
     """Whether running showed that no layer reads what the map by a weight gives, or that one always does."""
     fed: dict[Slot, set[Slot]] = field(default_factory=dict)
     """Which maps alone feed a map, where running showed that they are few."""
+    uses: dict[Slot, set[str]] = field(default_factory=dict)
+    """How running showed a parameter to be used (see :attr:`~lightning_adam_mini.detection.evidence.Evidence.uses`)."""
+    told: dict[Slot, None] = field(default_factory=dict)
+    """The weights of maps that running showed to read nothing but one number per sample, such as a time step."""
+    messages: dict[nn.Module, str] = field(default_factory=dict)
+    """What showed that a module adds up features along a graph."""
     _by_param: dict[int, Slot] = field(default_factory=dict)
     _own: dict[nn.Module, dict[str, Slot]] = field(default_factory=dict)
     _children: dict[nn.Module, dict[str, nn.Module]] = field(default_factory=dict)
@@ -194,7 +200,7 @@ class Tree:
         if module not in self.paths:
             return None
         modules = {self.paths[inner]: inner for inner in module.modules() if inner in self.paths}
-        shared = (self.parents, self.attention, self.unread, self.fed, self._by_param, self._own, self._children)
+        shared = (self.parents, self.attention, self.unread, self.fed, self.uses, self.told, self.messages, self._by_param, self._own, self._children)
         return Tree(module, list(self.under(module)), modules, *shared)
 
     @contextmanager

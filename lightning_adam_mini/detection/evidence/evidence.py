@@ -60,6 +60,11 @@ class Evidence:
         read: The weights of the maps whose results always go into another one.
         unread: The weights of the maps whose results never do: what the model gives.
         fed: The weight of each map that is fed by one to three others and nothing else, and theirs.
+        uses: How parameters are used: as a ``map``, as a ``table`` of what inputs stand for, by ``place``, ``added`` to features,
+            ``joined`` to them, or ``scaled`` by.
+        axes: The dimension of each map's weight along which its output lines lie, where it is one.
+        told: The weights of the maps that read nothing but inputs of one number per sample.
+        messages: Paths of modules that add up features along a graph, and what shows it.
     """
 
     parameters: tuple[ParameterEvidence, ...] = ()
@@ -69,6 +74,10 @@ class Evidence:
     read: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     fed: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    uses: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    axes: tuple[tuple[str, int], ...] = ()
+    told: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, ParameterEvidence]:
@@ -84,9 +93,11 @@ class Evidence:
         """The inverse of :meth:`to_plain`."""
         parameters = (ParameterEvidence(**{**p, "shape": tuple(p["shape"]), "aliases": tuple(p["aliases"])}) for p in plain["parameters"])
         lost = tuple(NotSeen(**n) for n in plain["not_seen"])
-        names = {key: tuple(plain.get(key, ())) for key in ("attentions", "readers", "read", "unread")}
-        fed = tuple((name, tuple(by)) for name, by in plain.get("fed", ()))
-        return cls(tuple(parameters), not_seen=lost, fed=fed, **names)
+        names = {key: tuple(plain.get(key, ())) for key in ("attentions", "readers", "read", "unread", "told")}
+        pairs = {key: tuple((name, tuple(held)) for name, held in plain.get(key, ())) for key in ("fed", "uses")}
+        messages = tuple((path, why) for path, why in plain.get("messages", ()))
+        axes = tuple((name, axis) for name, axis in plain.get("axes", ()))
+        return cls(tuple(parameters), not_seen=lost, axes=axes, messages=messages, **names, **pairs)
 
     def __str__(self) -> str:
         rows = [f"{p.name}: {p.lines}" + (f" along axis {p.axis}" if p.axis else "") for p in self.parameters]

@@ -96,8 +96,9 @@ def _tensors(values: Any) -> list[Tensor]:
 def _origins(tape: Tape, refs: Iterator[Ref | None]) -> dict[int, list[tuple[int, ...]]]:
     """From which inputs they were made, and their shapes."""
     origins: dict[int, frozenset[int]] = {}
-    for number, storage in enumerate(tape.given):
-        origins[storage] = origins.get(storage, frozenset()) | {number}
+    for number, given in enumerate(tape.given):
+        if given is not None:
+            origins[given.storage] = origins.get(given.storage, frozenset()) | {number}
     for node in tape.nodes:
         came = frozenset().union(*(origins.get(ref.storage, ()) for ref in node.inputs))
         for ref in (*node.outputs, *node.written):

@@ -77,9 +77,8 @@ class Graph:
             self.tape.unknown.update({ref.storage: node.module for ref in (*node.outputs, *node.written)})
         self._kinds.append(kind)
         made_by = 0
-        if not (node.op.endswith("_like") or node.op.startswith(("new_", "empty", "zero_"))):  # these take shapes, not values
-            for ref in node.inputs:
-                made_by |= self._made_by.get(ref.storage, 0)
+        for ref in values(node):
+            made_by |= self._made_by.get(ref.storage, 0)
         if kind in (Kind.LINEAR, Kind.HIDDEN):
             self._fed[node.index] = made_by
             self._bits[node.index] = 4 << len(self._bits)
@@ -196,6 +195,11 @@ class Graph:
                 inside[node.index] = node
                 todo += [(i, node.index) for i in node.inputs if i.is_differentiable and not self.is_constant(i)]
         return Walk(*(tuple(found[i] for i in sorted(found)) for found in (inside, ends)))
+
+
+def values(node: Node) -> tuple[Ref, ...]:
+    """The tensors whose values ``node`` takes, and not only their shapes."""
+    return () if node.op.endswith("_like") or node.op.startswith(("new_", "empty", "zero_")) else node.inputs
 
 
 def operands(node: Node) -> tuple[Ref, Ref, Ref] | None:

@@ -16,6 +16,7 @@ from lightning_adam_mini.detection.evidence.order import write_lines
 from lightning_adam_mini.detection.evidence.replay import Replay, ReplayError
 from lightning_adam_mini.detection.evidence.sites import find_sites
 from lightning_adam_mini.detection.evidence.tape import Node, Tape
+from lightning_adam_mini.detection.evidence.uses import Uses, find_uses
 from lightning_adam_mini.detection.evidence.weights import Linear
 from lightning_adam_mini.detection.tree import Slot
 
@@ -72,8 +73,20 @@ class _Reader:
             self._lose(where, "a tensor is made by what cannot be recorded or read")
         read, unread = self._safely("", self._graph.ends, ((), ()))
         fed = self._safely("", lambda: tuple(self._graph.feeds().items()), ())
-        shown = tuple(p for p in found if p is not None)
-        return Evidence(shown, tuple(attentions), tuple(self._lost), tuple(readers), read, unread, fed)
+        uses = self._safely("", lambda: find_uses(self._graph), Uses())
+        return Evidence(
+            parameters=tuple(p for p in found if p is not None),
+            attentions=tuple(attentions),
+            not_seen=tuple(self._lost),
+            readers=tuple(readers),
+            read=read,
+            unread=unread,
+            fed=fed,
+            uses=tuple((name, tuple(sorted(kinds))) for name, kinds in uses.kinds.items()),
+            axes=tuple((name, axis) for name, axis in uses.axes.items() if axis is not None),
+            told=tuple(name for name, is_told in uses.told.items() if is_told),
+            messages=tuple(uses.messages.items()),
+        )
 
     def _lose(self, where: str, reason: str, parameter: str = "") -> None:
         self._lost[NotSeen(where, f"{parameter}: {reason}" if parameter else reason, parameter)] = None

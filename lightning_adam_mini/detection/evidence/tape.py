@@ -105,8 +105,8 @@ class Tape(TorchDispatchMode):
         nodes: The operations in order, without those that only make views.
         weights: The parameters: name, and the view that each is.
         by_storage: Numbers of the parameters in a storage.
-        given: The storage of each tensor that the forward was given; -1 if it has none of the usual kind.
-        inputs: Those storages.
+        given: Each tensor that the forward was given; None if it has no storage of the usual kind.
+        inputs: Their storages.
         sizes: Bytes of each storage.
         device: Where the model ran.
         unknown: Storages that no recorded operation made, and the module that read them.
@@ -144,8 +144,8 @@ class Tape(TorchDispatchMode):
                 self.by_storage.setdefault(ref.storage, []).append(len(self.weights))
                 self.weights.append((name, ref))
                 self.device = weight.device
-        self.given: list[int] = [-1 if ref is None else ref.storage for ref in map(self.ref, inputs)]
-        self.inputs: set[int] = set(self.given) - {-1}
+        self.given: list[Ref | None] = [self.ref(tensor) for tensor in inputs]
+        self.inputs: set[int] = {ref.storage for ref in self.given if ref is not None}
         attributes = (value for inner in module.modules() for value in vars(inner).values())
         for tensor in _tensors([v for v in attributes if isinstance(v, Tensor) or (isinstance(v, (dict, list, tuple, deque)) and v)]):
             self.ref(tensor)
