@@ -95,7 +95,7 @@ def _claim_embedding(tree: Tree, module: nn.Module) -> None:
     if slot is None or slot.layer is not module or not is_embedding(module) or not slot.is_open:
         return
     *outer, name = slot.path.split(".")
-    named, uses = {*words(name), *words(kind)}, tree.uses.get(slot, set())
+    named, uses = {*words(name), *words(kind)}, tree.shown.uses.get(slot, set())
     if "place" in uses and "table" not in uses:
         slot.suppose(Role.POSITION_EMBEDDING, f"{kind} of {slot.shape[0]} entries; running showed that no input looks them up")
         return
@@ -137,8 +137,8 @@ def _claim_condition(tree: Tree, module: nn.Module, steps: frozenset[str]) -> No
 
 def _claim_told(tree: Tree, core: Iterable[nn.Module]) -> None:
     """Maps that read nothing but one number per sample, in a network that is told the time or a level of noise."""
-    if tree.told and time_argument(core):
-        for slot in tree.told:
+    if tree.shown.told and time_argument(core):
+        for slot in tree.shown.told:
             if slot.is_open and slot.role in (Role.LINEAR, Role.CONV, Role.FIRST_CONV):
                 slot.suppose(Role.TIME_EMBEDDING, "running showed that it reads nothing but one number per sample")
 
@@ -193,7 +193,7 @@ def _claim_outputs(tree: Tree) -> None:
     matrices = [s for s in tree.slots if len(s.shape) >= 2 and not s.magnitude and s.role not in (*_EMBEDDINGS, Role.NORM, Role.BIAS)]
     last_read = {width: i for i, slot in enumerate(matrices) for width in _inputs(slot)}
     first_read = {width: i for i, slot in reversed(list(enumerate(matrices))) for width in _inputs(slot)}
-    read_in_run = {width for slot in matrices if slot in tree.unread for width in _inputs(slot)}
+    read_in_run = {width for slot in matrices if slot in tree.shown.unread and len(found := _inputs(slot)) == 1 for width in found}
     tables = {slot.shape for slot in tree.slots if slot.role is Role.TOKEN_EMBEDDING}
     entries, vectors = max((shape[0] for shape in tables), default=0), {shape[1] for shape in tables}
     norms = {slot.shape[0] for slot in tree.slots if slot.role is Role.NORM and slot.shape}
@@ -208,8 +208,8 @@ def _claim_outputs(tree: Tree) -> None:
         if _is_unembedding(slot, tables):
             slot.suppose(Role.LM_HEAD, "a matrix with one output per token", axis=1)
             continue
-        shown = tree.unread.get(slot)  # running knows; else the order of registration stands for that of use
-        if shown and _is_bare_map(slot):
+        shown = tree.shown.unread.get(slot)  # running knows; else the order of registration stands for that of use
+        if shown and _is_bare_map(slot) and slot.shape[slot.claim.axis] not in read_in_run:
             slot.suppose(Role.CLASSIFIER, f"running showed that no layer reads its {slot.shape[slot.claim.axis]} outputs")
             found = True
             continue
@@ -258,7 +258,12 @@ def _is_unembedding(slot: Slot, tables: set[tuple[int, ...]]) -> bool:
 
 def _is_bare_map(slot: Slot) -> bool:
     """Whether it is a matrix that a module holds itself, of which running showed along which dimension its outputs lie."""
-    return slot.is_open and slot.role is Role.LINEAR and not (slot.claim.guess or is_linear(slot.layer) or is_conv(slot.layer))
+    return (
+        len(slot.shape) == 2
+        and slot.is_open
+        and slot.role is Role.LINEAR
+        and not (slot.claim.guess or is_linear(slot.layer) or is_conv(slot.layer))
+    )
 
 
 def _is_score(tree: Tree, slot: Slot) -> bool:

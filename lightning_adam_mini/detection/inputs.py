@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import isqrt, prod
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -61,7 +60,9 @@ _DIMENSIONS = re.compile(
 )
 _SEVERAL_DIMENSIONS = re.compile(r"dimensions: got (\d) and (\d)")
 _MORE_DIMENSIONS = re.compile(r"too many indices for tensor of dimension (\d)|range of \[-(\d), ")
-_WHOLE = re.compile(r"scalar types: Long|used as indices|dtype Long|Long tensor|must be Long|type Long|type LongTensor|int32/int64|must be long")
+_WHOLE = re.compile(
+    r"scalar types: Long|used as indices|dtype Long|Long tensor|must be Long|type Long|type LongTensor|int32/int64|must be long"
+)
 _FLOATING = re.compile(r"Input type \(long|Found Long|found Long|got Long|Long and Float|Long != float|for 'Long'|Long did not match")
 _GRID = (8, 16)  # height and width of an image or a feature map
 _MASKS = frozenset({"mask", "masks", "bias", "biases", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
@@ -419,7 +420,7 @@ def _resized(shape: Shape, got: int, wanted: int) -> Iterator[Shape]:
         if size % got == 0:
             yield _with(shape, dim, wanted * (size // got))
     for dim in reversed(range(len(shape))):  # something was joined to it
-        if shape[dim] < got and 0 < wanted - (got - shape[dim]):
+        if shape[dim] < got and wanted - (got - shape[dim]) > 0:
             yield _with(shape, dim, wanted - (got - shape[dim]))
     if len(shape) >= 4:
         side = isqrt(prod(shape[-2:]) * wanted // got)

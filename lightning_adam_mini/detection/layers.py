@@ -117,13 +117,18 @@ def claim_layers(tree: Tree) -> None:
 
 
 def claim_pointwise(tree: Tree) -> None:
-    """Take convolutions of one place for linear layers: where no other sees more, or where queries work and two others make patches."""
+    """Take convolutions of one place for linear layers: where no other sees more, or where queries work and two others make patches.
+
+    Where queries work, those too that running showed to be a feed-forward.
+    """
     convs = [slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude]
+    attends = any(slot.role in QUERIES_KEYS for slot in tree.slots)
     others = sum(not is_pointwise(slot.layer) for slot in convs)
-    if others > 2 or (others and all(slot.role not in QUERIES_KEYS for slot in tree.slots)):
-        return
+    pairs = [(down, up) for down, ups in tree.shown.fed.items() for up in ups if len(ups) == 1 and down.role is up.role is Role.CONV]
+    fed = {slot for pair in pairs if attends and fans(pair[0]) == fans(pair[1])[::-1] for slot in pair}
+    is_rare = others <= 2 and (attends or not others)
     for slot in convs:
-        if slot.role is not Role.CONV or not slot.is_open or not is_pointwise(slot.layer):
+        if slot.role is not Role.CONV or not slot.is_open or not is_pointwise(slot.layer) or not (is_rare or slot in fed):
             continue
         holder = tree.parent(slot.layer)
         # Beside one that spans places it is part of a small network of convolutions, as in SAM's neck.

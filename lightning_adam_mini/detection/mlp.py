@@ -10,7 +10,7 @@ from torch import nn
 from lightning_adam_mini.detection.calls import called_names
 from lightning_adam_mini.detection.ends import is_repeated
 from lightning_adam_mini.detection.known.apply import main_weights
-from lightning_adam_mini.detection.layers import fans, is_linear, is_matrix, is_pointwise
+from lightning_adam_mini.detection.layers import fans, is_conv, is_linear, is_matrix, is_pointwise
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.roles import FEED_FORWARD, QUERIES_KEYS, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
@@ -37,6 +37,7 @@ def claim_mlp(tree: Tree) -> None:
             _claim_bare(tree, module)
             _claim_token_mix(tree, module)
             _claim_gate_over_places(tree, module)
+    _claim_shown(tree)
 
 
 def _open_linears(tree: Tree, module: nn.Module) -> list[tuple[str, Slot]]:
@@ -88,6 +89,24 @@ def _claim_bare(tree: Tree, module: nn.Module) -> None:
     guess = bool(tree.children(module)) or not _TRANSPOSED.isdisjoint(used) or "einsum" in used
     for slot, role in zip(bare, (Role.MLP_UP, Role.MLP_DOWN), strict=True):
         slot.suppose(role, f"matrices of {type(module).__name__}, wider and back", axis=axis, guess=guess)
+
+
+def _is_bare(slot: Slot) -> bool:
+    return len(slot.shape) == 2 and not (is_linear(slot.layer) or is_conv(slot.layer))
+
+
+def _bare_fans(slot: Slot) -> tuple[int, int]:
+    return slot.shape[slot.claim.axis], slot.shape[1 - slot.claim.axis]
+
+
+def _claim_shown(tree: Tree) -> None:
+    """Bare matrices that running showed to feed one another, from the width of the features to a larger one and back."""
+    for down, ups in tree.shown.fed.items():
+        if all(slot.is_open and slot.role is Role.LINEAR and _is_bare(slot) for slot in (down, *ups)) and 0 < len(ups) < 3:
+            (outputs, hidden), sizes = _bare_fans(down), {_bare_fans(up) for up in ups}
+            if len(sizes) == 1 and sizes <= {(hidden, outputs), (2 * hidden, outputs)} and hidden > outputs:
+                for slot, role in ((down, Role.MLP_DOWN), *((up, Role.MLP_UP) for up in ups)):
+                    slot.suppose(role, "matrices that feed one another, wider and back, as running showed")
 
 
 def _claim_token_mix(tree: Tree, block: nn.Module) -> None:
@@ -184,7 +203,7 @@ def _claim_block(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]],
 
 def _may_feed(tree: Tree, reader: Slot, *makers: Slot) -> bool:
     """Whether ``makers`` are among the few that feed ``reader``, as far as running showed."""
-    return reader not in tree.unread or set(makers) <= tree.fed.get(reader, set())
+    return reader not in tree.shown.unread or set(makers) <= tree.shown.fed.get(reader, set())
 
 
 def _beside_attention(tree: Tree, module: nn.Module, linears: list[tuple[str, Slot]]) -> tuple[Slot, Slot] | None:

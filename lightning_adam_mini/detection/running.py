@@ -71,7 +71,7 @@ def claim_running(tree: Tree, seconds: float = SECONDS) -> None:
                     if ran and not evidence.attentions:  # it does something else
                         suspects.remove(module)
     whole = _whole(tree)
-    if whole is not None and not tree.unread:
+    if whole is not None and not tree.shown.unread:
         with tree.guarded(whole):
             key = _signature(whole)
             evidence = known[key][0] if key in known else run_alone(whole, min(deadline, time.monotonic() + _LONGEST), once=True)[0]
@@ -198,7 +198,7 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
             if evidence.parameters or once:
                 return evidence, True, False
             ran = trials.ran = True
-            best = evidence if evidence.attentions or not best.unread else best
+            best = evidence if evidence.attentions or not best.whole.unread else best
     return best, ran, out_of_range
 
 

@@ -60,9 +60,9 @@ def claim_shown(tree: Tree, evidence: Evidence, path: str | None = None, *, whol
 
 
 def _may_be_output(tree: Tree, slot: Slot) -> bool:
-    """Whether a layer that reads what attention gives may be its output projection: no output of the network, and no kernel outside of it."""
+    """Whether what reads what attention gives may be its projection: outside of it no output of the network, and no kernel."""
     is_inside = any(module in tree.attention for module in tree.around(slot.layer))
-    return is_inside or not (tree.unread.get(slot) or (is_conv(slot.layer) and not is_pointwise(slot.layer)))
+    return is_inside or not (tree.shown.unread.get(slot) or (is_conv(slot.layer) and not is_pointwise(slot.layer)))
 
 
 def _claim_whole(tree: Tree, evidence: Evidence, path: str, slots: dict[str, Slot]) -> None:
@@ -71,17 +71,20 @@ def _claim_whole(tree: Tree, evidence: Evidence, path: str, slots: dict[str, Slo
     def known(names: Iterable[str]) -> list[Slot]:
         return [slot for name in names if (slot := slots.get(join(path, name))) is not None]
 
-    tree.unread |= dict.fromkeys(known(evidence.read), False) | dict.fromkeys(known(evidence.unread), True)
-    tree.fed |= {reader: set(known(by)) for name, by in evidence.fed for reader in known([name])}
-    tree.uses |= {slot: set(kinds) for name, kinds in evidence.uses for slot in known([name])}
-    tree.told |= dict.fromkeys(known(evidence.told))
-    tree.messages |= {tree.modules[at]: why for where, why in evidence.messages if (at := join(path, where)) in tree.modules}
-    axes = {slot: axis for name, axis in evidence.axes for slot in known([name])}
-    feeds_told = {maker for slot in tree.told for maker in tree.fed.get(slot, ())}  # the time vector, that others read
-    modulations = {slot for slot, uses in tree.uses.items() if "scales" in uses} - feeds_told
+    seen, shown = evidence.whole, tree.shown
+    shown.unread |= dict.fromkeys(known(seen.read), False) | dict.fromkeys(known(seen.unread), True)
+    shown.fed |= {reader: set(known(by)) for name, by in seen.fed for reader in known([name])}
+    shown.uses |= {slot: set(kinds) for name, kinds in seen.uses for slot in known([name])}
+    shown.told |= dict.fromkeys(known(seen.told))
+    shown.messages |= {tree.modules[at]: why for where, why in seen.messages if (at := join(path, where)) in tree.modules}
+    for held, paths in ((shown.joined, seen.joined), (shown.attends, evidence.attentions)):
+        held |= {tree.modules[at]: None for where in paths if (at := join(path, where)) in tree.modules}
+    axes = {slot: axis for name, axis in seen.axes for slot in known([name])}
+    makers = {maker for slot in shown.told for maker in shown.fed.get(slot, ())}  # of the time vector, that others read
+    modulations = {slot for slot, uses in shown.uses.items() if "scales" in uses} - makers
     beside = {tree.parent(slot.layer) for slot in modulations}
-    modulations |= {slot for slot, uses in tree.uses.items() if "shifts" in uses and tree.parent(slot.layer) in beside} - feeds_told
-    for slot, uses in tree.uses.items():
+    modulations |= {slot for slot, uses in shown.uses.items() if "shifts" in uses and tree.parent(slot.layer) in beside} - makers
+    for slot, uses in shown.uses.items():
         if slot.is_open and slot.role in UNCLEAR and slot in modulations:
             slot.add(replace(slot.claim, source=Source.EVIDENCE, role=Role.MODULATION, reason=_SCALES, guess=False))
         elif slot.is_open and slot.role in (Role.LINEAR, Role.OTHER, Role.SCALE) and not (is_linear(slot.layer) or is_conv(slot.layer)):
@@ -92,9 +95,11 @@ def _claim_use(tree: Tree, slot: Slot, uses: set[str], axis: int | None) -> None
     """What a parameter is that a module holds itself, by how it is used."""
     is_vector = sum(size > 1 for size in slot.shape) < 2
     role, why = None, ""
-    if uses == {"map"}:
-        if axis is not None and slot.layer not in tree.attention:
-            slot.claim = replace(slot.claim, role=Role.LINEAR, axis=axis, guess=False, reason=f"{slot.claim.reason}; running showed that it does")
+    if uses == {"map"} and axis is not None:
+        guess = slot.layer in tree.attention and slot.claim.guess
+        slot.claim = replace(
+            slot.claim, role=Role.LINEAR, axis=axis, guess=guess, reason=f"{slot.claim.reason}; running showed which dimension"
+        )
     elif "table" in uses and len(slot.shape) == 2:
         role, why = Role.TOKEN_EMBEDDING, "inputs look it up"
     elif "joined" in uses and not {"map", "table"} & uses:

@@ -43,14 +43,16 @@ def find_signs(tree: Tree) -> Signs:
     messages = first(lambda m: f"passes messages ({type(m).__name__})" if is_message_passing(m) else None)
     messages = messages or next((f"forward() takes {name}" for name in map(graph_argument, core) if name), None)
     messages = messages or first(lambda m: f"{type(m).__name__} takes edge_index" if graph_argument(m) == "edge_index" else None)
-    messages = messages or next((why for module, why in tree.messages.items() if module in tree.paths), None)
+    messages = messages or next((why for module, why in tree.shown.messages.items() if module in tree.paths), None)
     states = any(slot.attr in _STATE_SPACE for slot in tree.slots)
     is_known = any(slot.role in QUERIES_KEYS for slot in tree.slots)
     strong = None if is_known else first(lambda m: _strong_attention(tree, m))
     weak = None
     fourier = None if is_known else _fourier(tree)
+    # Of a network that was run whole it is known where it attends.
+    was_run = any(slot in tree.shown.unread for slot in tree.slots) and tree.shown.attends.keys().isdisjoint(tree.paths)
     if not is_known and (strong or not fourier):
-        weak = strong or first(lambda m: _attention(tree, m)) or _tied_table(tree)
+        weak = strong or (None if was_run else first(lambda m: _attention(tree, m))) or _tied_table(tree)
     time = _time(tree, core)
     return Signs(
         messages=messages,
@@ -95,6 +97,8 @@ def time_words(core: Iterable[nn.Module]) -> frozenset[str]:
 def _time(tree: Tree, core: list[nn.Module]) -> str | None:
     """What shows that the model embeds diffusion time. Linear layers or none compute it; a table is of positions in time."""
     argument, has_table = time_argument(core), False
+    if argument and any(slot in tree.shown.told for slot in tree.slots):
+        return argument
     called = _TIME_WORDS | time_words(core)
     for module in tree.modules.values():
         kind = type(module).__name__
@@ -114,6 +118,8 @@ def _unet(tree: Tree, core: list[nn.Module], time: str | None) -> str | None:
         return str(blocks)
     time = time or _argument(core, _STEPS | {"time"})
     stages = next(filter(None, map(down_and_up, core)), None)
+    if stages is None and any(module in tree.paths for module in tree.shown.joined):
+        stages = "features of the way down joined on the way up, as running showed"
     return f"{time} and has {stages}" if time and stages else None
 
 

@@ -86,6 +86,31 @@ class Slot:
 
 
 @dataclass
+class Shown:
+    """What running a whole model showed of what its layers give to each other, and of how parameters are used; nothing if it was not run.
+
+    The fields are those of :class:`~lightning_adam_mini.detection.evidence.evidence.Whole`.
+
+    Attributes:
+        unread: Of the weights of maps, whether no layer reads what they give, or one always does.
+        fed: Which maps alone feed a map, where they are few.
+        uses: How a parameter is used.
+        told: The weights of maps that read nothing but one number per sample.
+        messages: What showed that a module adds up features along a graph.
+        joined: The modules that put together features of a map of places and what comes from smaller ones.
+        attends: The modules that compute softmax attention.
+    """
+
+    unread: dict[Slot, bool] = field(default_factory=dict)
+    fed: dict[Slot, set[Slot]] = field(default_factory=dict)
+    uses: dict[Slot, set[str]] = field(default_factory=dict)
+    told: dict[Slot, None] = field(default_factory=dict)
+    messages: dict[nn.Module, str] = field(default_factory=dict)
+    joined: dict[nn.Module, None] = field(default_factory=dict)
+    attends: dict[nn.Module, None] = field(default_factory=dict)
+
+
+@dataclass
 class Tree:
     """The slots of a module, and its modules by path."""
 
@@ -98,16 +123,8 @@ class Tree:
     """The module that holds a module, and under which name."""
     attention: dict[nn.Module, None] = field(default_factory=dict)
     """The modules that are attention, in order; those of the whole model in a part of it too."""
-    unread: dict[Slot, bool] = field(default_factory=dict)
-    """Whether running showed that no layer reads what the map by a weight gives, or that one always does."""
-    fed: dict[Slot, set[Slot]] = field(default_factory=dict)
-    """Which maps alone feed a map, where running showed that they are few."""
-    uses: dict[Slot, set[str]] = field(default_factory=dict)
-    """How running showed a parameter to be used (see :attr:`~lightning_adam_mini.detection.evidence.Evidence.uses`)."""
-    told: dict[Slot, None] = field(default_factory=dict)
-    """The weights of maps that running showed to read nothing but one number per sample, such as a time step."""
-    messages: dict[nn.Module, str] = field(default_factory=dict)
-    """What showed that a module adds up features along a graph."""
+    shown: Shown = field(default_factory=Shown)
+    """What running the whole model showed; of the whole model in a part of it too."""
     _by_param: dict[int, Slot] = field(default_factory=dict)
     _own: dict[nn.Module, dict[str, Slot]] = field(default_factory=dict)
     _children: dict[nn.Module, dict[str, nn.Module]] = field(default_factory=dict)
@@ -200,7 +217,7 @@ class Tree:
         if module not in self.paths:
             return None
         modules = {self.paths[inner]: inner for inner in module.modules() if inner in self.paths}
-        shared = (self.parents, self.attention, self.unread, self.fed, self.uses, self.told, self.messages, self._by_param, self._own, self._children)
+        shared = (self.parents, self.attention, self.shown, self._by_param, self._own, self._children)
         return Tree(module, list(self.under(module)), modules, *shared)
 
     @contextmanager

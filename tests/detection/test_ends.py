@@ -363,5 +363,5 @@ def test_of_two_networks_that_are_held_together_each_has_its_output():
 
 def test_what_a_run_showed_of_the_ends_lives_in_a_checkpoint():
     evidence = probe_attention(Crossed(), torch.rand(2, 12))
-    assert (evidence.read, evidence.unread) == (("body.weight", "head.weight"), ("z.weight",))
+    assert (evidence.whole.read, evidence.whole.unread) == (("body.weight", "head.weight"), ("z.weight",))
     assert Evidence.from_plain(evidence.to_plain()) == evidence

@@ -35,9 +35,13 @@ def test_bare_matrices_wider_and_back_are_a_feed_forward(kind: type[Bare], one: 
     assert [(p.role, p.axis, p.guess) for p in report] == [(UP, axis, False), (DOWN, axis, False)]
 
 
-def test_bare_matrices_of_other_shapes_stay_guesses():
-    for one, two in (((24, 8), (8, 24)), ((8, 8), (8, 8)), ((8, 24), (24, 9))):
-        assert [(p.role, p.guess) for p in inspect_model(Bare(one, two)).parameters] == [(Role.LINEAR, True)] * 2
+@pytest.mark.parametrize(("one", "two"), [((24, 8), (8, 24)), ((8, 8), (8, 8)), ((8, 24), (24, 9))])
+def test_bare_matrices_of_other_shapes_are_guesses_until_running_shows_what_they_are(one: tuple[int, int], two: tuple[int, int]):
+    assert [(p.role, p.guess) for p in inspect_model(Bare(one, two), probe=False).parameters] == [(Role.LINEAR, True)] * 2
+    for kind, sizes, axis in ((Bare, (one, two), 1), (Functional, (one[::-1], two[::-1]), 0)):
+        first, last = inspect_model(kind(*sizes)).parameters
+        assert (first.role, first.axis, first.guess) == (Role.LINEAR, axis, False)
+        assert (last.role, last.axis, last.guess) == (Role.CLASSIFIER if two[1] == 9 else Role.LINEAR, axis, False)
 
 
 def pointwise(*before: nn.Module) -> nn.Module:

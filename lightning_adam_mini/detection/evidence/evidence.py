@@ -49,6 +49,33 @@ class NotSeen:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """What a forward showed of what its layers give to each other, and of how parameters are used.
+
+    Attributes:
+        read: The weights of the maps whose results always go into another one.
+        unread: The weights of the maps whose results never do: what the model gives.
+        fed: The weight of each map that is fed by one to three others and nothing else, and theirs.
+        uses: How parameters are used: as a ``map``, as a ``table`` that indices among the inputs look up, by ``place`` (indices that do not
+            depend on the inputs), ``added`` to features, ``joined`` to them, or ``scaled`` by; and of maps, whether what they make of one
+            input ``scales`` or ``shifts`` features of another.
+        axes: The dimension of each map's weight along which its output lines lie, where it is one.
+        told: The weights of the maps that read nothing but inputs of one number per sample, such as a time step.
+        messages: Paths of modules that add up features along a graph, and what shows it.
+        joined: Paths of modules that put together features of a map of places and what comes from smaller ones, as UNets do.
+    """
+
+    read: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    fed: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    uses: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    axes: tuple[tuple[str, int], ...] = ()
+    told: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
+    joined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What running a model showed.
 
@@ -57,27 +84,14 @@ class Evidence:
         attentions: Paths of the modules in which softmax attention was computed, in order.
         not_seen: What could not be traced. Nothing is claimed of it.
         readers: The weights of the maps that read what an attention gives: its output projections.
-        read: The weights of the maps whose results always go into another one.
-        unread: The weights of the maps whose results never do: what the model gives.
-        fed: The weight of each map that is fed by one to three others and nothing else, and theirs.
-        uses: How parameters are used: as a ``map``, as a ``table`` of what inputs stand for, by ``place``, ``added`` to features,
-            ``joined`` to them, or ``scaled`` by.
-        axes: The dimension of each map's weight along which its output lines lie, where it is one.
-        told: The weights of the maps that read nothing but inputs of one number per sample.
-        messages: Paths of modules that add up features along a graph, and what shows it.
+        whole: What does not concern attention.
     """
 
     parameters: tuple[ParameterEvidence, ...] = ()
     attentions: tuple[str, ...] = ()
     not_seen: tuple[NotSeen, ...] = ()
     readers: tuple[str, ...] = ()
-    read: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
-    fed: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    uses: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    axes: tuple[tuple[str, int], ...] = ()
-    told: tuple[str, ...] = ()
-    messages: tuple[tuple[str, str], ...] = ()
+    whole: Whole = Whole()
 
     @cached_property
     def by_name(self) -> dict[str, ParameterEvidence]:
@@ -93,13 +107,15 @@ class Evidence:
         """The inverse of :meth:`to_plain`."""
         parameters = (ParameterEvidence(**{**p, "shape": tuple(p["shape"]), "aliases": tuple(p["aliases"])}) for p in plain["parameters"])
         lost = tuple(NotSeen(**n) for n in plain["not_seen"])
-        names = {key: tuple(plain.get(key, ())) for key in ("attentions", "readers", "read", "unread", "told")}
-        pairs = {key: tuple((name, tuple(held)) for name, held in plain.get(key, ())) for key in ("fed", "uses")}
-        messages = tuple((path, why) for path, why in plain.get("messages", ()))
-        axes = tuple((name, axis) for name, axis in plain.get("axes", ()))
-        return cls(tuple(parameters), not_seen=lost, axes=axes, messages=messages, **names, **pairs)
+        names = {key: tuple(plain.get(key, ())) for key in ("attentions", "readers")}
+        whole = Whole(**{key: _tuples(value) for key, value in plain.get("whole", {}).items()})
+        return cls(tuple(parameters), not_seen=lost, whole=whole, **names)
 
     def __str__(self) -> str:
         rows = [f"{p.name}: {p.lines}" + (f" along axis {p.axis}" if p.axis else "") for p in self.parameters]
         rows += [f"not seen in {n.where or 'the model'}: {n.reason}" for n in self.not_seen]
         return "\n".join([count(len(self.attentions), "softmax attention"), *rows])
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -104,7 +104,7 @@ def _origins(tape: Tape, refs: Iterator[Ref | None]) -> dict[int, list[tuple[int
         for ref in (*node.outputs, *node.written):
             origins[ref.storage] = origins.get(ref.storage, frozenset()) | came
     found: dict[int, list[tuple[int, ...]]] = {}
-    for ref in refs:
-        for number in sorted(origins.get(ref.storage, ())) if ref is not None else ():
+    for ref in filter(None, refs):
+        for number in sorted(origins.get(ref.storage, ())):
             found.setdefault(number, []).append(ref.shape)
     return found

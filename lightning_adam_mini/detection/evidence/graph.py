@@ -62,6 +62,7 @@ class Graph:
         self._bits: dict[int, int] = {}
         self._fed: dict[int, int] = {}
         self._soft: dict[int, int] = {}
+        self._multiplied: dict[int, int] = {}
         self._weighing = 0
         self._known: dict[object, object] = {}
         for node in tape.nodes:
@@ -89,8 +90,14 @@ class Graph:
         elif kind is Kind.PRODUCT or node.op == "mul":
             for ref in node.inputs:
                 self._weighing |= self._soft.get(ref.storage, 0)
+        multiplied = made_by if kind is Kind.PRODUCT else 0
+        for ref in node.inputs:
+            held = self._multiplied.get(ref.storage, 0)
+            if kind is Kind.PRODUCT:
+                self._weighing |= held
+            multiplied |= held
         for ref in (*node.outputs, *node.written):
-            self._soft[ref.storage] = soft
+            self._soft[ref.storage], self._multiplied[ref.storage] = soft, multiplied
             # What is chosen by the numbers of a map, such as the best places, is not made of them.
             bits = made_by if ref.is_differentiable else made_by & (_INPUT | _WEIGHT)
             self._made_by[ref.storage] = self._made_by.get(ref.storage, 0) | bits

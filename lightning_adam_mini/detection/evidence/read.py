@@ -9,15 +9,15 @@ from typing import TypeVar
 
 import torch
 
-from lightning_adam_mini.detection.evidence.evidence import Evidence, NotSeen, ParameterEvidence
+from lightning_adam_mini.detection.evidence.evidence import Evidence, NotSeen, ParameterEvidence, Whole
 from lightning_adam_mini.detection.evidence.graph import Graph, Kind
 from lightning_adam_mini.detection.evidence.heads import Heads, Operand, find_heads
 from lightning_adam_mini.detection.evidence.order import write_lines
 from lightning_adam_mini.detection.evidence.replay import Replay, ReplayError
 from lightning_adam_mini.detection.evidence.sites import find_sites
 from lightning_adam_mini.detection.evidence.tape import Node, Tape
-from lightning_adam_mini.detection.evidence.uses import Uses, find_uses
 from lightning_adam_mini.detection.evidence.weights import Linear
+from lightning_adam_mini.detection.evidence.whole import find_whole
 from lightning_adam_mini.detection.tree import Slot
 
 _log = logging.getLogger(__name__)
@@ -71,22 +71,8 @@ class _Reader:
             readers.pop(self._slots[number].name, None)
         for where in self._graph.tape.unknown.values():
             self._lose(where, "a tensor is made by what cannot be recorded or read")
-        read, unread = self._safely("", self._graph.ends, ((), ()))
-        fed = self._safely("", lambda: tuple(self._graph.feeds().items()), ())
-        uses = self._safely("", lambda: find_uses(self._graph), Uses())
-        return Evidence(
-            parameters=tuple(p for p in found if p is not None),
-            attentions=tuple(attentions),
-            not_seen=tuple(self._lost),
-            readers=tuple(readers),
-            read=read,
-            unread=unread,
-            fed=fed,
-            uses=tuple((name, tuple(sorted(kinds))) for name, kinds in uses.kinds.items()),
-            axes=tuple((name, axis) for name, axis in uses.axes.items() if axis is not None),
-            told=tuple(name for name, is_told in uses.told.items() if is_told),
-            messages=tuple(uses.messages.items()),
-        )
+        whole = self._safely("", lambda: find_whole(self._graph), Whole())
+        return Evidence(tuple(p for p in found if p is not None), tuple(attentions), tuple(self._lost), tuple(readers), whole)
 
     def _lose(self, where: str, reason: str, parameter: str = "") -> None:
         self._lost[NotSeen(where, f"{parameter}: {reason}" if parameter else reason, parameter)] = None

@@ -1,37 +1,21 @@
-"""How a forward uses its parameters, and what it does with its inputs: seen on a tape, of any network."""
+"""What a forward showed of any network: what its layers give to each other, how it uses its parameters, what it does with its inputs."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
+from math import prod
 
+from lightning_adam_mini.detection.evidence.evidence import Whole
 from lightning_adam_mini.detection.evidence.graph import Graph, Kind, values
 from lightning_adam_mini.detection.evidence.tape import Node, Ref
-from lightning_adam_mini.detection.evidence.weights import factors
+from lightning_adam_mini.detection.evidence.weights import factors, is_convolution
 
 _LOOKED_UP = frozenset({"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather"})
 _SUMMED = frozenset({"index_add", "scatter_add", "scatter_reduce", "segment_reduce", "_segment_reduce_forward", "index_put"})
 _CONDITIONS = {"mul": "scales", "add": "shifts"}
 _USES = {"cat": "joined", "stack": "joined", "add": "added", "sub": "added", "mul": "scaled", "div": "scaled"}
-
-
-@dataclass
-class Uses:
-    """What was seen of parameters and inputs.
-
-    Attributes:
-        kinds: How each parameter is used, by name: as a ``map``, as a ``table`` that indices among the inputs look up, by ``place``
-            (indices that do not depend on the inputs), ``added`` to features, ``joined`` to them, or ``scaled`` by; and whether what it
-            makes of one input ``scales`` or ``shifts`` features of another.
-        axes: The dimension of a map's weight along which its output lines lie; None if it has several or they lie along none.
-        told: Weights of the maps that read nothing but inputs of one number per sample, such as a time step.
-        messages: By path of a module, what shows that it adds up features along a graph.
-    """
-
-    kinds: dict[str, set[str]] = field(default_factory=dict)
-    axes: dict[str, int | None] = field(default_factory=dict)
-    told: dict[str, bool] = field(default_factory=dict)
-    messages: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +42,7 @@ class _Came:
         return _Came(*(one | two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
 
-def find_uses(graph: Graph) -> Uses:
+def find_whole(graph: Graph) -> Whole:
     """Read the tape of ``graph`` from its beginning to its end."""
     return _Reader(graph).read()
 
@@ -70,9 +54,14 @@ class _Reader:
         for number, ref in enumerate(graph.tape.given):
             if ref is not None:
                 self._came[ref.storage] = self._of([ref]) | _Came(frozenset({number}))
-        self._uses = Uses()
+        self._uses: defaultdict[str, set[str]] = defaultdict(set)
+        self._axes: dict[str, int | None] = {}
+        self._told: dict[str, bool] = {}
+        self._messages: dict[str, str] = {}
+        self._joined: dict[str, None] = {}
+        self._fewest: dict[int, int] = {}  # places in the smallest map of them that went into a storage
 
-    def read(self) -> Uses:
+    def read(self) -> Whole:
         for node in self._tape.nodes:
             came = self._of(values(node))
             op = node.op.rstrip("_")
@@ -85,10 +74,21 @@ class _Reader:
                 self._condition(node, _CONDITIONS.get(op, ""))
                 self._use(_USES.get(op, "joined" if kind is Kind.ATTENTION else ""), filter(self._is_weight, node.inputs))
             if (kind is Kind.PRODUCT or op in _SUMMED) and (message := self._message(node, op)):
-                self._uses.messages.setdefault(node.module, message)
+                self._messages.setdefault(node.module, message)
+            self._join(node, op, came)
             for ref in (*node.outputs, *node.written):
                 self._came[ref.storage] = self._came.get(ref.storage, _Came()) | came
-        return self._uses
+        (read, unread), fed = self._graph.ends(), self._graph.feeds()
+        return Whole(
+            read=read,
+            unread=unread,
+            fed=tuple(fed.items()),
+            uses=tuple((name, tuple(sorted(kinds))) for name, kinds in self._uses.items()),
+            axes=tuple((name, axis) for name, axis in self._axes.items() if axis is not None),
+            told=tuple(name for name, is_told in self._told.items() if is_told),
+            messages=tuple(self._messages.items()),
+            joined=tuple(self._joined),
+        )
 
     def _of(self, refs: Iterable[Ref]) -> _Came:
         came = _Came()
@@ -105,7 +105,22 @@ class _Reader:
 
     def _use(self, kind: str, refs: Iterable[Ref]) -> None:
         for number in self._of(refs).weights if kind else ():
-            self._uses.kinds.setdefault(self._tape.weights[number][0], set()).add(kind)
+            self._uses[self._tape.weights[number][0]].add(kind)
+
+    def _join(self, node: Node, op: str, came: _Came) -> None:
+        if self._is_told(came):
+            return
+        held = [(ref, self._fewest[ref.storage]) for ref in node.inputs if ref.storage in self._fewest]
+        choose = max if self._graph.kind(node) is Kind.PRODUCT else min  # keys may be of fewer places than queries
+        fewest = choose((places for _, places in held), default=0)
+        if is_convolution(node) and len(node.outputs[0].shape) > 2:
+            fewest = min(prod(node.outputs[0].shape[2:]), fewest or prod(node.outputs[0].shape[2:]))
+        elif op in ("cat", "add") and len({ref.shape[2:] for ref, _ in held}) == 1 and held[0][0].shape[2:]:
+            here = prod(held[0][0].shape[2:])
+            if any(places == here for _, places in held) and fewest < here:
+                self._joined[node.module] = None
+        if fewest:
+            self._fewest |= dict.fromkeys((ref.storage for ref in (*node.outputs, *node.written)), fewest)
 
     def _is_told(self, came: _Came) -> bool:
         """Whether nothing but inputs of one number per sample went into it."""
@@ -113,19 +128,25 @@ class _Reader:
         return bool(refs) and not came.coded and all(ref is not None and len(ref.shape) == 1 for ref in refs)
 
     def _condition(self, node: Node, kind: str) -> None:
-        """Vectors that are made of inputs with fewer dimensions than those of the features, for all places of these."""
+        """Vectors that are not made of all the inputs with most dimensions that the features are made of, for all places of these."""
         pair = [ref for ref in node.inputs if self._is_features(ref)] if kind else []
         for vector, features in (pair, pair[::-1]) if len(pair) == 2 else ():
             one, other = self._of([vector]), self._of([features])
             sizes = (*[1] * (len(features.shape) - len(vector.shape)), *vector.shape)
             repeated = [size for size, own in zip(features.shape, sizes, strict=False) if own == 1 < size]
-            if one.by and (other.mapped or other.coded) and repeated and self._depth(one) < self._depth(other):
+            if one.by and (other.mapped or other.coded) and repeated and self._is_told_by(other, one):
                 for number in one.by:
-                    self._uses.kinds.setdefault(self._tape.weights[number][0], set()).add(kind)
+                    self._uses[self._tape.weights[number][0]].add(kind)
 
-    def _depth(self, came: _Came) -> int:
-        """The most dimensions of the inputs that went into it."""
-        return max((len(ref.shape) for number in came.inputs if (ref := self._tape.given[number]) is not None), default=0)
+    def _depths(self, came: _Came) -> dict[int, int]:
+        """How many dimensions its inputs have."""
+        return {number: len(ref.shape) for number in came.inputs if (ref := self._tape.given[number]) is not None}
+
+    def _is_told_by(self, features: _Came, vector: _Came) -> bool:
+        """Whether ``vector`` is made of no deeper inputs than ``features``, and not of all that are as deep."""
+        own, depths = self._depths(vector), self._depths(features)
+        deepest = max(depths.values(), default=0)
+        return max(own.values(), default=0) <= deepest and any(depths[number] == deepest and number not in own for number in depths)
 
     def _map(self, node: Node) -> _Came:
         both = factors(node) or ()
@@ -134,9 +155,9 @@ class _Reader:
         told, weights = self._is_told(data), self._of(filter(self._is_weight, both)).weights
         for number in weights:
             name = self._tape.weights[number][0]
-            self._uses.told[name] = told and self._uses.told.get(name, True)
+            self._told[name] = told and self._told.get(name, True)
             axis = self._axis(node, number)
-            self._uses.axes[name] = axis if self._uses.axes.get(name, axis) == axis else None
+            self._axes[name] = axis if self._axes.get(name, axis) == axis else None
         return _Came(data.inputs, by=weights, coded=data.coded)
 
     def _axis(self, node: Node, number: int) -> int | None:
