@@ -19,6 +19,7 @@ _WORDS = frozenset(
     {"o", "out", "output", "proj", "projection", "dense", "wo", "final", "to", "c", "linear", "lin", "fc", "add", "added", "post"}
     | {"attention", "attn", "context", "img", "txt", "0", "layer", "self", "merge", "resid", "ca", "sa"}
 )
+_PLAIN = frozenset({"to_out", "out_proj", "o_proj"})  # of attention these can be nothing else
 _OWN = frozenset({"wo", "w_o", "o_proj", "out_proj", "to_out"})
 
 
@@ -128,9 +129,10 @@ def _claim_named(tree: Tree, module: nn.Module) -> bool:
     """Claim a layer that has one of its own names and gives what a projection reads."""
     read = {fans(slot)[1] for slot in tree.under(module) if slot.role in ATTENTION and is_linear(slot.layer)}
     for name, child in tree.children(module).items():
-        slot = tree.own(child).get("weight") if name in _OWN else None
-        if slot is not None and is_matrix(slot) and fans(slot)[0] in read:
-            slot.suppose(Role.ATTN_OUT, f"{type(module).__name__}.{name} gives what its projections read")
+        slots = main_weights(tree, child) if name in _OWN else []
+        if len(slots) == 1 and is_matrix(slots[0]) and (fans(slots[0])[0] in read or name in _PLAIN):
+            why = "gives what its projections read" if fans(slots[0])[0] in read else "stands behind its heads by its name"
+            slots[0].suppose(Role.ATTN_OUT, f"{type(module).__name__}.{name} {why}")
             return True
     return False
 

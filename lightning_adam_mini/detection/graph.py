@@ -15,7 +15,8 @@ from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.tree import Slot, Tree
 
 _PYG = "torch_geometric.nn.conv.message_passing.MessagePassing"
-_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "adj_mat", "adjacency", "edges", "dst", "senders", "receivers", "graph", "g"})
+GRAPH_ARGUMENTS = frozenset({"edge_index", "adj", "adj_t", "adj_mat", "adjacency", "edges", "dst", "senders", "receivers", "graph", "g"})
+"""What arguments that are a graph are called."""
 
 
 def is_message_passing(module: nn.Module) -> bool:
@@ -38,7 +39,7 @@ def _arguments(cls: type[nn.Module]) -> tuple[str, ...]:
 
 def graph_argument(module: nn.Module) -> str | None:
     """The argument of ``module.forward`` that is a graph, or what it takes out of one, by its name."""
-    return next((name for name in (*forward_arguments(module), *_unpacked(type(module))) if name in _ARGUMENTS), None)
+    return next((name for name in (*forward_arguments(module), *_unpacked(type(module))) if name in GRAPH_ARGUMENTS), None)
 
 
 @lru_cache(maxsize=4096)
@@ -75,7 +76,9 @@ def _claim_by_hand(tree: Tree, module: nn.Module) -> None:
     slots = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2]
     if takes == "edge_index" and tree.parent(module) is not None:
         slots += [s for child in tree.children(module).values() for s in tree.own(child).values() if is_matrix(s)]
-    slots = [slot for slot in slots if slot.is_open and slot.role is Role.LINEAR]
+    pairs = [(down, *ups) for down, ups in tree.shown.fed.items() if len(ups) == 1]  # a feed-forward is none
+    fed = {slot for pair in pairs if pair[0].shape == pair[1].shape[::-1] for slot in pair}
+    slots = [slot for slot in slots if slot.is_open and slot.role is Role.LINEAR and slot not in fed]
     if not slots or module in tree.attention:
         return
     if takes is None and len(forward_arguments(module)) > 1:

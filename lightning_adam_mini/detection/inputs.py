@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.detection.evidence import Failure
+from lightning_adam_mini.detection.graph import GRAPH_ARGUMENTS
 from lightning_adam_mini.detection.layers import is_conv, is_embedding, is_linear, line_axis
 from lightning_adam_mini.detection.names import own_parameter, words
 
@@ -29,6 +30,7 @@ Shape = tuple[int, ...]
 Path = tuple[int, ...]
 
 _MOST = 300  # calls to try
+_LONG = 128
 _LONGEST = 1024  # the most tokens, and the longest side of an image
 _LARGEST = 1 << 20  # elements of an argument
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
@@ -64,6 +66,8 @@ _WHOLE = re.compile(
     r"scalar types: Long|used as indices|dtype Long|Long tensor|must be Long|type Long|type LongTensor|int32/int64|must be long"
 )
 _FLOATING = re.compile(r"Input type \(long|Found Long|found Long|got Long|Long and Float|Long != float|for 'Long'|Long did not match")
+_NO_TENSOR = re.compile(r"\b(NoneType|int|list)\b'?(?: object|$)")
+_UNPACKED = re.compile(r"values to unpack \(expected (\d)")
 _GRID = (8, 16)  # height and width of an image or a feature map
 _MASKS = frozenset({"mask", "masks", "bias", "biases", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
 _PLACES = frozenset({"start", "offset", "idx", "index", "i"})
@@ -199,6 +203,11 @@ def _mismatches(error: str) -> list[tuple[int, int]]:
     return [*pairs, *either, *((b, a) for a, b in either)]
 
 
+def _plain(made: Made) -> Any:
+    """The value of an argument that is no tensor."""
+    return [] if made.value == () else made.value
+
+
 def _dimensions(error: str) -> list[int]:
     """How many dimensions an error wants."""
     if several := _SEVERAL_DIMENSIONS.search(error):
@@ -238,7 +247,8 @@ class _Maker:
         sized = any(not _SIDES.isdisjoint(words(name)) for name in names[1:])
         first = [image, (batch, high * wide if sized else self._tokens, 0)]
         rest = [(batch, *_GRID, 0), (batch, self._groups, self._tokens, 0), (batch, 0, self._tokens)]
-        self._kinds = [*(first if self._is_image else reversed(first)), *rest]
+        nodes = [(self._tokens, 0)] if any(name in GRAPH_ARGUMENTS for name in names) else []
+        self._kinds = [*nodes, *(first if self._is_image else reversed(first)), *rest]
         return self._kinds
 
     def call(self, made: tuple[Made, ...], names: tuple[str, ...], positional: int) -> Call:
@@ -249,10 +259,12 @@ class _Maker:
         return Call(made, positional, names, tuple(values[:positional]), kwargs, leaves)
 
     def _make(self, made: Made, path: Path, leaves: list[tuple[Path, Tensor]]) -> Any:
+        if made.fields is not None and made.value is tuple:
+            return tuple(self._make(inner, (*path, i), leaves) for i, (_, inner) in enumerate(made.fields))
         if made.fields is not None:
             return Record({name: self._make(inner, (*path, i), leaves) for i, (name, inner) in enumerate(made.fields)})
         if made.dtype is None:
-            return [] if made.value == () else made.value
+            return _plain(made)
         if made.dtype.is_floating_point:
             tensor = torch.rand(made.shape, device=self._device)
         elif made.dtype is torch.bool:
@@ -272,15 +284,18 @@ class _Maker:
             for number in failure.blamed:
                 yield 0, leaves[number][0], Made(fields=((failure.key, self._first(failure.key, 1)),))
             return
-        if "NoneType" in text:
+        if held := _NO_TENSOR.search(text):
             for place, made in enumerate(call.made):
-                if made.value is None and made.dtype is None and made.fields is None:
+                if made.dtype is None and made.fields is None and held[1] == type(_plain(made)).__name__:
                     yield from self._others(call, (place,), 0)
         blamed = failure.blamed or {number: [tuple(tensor.shape)] for number, (_, tensor) in enumerate(leaves)}
         beside = [shape for shapes in blamed.values() for shape in shapes]
         for number, met in blamed.items():
             path = leaves[number][0]
             yield from ((odd, path, other) for odd, other in self._asked(_at(call.made, path), met, beside, text))
+            if (found := _UNPACKED.search(text)) and len(path) == 1:  # perhaps it is not its shape that is unpacked
+                several = tuple((str(i), self._first(self._name(call, path), i)) for i in range(int(found[1])))
+                yield 3, path, Made(value=tuple, fields=several)
             yield from self._others(call, path, 2)
 
     def _name(self, call: Call, path: Path) -> str:
@@ -303,6 +318,8 @@ class _Maker:
         if _FLOATING.search(error) and is_whole:
             yield from ((0, self._floats(other)) for other in (*self._features(), shape))
             return
+        if made.dtype is torch.bool and "bool" in error:
+            yield 0, replace(made, dtype=torch.float32)
         if made.dtype is torch.bool:
             yield from ((0, replace(made, shape=other)) for other in ((self._batch, shape[-1]), (shape[-1], shape[-1])) if other != shape)
         if is_whole and ("out of range" in error or "out of bounds" in error):
@@ -312,7 +329,7 @@ class _Maker:
             if other not in known and other and max(other) <= _LONGEST and 0 < prod(other) <= _LARGEST:
                 known.add(other)
                 odd += 3 * (len(other) == len(shape) and other[0] != shape[0] == self._batch)  # inputs are of as many samples
-                odd += 2 * (other.count(1) > shape.count(1)) + (len(set(other)) < len(other))
+                odd += 2 * (other.count(1) > shape.count(1)) + (len(set(other)) < len(other)) + 2 * (max(other) > max((_LONG, *shape)))
                 yield odd, replace(made, shape=other)
 
     def _asked_shapes(self, shape: Shape, met: list[Shape], beside: list[Shape], error: str) -> Iterator[tuple[int, Shape]]:
@@ -378,12 +395,27 @@ class _Maker:
         found += [self._indices((batch, self._tokens)), self._indices((batch,)), Made(value=None), Made(value=2)]
         yield from ((odd + i // 4, path, made) for i, made in enumerate(dict.fromkeys(found)))
 
+    def _of_graph(self, named: set[str], place: int) -> Iterator[Made]:
+        """What an argument may be where nodes are as many as tokens, and edges as groups."""
+        nodes, edges = self._tokens, self._groups
+        if {"edge", "edges", "index"} & named and not {"attr", "weight", "weights", "features", "feat", "type"} & named:
+            yield Made(torch.long, (2, edges), nodes)
+        elif not {"adj", "adjacency", "a", "mat", "t"}.isdisjoint(named):
+            yield self._floats((nodes, nodes))
+        elif "batch" in named:
+            yield Made(torch.long, (nodes,), 1)
+        elif self._entries and not place:
+            yield Made(torch.long, (nodes,), self._entries)
+        yield from (self._floats((edges if "edge" in named else nodes, width)) for width in self._widths or (1,))
+
     def choices(self, name: str, place: int, kind: Shape) -> Iterator[Made]:
         """What the argument called ``name`` may be, where features are of a ``kind``."""
         named, batch = set(words(name)), self._batch
         features = [tuple(side or width for side in kind) for width in self._widths] or [tuple(side or 1 for side in kind)]
         length = next((side for side in kind[1:] if side), self._tokens)
-        if place and not _PLACES.isdisjoint(named):
+        if kind == (self._tokens, 0):  # a graph
+            yield from self._of_graph(named, place)
+        elif place and not _PLACES.isdisjoint(named):
             yield Made(value=0)
         elif place and not _MASKS.isdisjoint(named):
             yield Made(value=None)

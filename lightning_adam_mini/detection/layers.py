@@ -172,7 +172,9 @@ def _claim_bare(slot: Slot) -> Claim:
     """A parameter that a module holds itself: its shape and the words of its name are all there is."""
     kind = type(slot.layer).__name__
     named = words(slot.path.rsplit(".", 1)[-1] if slot.attr.isdecimal() else slot.attr)  # of one in a ParameterList, that of the list
-    if "bias" in named and not is_relative(slot) and len(slot.shape) <= 2:
+    weight = own_parameter(slot.layer, slot.attr.replace("bias", "weight"))  # a matrix of each, and a vector of each
+    is_beside = weight is not None and weight.ndim == len(slot.shape) and (*weight.shape[:-2], 1, weight.shape[-1]) == slot.shape
+    if "bias" in named and not is_relative(slot) and (len(slot.shape) <= 2 or is_beside):
         return Claim(Source.LAYER, Role.BIAS, f"parameter of {kind} named {slot.attr}")
     if len(slot.shape) == 2 and not {"proj", "projection"}.isdisjoint(named):
         return Claim(Source.LAYER, Role.LINEAR, f"matrix of {kind} named {slot.attr}", axis=1)

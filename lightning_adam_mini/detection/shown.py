@@ -77,7 +77,7 @@ def _claim_whole(tree: Tree, evidence: Evidence, path: str, slots: dict[str, Slo
     shown.uses |= {slot: set(kinds) for name, kinds in seen.uses for slot in known([name])}
     shown.told |= dict.fromkeys(known(seen.told))
     shown.messages |= {tree.modules[at]: why for where, why in seen.messages if (at := join(path, where)) in tree.modules}
-    for held, paths in ((shown.joined, seen.joined), (shown.attends, evidence.attentions)):
+    for held, paths in ((shown.joined, seen.joined), (shown.attends, evidence.attentions), (shown.products, seen.products)):
         held |= {tree.modules[at]: None for where in paths if (at := join(path, where)) in tree.modules}
     axes = {slot: axis for name, axis in seen.axes for slot in known([name])}
     makers = {maker for slot in shown.told for maker in shown.fed.get(slot, ())}  # of the time vector, that others read

@@ -53,6 +53,9 @@ def find_signs(tree: Tree) -> Signs:
     was_run = any(slot in tree.shown.unread for slot in tree.slots) and tree.shown.attends.keys().isdisjoint(tree.paths)
     if not is_known and (strong or not fourier):
         weak = strong or (None if was_run else first(lambda m: _attention(tree, m))) or _tied_table(tree)
+        weak = weak or next(
+            (f"{type(m).__name__} multiplies products, as running showed" for m in tree.shown.products if m in tree.paths), None
+        )
     time = _time(tree, core)
     return Signs(
         messages=messages,

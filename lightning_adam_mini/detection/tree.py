@@ -99,6 +99,7 @@ class Shown:
         messages: What showed that a module adds up features along a graph.
         joined: The modules that put together features of a map of places and what comes from smaller ones.
         attends: The modules that compute softmax attention.
+        products: The modules that multiply what maps give by products of such.
     """
 
     unread: dict[Slot, bool] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Shown:
     messages: dict[nn.Module, str] = field(default_factory=dict)
     joined: dict[nn.Module, None] = field(default_factory=dict)
     attends: dict[nn.Module, None] = field(default_factory=dict)
+    products: dict[nn.Module, None] = field(default_factory=dict)
 
 
 @dataclass

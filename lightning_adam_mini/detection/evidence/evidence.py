@@ -63,6 +63,7 @@ class Whole:
         told: The weights of the maps that read nothing but inputs of one number per sample, such as a time step.
         messages: Paths of modules that add up features along a graph, and what shows it.
         joined: Paths of modules that put together features of a map of places and what comes from smaller ones, as UNets do.
+        products: Paths of modules that multiply what maps give by products of such, as attention does with or without a softmax.
     """
 
     read: tuple[str, ...] = ()
@@ -73,6 +74,7 @@ class Whole:
     told: tuple[str, ...] = ()
     messages: tuple[tuple[str, str], ...] = ()
     joined: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum
-from math import inf
+from math import inf, prod
 from typing import NamedTuple, TypeVar, cast
 
 from lightning_adam_mini.detection.evidence.tape import Node, Ref, Tape
@@ -50,7 +50,13 @@ class Walk(NamedTuple):
 
 
 class Graph:
-    """A tape with the meaning of its operations."""
+    """A tape with the meaning of its operations.
+
+    Attributes:
+        tape: The tape.
+        weights: The parameters on it.
+        products: Paths of modules that multiply what maps give by products of such.
+    """
 
     def __init__(self, tape: Tape) -> None:
         """Args: the tape."""
@@ -64,6 +70,7 @@ class Graph:
         self._soft: dict[int, int] = {}
         self._multiplied: dict[int, int] = {}
         self._weighing = 0
+        self.products: dict[str, None] = {}
         self._known: dict[object, object] = {}
         for node in tape.nodes:
             self._add(node)
@@ -84,25 +91,32 @@ class Graph:
             self._fed[node.index] = made_by
             self._bits[node.index] = 4 << len(self._bits)
             made_by |= self._bits[node.index]
-        soft = made_by if kind is Kind.SOFTMAX else 0
-        if kind is Kind.PASS and len(node.inputs) == 1:
-            soft = self._soft.get(node.inputs[0].storage, 0)
-        elif kind is Kind.PRODUCT or node.op == "mul":
-            for ref in node.inputs:
-                self._weighing |= self._soft.get(ref.storage, 0)
-        multiplied = made_by if kind is Kind.PRODUCT else 0
-        for ref in node.inputs:
-            held = self._multiplied.get(ref.storage, 0)
-            if kind is Kind.PRODUCT:
-                self._weighing |= held
-            multiplied |= held
+        self._note_products(node, kind, made_by)
         for ref in (*node.outputs, *node.written):
-            self._soft[ref.storage], self._multiplied[ref.storage] = soft, multiplied
             # What is chosen by the numbers of a map, such as the best places, is not made of them.
             bits = made_by if ref.is_differentiable else made_by & (_INPUT | _WEIGHT)
             self._made_by[ref.storage] = self._made_by.get(ref.storage, 0) | bits
             if made_by & _INPUT:
                 self._activations.add(ref.storage)
+
+    def _note_products(self, node: Node, kind: Kind, made_by: int) -> None:
+        """Maps whose results weigh by a softmax, or go into a product of products, are read by these as by another map."""
+        soft = made_by if kind is Kind.SOFTMAX else 0
+        multiplied = made_by if kind is Kind.PRODUCT else 0
+        if kind is Kind.PASS and len(node.inputs) == 1:
+            soft = self._soft.get(node.inputs[0].storage, 0)
+        for ref in node.inputs:
+            before = self._multiplied.get(ref.storage, 0)
+            multiplied |= before
+            # Weights of a mean stand for several numbers; as many numbers as there are others are scaled themselves.
+            is_weight = node.op == "mul" and prod(ref.shape) < prod(node.outputs[0].shape if node.outputs else ref.shape)
+            if kind is Kind.PRODUCT or is_weight:
+                self._weighing |= self._soft.get(ref.storage, 0)
+            if kind is Kind.PRODUCT and before:
+                self._weighing |= before
+                self.products.setdefault(node.module)
+        for ref in (*node.outputs, *node.written):
+            self._soft[ref.storage], self._multiplied[ref.storage] = soft, multiplied
 
     def kind(self, node: Node) -> Kind:
         """What ``node`` is."""
@@ -171,6 +185,8 @@ class Graph:
         """The weight of each map that nothing but one to three others feed, and theirs; none if another use has others."""
         found: dict[str, tuple[str, ...]] = {}
         for index in self._maps:
+            if self.tape.is_late():
+                return {}
             linear = self.linear(self.tape.nodes[index]) if self._kinds[index] is Kind.LINEAR else None
             ends = () if linear is None else self._walk(linear.data, index, frozenset(), _FEW).ends
             if 0 < len(ends) <= _FEW and all(self.kind(end) is Kind.LINEAR for end in ends):

@@ -63,6 +63,8 @@ class _Reader:
 
     def read(self) -> Whole:
         for node in self._tape.nodes:
+            if self._tape.is_late():
+                return Whole()
             came = self._of(values(node))
             op = node.op.rstrip("_")
             kind = self._graph.kind(node)
@@ -88,6 +90,7 @@ class _Reader:
             told=tuple(name for name, is_told in self._told.items() if is_told),
             messages=tuple(self._messages.items()),
             joined=tuple(self._joined),
+            products=tuple(self._graph.products),
         )
 
     def _of(self, refs: Iterable[Ref]) -> _Came:
@@ -171,7 +174,9 @@ class _Reader:
         indices = [ref for ref in node.inputs if not ref.is_differentiable]
         along = self._of(indices)
         self._use("table" if along.inputs else "place", filter(self._is_weight, node.inputs))
-        given = bool(along.inputs) and not along.mapped
+        given, held = bool(along.inputs) and not along.mapped, self._of(filter(self._is_features, node.inputs))
+        if given and held.looked_up and held.mapped:
+            self._messages.setdefault(node.module, "looks up along given indices what it made of features that it looked up")
         return _Came(coded=any(map(self._is_weight, node.inputs)), looked_up=given and any(self._is_features(ref) for ref in node.inputs))
 
     def _message(self, node: Node, op: str) -> str | None:
