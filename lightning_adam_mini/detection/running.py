@@ -87,7 +87,8 @@ def _whole(tree: Tree) -> nn.Module | None:
     for module in core_of(tree):
         if _has_forward(module):
             held = set(tree.under(module))
-            is_plain = is_conventional(type(module)) or isinstance(module, nn.Sequential)
+            inner = module.modules() if isinstance(module, nn.Sequential) else [module]
+            is_plain = all(is_conventional(type(part)) for part in inner)
             return None if is_plain or any(len(slot.shape) >= 2 and slot not in held for slot in tree.slots) else module
     return None
 

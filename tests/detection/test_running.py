@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_adam_mini import inspect_model
-from lightning_adam_mini.detection.evidence import Evidence, NotSeen
+from lightning_adam_mini.detection.evidence import DoesNotRunError, Evidence, NotSeen, probe_call
 from lightning_adam_mini.detection.inputs import Trials
 from lightning_adam_mini.detection.layers import claim_layers
 from lightning_adam_mini.detection.roles import Role
@@ -166,7 +166,7 @@ def test_layers_alike_are_run_once_and_each_gets_its_lines() -> None:
         assert _lines(nn.Sequential(*(Counting(False, index) for index in range(depth)))) == [BY_HEAD] * depth
         return Counting.runs
 
-    assert runs(6) == runs(1) > 0
+    assert runs(6) - 6 == runs(1) - 1 == 1  # one of them alone, and all of them as a whole
 
 
 class Fixed(Attention):
@@ -488,11 +488,91 @@ class Sums(nn.Module):
         return torch.mm(beside, self.second(torch.mm(beside, self.first(x)).relu()))
 
 
-@pytest.mark.parametrize("build", [Clicks, Branch, Clip, Sums])
+class Named(nn.Module):
+    """A batch by name, whose parts are of other widths and kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.image, self.fc = nn.Embedding(31, 8), nn.Conv2d(3, 6, 3), nn.Linear(14, 5)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.fc(torch.cat([self.words(batch["text"]).mean(1), self.image(batch["pixels"]).mean((2, 3))], -1))
+
+
+class Attributes(Named):
+    def forward(self, data: Any) -> Tensor:
+        return super().forward({"text": data.words, "pixels": data.image})
+
+
+class Several(Named):
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        words, image = batch
+        return super().forward({"text": words, "pixels": image})
+
+
+class Pooled(nn.Module):
+    """A vector of each sample beside features of places, and a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds, self.pooled, self.enter, self.leave = nn.Embedding(11, 20), nn.Linear(17, 20), nn.Linear(13, 20), nn.Linear(20, 3)
+
+    def forward(self, hidden_states: Tensor, pooled: Tensor, y: Tensor) -> Tensor:
+        b, _, _ = hidden_states.shape
+        c = (self.kinds(y) + self.pooled(pooled)).view(b, 1, 20)
+        return self.leave(self.enter(hidden_states) + c)
+
+
+class Video(nn.Module):
+    """Frames in five dimensions, of which it wants squares of a size that only its positions say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.places, self.fc = nn.Conv2d(4, 22, 2, 2), nn.Parameter(torch.zeros(1, 16, 22)), nn.Linear(22, 5)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        b, f, c, h, w = x.shape
+        return self.fc(self.patch(x.view(b * f, c, h, w)).flatten(2).mT + self.places)
+
+
+class Edges(nn.Module):
+    """A graph with numbers of its edges and the graph of each node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.edge, self.leave = nn.Linear(9, 12), nn.Linear(4, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor) -> Tensor:
+        source, target = edge_index
+        h = self.enter(x)
+        h = h.index_add(0, target, h[source] * self.edge(edge_attr))
+        return self.leave(torch.zeros(int(batch.max()) + 1, 12).index_add(0, batch, h))
+
+
+MENDED = [Clicks, Branch, Clip, Sums, Named, Attributes, Several, Pooled, Video, Edges]
+
+
+@pytest.mark.parametrize("build", MENDED)
 def test_an_input_is_mended_as_the_error_asks_for(build: type[nn.Module]) -> None:
     evidence, ran = run_alone(build(), time.monotonic() + 20, once=True)
     assert ran
     assert evidence.whole.unread
+
+
+def test_what_led_to_a_failure_is_known() -> None:
+    module = Pooled()
+    fits = (torch.rand(3, 7, 13), torch.rand(3, 17), torch.zeros(3, dtype=torch.long))
+    for place, wrong, where in (
+        (0, torch.rand(3, 7, 5), (3, 7, 5)),
+        (1, torch.rand(3, 6), (3, 6)),
+        (2, torch.zeros(4, dtype=torch.long), (4, 20)),
+    ):
+        inputs = [wrong if place == i else good for i, good in enumerate(fits)]
+        with pytest.raises(DoesNotRunError) as caught:
+            probe_call(module, lambda: module(*inputs), inputs, alone=True)  # noqa: B023
+        assert where in caught.value.failure.blamed[place]
+        assert set(caught.value.failure.blamed) <= {place, 1}
+    assert probe_call(module, lambda: module(*fits), fits, alone=True).whole.unread == ("leave.weight",)
 
 
 class Gathers(nn.Module):

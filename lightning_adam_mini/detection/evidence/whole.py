@@ -161,7 +161,7 @@ class _Reader:
             self._told[name] = told and self._told.get(name, True)
             axis = self._axis(node, number)
             self._axes[name] = axis if self._axes.get(name, axis) == axis else None
-        return _Came(data.inputs, by=weights, coded=data.coded)
+        return _Came(data.inputs, by=weights, looked_up=data.looked_up, coded=data.coded)
 
     def _axis(self, node: Node, number: int) -> int | None:
         linear = self._graph.linear(node)
