@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from lightning_adam_mini.detection.calls import calls_attention, reads
 from lightning_adam_mini.detection.evidence import DoesNotRunError, Evidence, probe_call
-from lightning_adam_mini.detection.inputs import Call, Trials
+from lightning_adam_mini.detection.inputs import Call
+from lightning_adam_mini.detection.mending import Trials
 from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.registry import is_conventional
 from lightning_adam_mini.detection.roles import ATTENTION, Role, Source

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lightning_adam_mini import inspect_model
 from lightning_adam_mini.detection.evidence import DoesNotRunError, Evidence, NotSeen, probe_call
-from lightning_adam_mini.detection.inputs import Trials
 from lightning_adam_mini.detection.layers import claim_layers
+from lightning_adam_mini.detection.mending import Trials
 from lightning_adam_mini.detection.roles import Role
 from lightning_adam_mini.detection.running import claim_running, run_alone
 from lightning_adam_mini.detection.tree import Tree
