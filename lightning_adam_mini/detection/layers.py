@@ -172,9 +172,7 @@ def _claim_bare(slot: Slot) -> Claim:
     """A parameter that a module holds itself: its shape and the words of its name are all there is."""
     kind = type(slot.layer).__name__
     named = words(slot.path.rsplit(".", 1)[-1] if slot.attr.isdecimal() else slot.attr)  # of one in a ParameterList, that of the list
-    weight = own_parameter(slot.layer, slot.attr.replace("bias", "weight"))  # a matrix of each, and a vector of each
-    is_beside = weight is not None and weight.ndim == len(slot.shape) and (*weight.shape[:-2], 1, weight.shape[-1]) == slot.shape
-    if "bias" in named and not is_relative(slot) and (len(slot.shape) <= 2 or is_beside):
+    if "bias" in named and not is_relative(slot) and (len(slot.shape) <= 2 or _is_bias_of_stack(slot)):
         return Claim(Source.LAYER, Role.BIAS, f"parameter of {kind} named {slot.attr}")
     if len(slot.shape) == 2 and not {"proj", "projection"}.isdisjoint(named):
         return Claim(Source.LAYER, Role.LINEAR, f"matrix of {kind} named {slot.attr}", axis=1)
@@ -192,6 +190,12 @@ def _claim_bare(slot: Slot) -> Claim:
         why = f"parameter of {kind}, perhaps {stack} that {'are' if len(slot.shape) > 2 else 'is'} multiplied as x @ W"
         return Claim(Source.LAYER, Role.LINEAR, why, axis=len(slot.shape) - 1, guess=True)
     return Claim(Source.LAYER, Role.OTHER, f"parameter of {kind}, which is not known", guess=True)
+
+
+def _is_bias_of_stack(slot: Slot) -> bool:
+    """Whether it has a vector for each of as many matrices beside it: (n, 1, out) beside (n, in, out)."""
+    weight = own_parameter(slot.layer, slot.attr.replace("bias", "weight"))
+    return weight is not None and weight.ndim == len(slot.shape) > 2 and (*weight.shape[:-2], 1, weight.shape[-1]) == slot.shape
 
 
 def is_relative(slot: Slot) -> bool:

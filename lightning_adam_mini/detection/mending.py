@@ -142,10 +142,11 @@ class _Mender:
             for number in failure.blamed:
                 yield 0, leaves[number][0], Made(fields=((failure.key, self._maker.first(failure.key, 1)),))
             return
-        if held := _NO_TENSOR.search(text):
-            for place, made in enumerate(call.made):
-                if made.dtype is None and made.fields is None and held[1] == type(plain(made)).__name__:
-                    yield from self._others(call, (place,), 0)
+        # A tensor is wanted where None is, or what None is compared with.
+        held = "NoneType" if "invalid combination of arguments" in text else next(iter(_NO_TENSOR.findall(text)), None)
+        for place, made in enumerate(call.made):
+            if made.dtype is None and made.fields is None and held == type(plain(made)).__name__:
+                yield from self._others(call, (place,), 0)
         blamed = failure.blamed or {number: [tuple(tensor.shape)] for number, (_, tensor) in enumerate(leaves)}
         beside = [shape for shapes in blamed.values() for shape in shapes]
         for number, met in blamed.items():
@@ -208,8 +209,10 @@ class _Mender:
             yield from ((2, other) for other in _resized(shape, got, wanted))
         if found := _VIEWED.search(error):
             sizes = [int(size) for size in re.findall(r"\d+", found[1])]
-            there, rest = divmod(int(found[2]), max(1, prod(sizes)))
-            yield from ((0, shape[:dim] + shape[dim + 1 :]) for dim in dims if not rest and shape[dim] == there)
+            here, there = max(1, int(found[2])), max(1, prod(sizes))
+            more = enumerate(dims) if "-1" not in found[1] and there % here == 0 else ()
+            yield from ((odd, _with(shape, dim, shape[dim] * (there // here))) for odd, dim in more)
+            yield from ((0, shape[:dim] + shape[dim + 1 :]) for dim in dims if here % there == 0 and shape[dim] == here // there)
             for size in sizes:
                 yield from ((1, _with(shape, dim, -(-shape[dim] // size) * size)) for dim in dims[:-1] if size > 1)
                 yield from ((2, _with(shape, dim, size)) for dim in dims)

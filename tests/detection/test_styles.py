@@ -14,8 +14,8 @@ from lightning_adam_mini.lines import parse_lines
 from tests.detection.styles.style import Style
 
 FILES = sorted(path.stem for path in (Path(__file__).parent / "styles").glob("[a-z]*_*.py") if not path.stem.endswith("_test"))
-LATER = "third"
-"""Models that no rule was made for: written and labelled before they were looked at, and left as they are found."""
+LATER = ("third", "fourth")
+"""Models that were written and labelled before detection was run on them. Classes of what was wrong were cured later, in part."""
 
 
 def _styles(files: list[str]) -> list[Style]:
@@ -81,10 +81,10 @@ def test_nine_in_ten_are_right_with_nothing_run_by_the_user(judged: dict[str, tu
     assert len(wrong) <= 0.1 * len(judged), "\n".join(f"{name}: {'; '.join(why[:2])}" for name, why in wrong.items())
 
 
-def test_of_models_that_no_rule_was_made_for_no_more_are_wrong_than_at_first_and_none_raises() -> None:
+def test_of_models_that_were_labelled_first_no_more_are_wrong_than_there_were_and_none_raises() -> None:
     found = {style.name: judge(style) for style in LATER_STYLES}
     wrong = {name: silent for name, (silent, _) in found.items() if silent}
     right = [name for name, (silent, guessed) in found.items() if not silent and not guessed]
-    assert len(found) == 40
-    assert len(wrong) <= 14, "\n".join(f"{name}: {'; '.join(silent[:2])}" for name, silent in wrong.items())
-    assert len(right) >= 20
+    assert len(found) == 80
+    assert len(wrong) <= 12, "\n".join(f"{name}: {'; '.join(silent[:2])}" for name, silent in wrong.items())
+    assert len(right) >= 60

@@ -106,7 +106,7 @@ class Graph:
         if kind is Kind.PASS and len(node.inputs) == 1:
             soft = self._soft.get(node.inputs[0].storage, 0)
         for ref in node.inputs:
-            before = self._multiplied.get(ref.storage, 0)
+            before = self._multiplied.get(ref.storage, 0) if ref.is_differentiable else 0
             multiplied |= before
             # Weights of a mean stand for several numbers; as many numbers as there are others are scaled themselves.
             is_weight = node.op == "mul" and prod(ref.shape) < prod(node.outputs[0].shape if node.outputs else ref.shape)
