@@ -99,7 +99,7 @@ class Trials:
 
     def failed(self, call: Call, failure: Failure) -> None:
         """Hear why ``call`` failed."""
-        place = (failure.progress, type(failure.error), str(failure.error)[:20])
+        place = (failure.progress, type(failure.error), failure.text[:20])
         self._stuck[place] += place == self._last
         for odd, path, other in self._mender.mended(call, failure):
             self._push(_put(call.made, path, other), failure.progress, self._odds + odd, place)
@@ -134,7 +134,7 @@ class _Mender:
 
     def mended(self, call: Call, failure: Failure) -> Iterator[tuple[int, Path, Made]]:
         """What may be in the place of which argument: as the error asks, and whatever it may be else; the least odd at 0."""
-        error, text, leaves = failure.error, str(failure.error), call.leaves
+        error, text, leaves = failure.error, failure.text, call.leaves
         if isinstance(error, MissingError):
             yield from self._fields(call, error)
             return
@@ -163,12 +163,8 @@ class _Mender:
     def _fields(self, call: Call, error: MissingError) -> Iterator[tuple[int, Path, Made]]:
         for place, value in enumerate((*call.args, *call.kwargs.values())):
             if value is error.record:
-                held = call.made[place]
-                yield (
-                    0,
-                    (place,),
-                    replace(held, fields=(*(held.fields or ()), (error.key, self._maker.first(error.key, len(held.fields or ()))))),
-                )
+                fields = call.made[place].fields or ()
+                yield 0, (place,), Made(fields=(*fields, (error.key, self._maker.first(error.key, len(fields)))))
 
     def _asked(self, made: Made, met: list[Shape], beside: list[Shape], error: str) -> Iterator[tuple[int, Made]]:
         """What an error asks for in place of an argument that became ``met``, ``beside`` which others were; least odd at 0."""

@@ -16,6 +16,8 @@ from lightning_adam_mini.detection.evidence.tape import Ref, Tape
 
 _UNPACKED = re.compile(r"not enough values to unpack \(expected \d+, got (\d+)\)")
 
+_LONGEST = 2000  # characters of an error that are read
+
 
 class DoesNotRunError(ValueError):
     """A model does not run on what it was given."""
@@ -29,12 +31,14 @@ class Failure:
 
     Attributes:
         error: What it raised.
+        text: What that says, or its beginning.
         progress: How many calls and operations went well before.
         blamed: By number of an input, the shapes of what was made of it where the forward failed.
         key: What the forward wants of an input that is a tensor, as of a dict or a record.
     """
 
     error: BaseException
+    text: str
     progress: int
     blamed: dict[int, list[tuple[int, ...]]]
     key: str | None = None
@@ -62,6 +66,7 @@ class Calls(TorchFunctionMode):
 
 def find_failure(error: BaseException, tape: Tape, calls: Calls) -> Failure:
     """What is known of the ``error`` that ended a forward."""
+    text = _text(error)
     progress = calls.count + len(tape.nodes)  # before what is called here counts
     values, key = calls.failed[1] if calls.failed is not None and calls.failed[0] is error else (), None
     if calls.failed is not None and calls.failed[2] is Tensor.__getitem__ and values:
@@ -71,10 +76,17 @@ def find_failure(error: BaseException, tape: Tape, calls: Calls) -> Failure:
         values, key = (error.obj,), error.name
     blamed = _origins(tape, map(tape.ref, _tensors(values)))
     if not blamed:
-        unpacked = _UNPACKED.search(str(error))
+        unpacked = _UNPACKED.search(text)
         refs = [ref for ref in map(tape.ref, _locals(error.__traceback__)) if ref is not None]
         blamed = _origins(tape, (ref for ref in refs if unpacked is None or len(ref.shape) == int(unpacked[1])))
-    return Failure(error, progress, blamed, key)
+    return Failure(error, text, progress, blamed, key)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:_LONGEST]
+    except Exception:  # a class of the user's
+        return ""
 
 
 def _locals(traceback: TracebackType | None) -> list[Tensor]:
