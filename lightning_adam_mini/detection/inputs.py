@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from lightning_adam_mini.detection.names import own_parameter, words
 Shape = tuple[int, ...]
 Path = tuple[int, ...]
 
-_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+_PRIMES = [n for n in range(3, 1000) if all(n % d for d in range(2, isqrt(n) + 1))]
+_FEW = 8  # whole numbers in a list that are settings, and no data
 GRID = (8, 16)  # height and width of an image or a feature map
 _MASKS = frozenset({"mask", "masks", "bias", "biases", "cache", "past", "state", "padding", "dropout", "is", "need", "return", "use"})
 _PLACES = frozenset({"start", "offset", "idx", "index", "i"})
@@ -101,7 +102,8 @@ class Maker:
         self._device = device
         settings = {n for inner in module.modules() for n in _whole(vars(inner).values())}
         numbers = settings.union(*(p.shape for p in module.parameters()))
-        free = [prime for prime in _PRIMES if prime not in numbers]
+        free = [prime for prime in _PRIMES if prime not in numbers] or [1009]
+        free += [free[-1]] * 3
         self.batch, self._tokens, self.groups = free[:3]
         widths = Counter(_widths(module))  # in the order in which they come
         first = next(iter(widths), 1)
@@ -236,6 +238,6 @@ def _whole(values: Iterable[Any]) -> Iterator[int]:
     for value in values:
         if isinstance(value, int):
             yield value
-        elif isinstance(value, (tuple, list)):
+        elif isinstance(value, (tuple, list)) and len(value) <= _FEW:
             whole = [v for v in value if isinstance(v, int)]
             yield from (*whole, prod(whole))

@@ -105,10 +105,14 @@ class Trials:
             self._push(_put(call.made, path, other), failure.progress, self._odds + odd, place)
 
     def _push(self, made: tuple[Made, ...], progress: int, odds: int, because: object = None) -> None:
-        if made not in self._met:
+        if made not in self._met and (sum(map(_elements, made)) <= (_LARGEST if because or odds else 16 * _LARGEST)):
             self._met.add(made)
             heapq.heappush(self._best, (-progress, odds, len(self._met), because, made))
             heapq.heappush(self._first, (odds, len(self._met), because, made))
+
+
+def _elements(made: Made) -> int:
+    return prod(made.shape) if made.dtype is not None else sum(_elements(inner) for _, inner in made.fields or ())
 
 
 def _at(made: tuple[Made, ...], path: Path) -> Made:

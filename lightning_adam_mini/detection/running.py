@@ -15,6 +15,7 @@ import logging
 import signal
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_adam_mini.detection.calls import calls_attention, reads
-from lightning_adam_mini.detection.evidence import DoesNotRunError, Evidence, probe_call
+from lightning_adam_mini.detection.evidence import DoesNotRunError, Evidence, TooLongError, probe_call
 from lightning_adam_mini.detection.inputs import Call
 from lightning_adam_mini.detection.mending import Trials
 from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
@@ -189,14 +190,20 @@ def _run_on(device: str, make: Callable[[Tensor], Tensor], module: nn.Module, de
             try:
                 call = partial(_call, module, min(left, _LONGEST), trial)
                 evidence = probe_call(module, call, [tensor for _, tensor in trial.leaves], seconds=left, alone=True)
-            except (Exception, SystemExit) as error:
-                _log.debug("%s does not run alone on %s: %s", type(module).__name__, device, error)
-                if isinstance(error.__cause__, TimeoutError):
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever it is, it is the forward's, and ends nothing else
+                _log.debug("%s does not run alone on %s", type(module).__name__, device, exc_info=True)
+                if isinstance(error, TooLongError):
                     break
                 if isinstance(error, DoesNotRunError):
                     trials.failed(trial, error.failure)
                 out_of_range |= isinstance(error.__cause__, IndexError)
+                for raised in (error, error.__cause__):  # their frames hold what the forward held
+                    traceback.clear_frames(raised.__traceback__ if raised is not None else None)
                 continue
+            if not evidence.parameters and time.monotonic() >= deadline:
+                break  # it was not read to its end
             if evidence.parameters or once:
                 return evidence, True, False
             ran = trials.ran = True
@@ -243,10 +250,10 @@ def _stopped(seconds: float) -> Iterator[None]:
         return
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"it does not end within {seconds:.0f} seconds")
+        raise TooLongError
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 1.0)  # again, if a forward goes on nevertheless
     try:
         yield
     finally:
@@ -267,7 +274,8 @@ def _on_meta(tensor: Tensor) -> Tensor:
 def _on_cpu(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(
-            torch.randn(tensor.shape) * 0.1 if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype)
+            torch.randn(tensor.shape) * 0.1 if tensor.is_floating_point() else torch.zeros(tensor.shape, dtype=tensor.dtype),
+            requires_grad=tensor.is_floating_point(),
         )
     if tensor.is_meta:
         return torch.zeros(tensor.shape, dtype=_dtype(tensor))

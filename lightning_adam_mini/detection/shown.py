@@ -72,7 +72,12 @@ def _claim_whole(tree: Tree, evidence: Evidence, path: str, slots: dict[str, Slo
         return [slot for name in names if (slot := slots.get(join(path, name))) is not None]
 
     seen, shown = evidence.whole, tree.shown
-    shown.unread |= dict.fromkeys(known(seen.read), False) | dict.fromkeys(known(seen.unread), True)
+    met = set(known((*seen.read, *seen.unread)))
+    layers = [slot for slot in tree.slots if slot.attr == "weight" and (is_linear(slot.layer) or is_conv(slot.layer))]
+    # A layer that was not run may read what the ones before it give; those of a chain are a network of their own.
+    left = [i for i, slot in enumerate(layers) if slot not in met and not isinstance(tree.parent(slot.layer), nn.Sequential)]
+    early = set(layers[: max(left, default=0)]) if met else set()
+    shown.unread |= dict.fromkeys(known(seen.read), False) | {slot: True for slot in known(seen.unread) if slot not in early}
     shown.fed |= {reader: set(known(by)) for name, by in seen.fed for reader in known([name])}
     shown.uses |= {slot: set(kinds) for name, kinds in seen.uses for slot in known([name])}
     shown.told |= dict.fromkeys(known(seen.told))

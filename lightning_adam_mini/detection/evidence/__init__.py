@@ -8,3 +8,4 @@ from lightning_adam_mini.detection.evidence.failure import Failure as Failure
 from lightning_adam_mini.detection.evidence.probe import example_call as example_call
 from lightning_adam_mini.detection.evidence.probe import probe_attention as probe_attention
 from lightning_adam_mini.detection.evidence.probe import probe_call as probe_call
+from lightning_adam_mini.detection.evidence.tape import TooLongError as TooLongError

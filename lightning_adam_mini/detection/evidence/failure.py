@@ -74,6 +74,7 @@ def find_failure(error: BaseException, tape: Tape, calls: Calls) -> Failure:
         values = values if key or not _tensors(values[0][1]) else values[0][1:]  # an index is at fault
     elif isinstance(error, AttributeError) and isinstance(error.obj, Tensor):
         values, key = (error.obj,), error.name
+    calls.failed = None  # it holds what the forward held
     blamed = _origins(tape, map(tape.ref, _tensors(values)))
     if not blamed:
         unpacked = _UNPACKED.search(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 import threading
@@ -10,6 +11,8 @@ import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
 
-from lightning_adam_mini.detection.evidence.evidence import Evidence, NotSeen
+from lightning_adam_mini.detection.evidence.evidence import Evidence, NotSeen, Whole
 from lightning_adam_mini.detection.evidence.failure import Calls, DoesNotRunError, find_failure
 from lightning_adam_mini.detection.evidence.read import read
 from lightning_adam_mini.detection.evidence.tape import Tape, TooLongError
@@ -89,17 +92,21 @@ def probe_call(
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
         tree = Tree.of(module)
-        tape = _record(module, tree, function, inputs, deadline, alone)
+        tape, is_sound = _record(module, tree, function, inputs, deadline, alone)
     except TooLongError:
         return Evidence(not_seen=(NotSeen("", f"it takes longer than {seconds:.0f} seconds"),))
     finally:
         _running.on = False
     with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         torch.default_generator.manual_seed(0)  # and no device's, as torch.manual_seed would, now or when it is first used
-        return read(tape, tree.slots)
+        evidence = read(tape, tree.slots)
+    # Where a call failed and the forward went on, it may have ended before its end.
+    return evidence if is_sound else replace(evidence, whole=Whole())
 
 
-def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: Any, deadline: float | None, alone: bool) -> Tape:
+def _record(
+    module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: Any, deadline: float | None, alone: bool
+) -> tuple[Tape, bool]:
     names = {inner: path for path, inner in tree.modules.items()}
     weights = {slot.name: slot.param for slot in tree.slots}
     tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
@@ -128,7 +135,7 @@ def _record(module: nn.Module, tree: Tree, function: Callable[[], Any], inputs: 
             )
             refused.failure = find_failure(error, tape, calls)
             raise refused from error
-    return tape
+    return tape, calls.failed is None
 
 
 @contextmanager
@@ -139,16 +146,22 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], tape: Tape) -> It
     # Parameters, buffers and modules of each module, and whatever it collects, as a list of losses.
     contents: dict[int, tuple[Any, Any]] = {}
     generators: dict[int, tuple[torch.Generator, Tensor]] = {}
+    others: dict[int, tuple[Any, Any]] = {}  # of Python's and numpy's random numbers
     todo: list[tuple[Any, int]] = [(value, 0) for _, attributes in states for value in attributes.values()]
     while todo:
         value, depth = todo.pop()
         if isinstance(value, torch.Generator):
             generators[id(value)] = (value, value.get_state())
+        elif isinstance(value, random.Random):
+            others.setdefault(id(value), (value.setstate, value.getstate()))
+        elif hasattr(bits := getattr(value, "bit_generator", None), "state"):
+            others.setdefault(id(value), (partial(setattr, bits, "state"), copy.deepcopy(getattr(bits, "state"))))  # noqa: B009
         elif type(value) in _CONTAINERS and id(value) not in contents:
             contents[id(value)] = (value, value.copy() if value else ())
             inner = value.values() if isinstance(value, dict) else value
             todo += [(v, depth + 1) for v in inner] if depth < _DEEPEST and len(value) <= _WIDEST else []
     state, numpy = random.getstate(), sys.modules.get("numpy")
+    settings = [get() for get, _ in _SETTINGS]
     numpy_state = None if numpy is None else numpy.random.get_state()
     with torch.random.fork_rng(devices=sorted(cuda)):
         try:
@@ -162,12 +175,26 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], tape: Tape) -> It
                 vars(holder).update(attributes)
             for generator, before in generators.values():
                 generator.set_state(before)
+            for restore, before in others.values():
+                restore(before)
+            for (_, restore), before in zip(_SETTINGS, settings, strict=True):
+                restore(before)
             for container, before in contents.values():
                 container.clear()
                 (container.extend if isinstance(container, (list, deque)) else container.update)(before)
             tape.put_back()
 
 
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (lambda: torch.backends.cudnn.benchmark, lambda value: setattr(torch.backends.cudnn, "benchmark", value)),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+)
+"""What a forward may set for all of the process."""
 _DEEPEST, _WIDEST = 4, 1000  # containers in containers, apart from those that hold data
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 

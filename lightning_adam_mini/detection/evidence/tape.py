@@ -25,8 +25,8 @@ _HELD = 1 << 22  # the most elements of an integer tensor to keep
 _INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "masked_select", "masked_scatter"})
 
 
-class TooLongError(Exception):
-    """The forward takes longer than it may."""
+class TooLongError(BaseException):
+    """The forward takes longer than it may. No forward that catches its own errors shall catch it."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,10 @@ class Tape(TorchDispatchMode):
             self._path.pop()
 
     def put_back(self) -> None:
-        """Undo all writes into protected tensors."""
+        """Undo all writes into tensors that were there before."""
         for storage, before in self._saved.values():
+            if storage.nbytes() != before.nbytes():
+                storage.resize_(before.nbytes())
             storage.copy_(before)
         self._saved.clear()
 
@@ -235,7 +237,8 @@ class Tape(TorchDispatchMode):
 
     def _save(self, tensor: Tensor) -> None:
         ref = self.ref(tensor)
-        if ref is not None and ref.storage in self._protected and ref.storage not in self._saved and not tensor.is_meta:
+        # What no operation of this forward made was there before it, wherever it is held: in an attribute, a closure, another optimizer.
+        if ref is not None and not self.is_made(ref) and ref.storage not in self._saved and not tensor.is_meta:
             storage = tensor.untyped_storage()
             self._saved[ref.storage] = (storage, storage.clone())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
 
 from lightning_adam_mini.detection.evidence.evidence import Whole
@@ -39,7 +39,14 @@ class _Came:
     coded: bool = False
 
     def __or__(self, other: _Came) -> _Came:
-        return _Came(*(one | two for one, two in zip(astuple(self), astuple(other), strict=True)))
+        return _Came(
+            self.inputs | other.inputs,
+            self.weights | other.weights,
+            self.by | other.by,
+            self.mapped or other.mapped,
+            self.looked_up or other.looked_up,
+            self.coded or other.coded,
+        )
 
 
 def find_whole(graph: Graph) -> Whole:
@@ -81,6 +88,8 @@ class _Reader:
             for ref in (*node.outputs, *node.written):
                 self._came[ref.storage] = self._came.get(ref.storage, _Came()) | came
         (read, unread), fed = self._graph.ends(), self._graph.feeds()
+        if self._tape.is_late():
+            return Whole()
         return Whole(
             read=read,
             unread=unread,
