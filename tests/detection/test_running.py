@@ -601,3 +601,105 @@ def test_other_processes_are_not_called(tmp_path: Path) -> None:
         assert len(ANSWERS) == 1
     finally:
         dist.destroy_process_group()
+
+
+class Two(nn.Module):
+    """Two layers; what else its forward does is up to the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 30), nn.Linear(30, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu())
+
+
+def test_a_teacher_that_no_attribute_shows_keeps_its_weights() -> None:
+    class Averaging(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = [nn.Linear(16, 30)]  # hidden from the state dict
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                for mine, its in zip(self.one.parameters(), self.teacher[0].parameters(), strict=True):
+                    its.lerp_(mine, 0.5)
+            return super().forward(x)
+
+    model = Averaging()
+    before = model.teacher[0].weight.clone()
+    inspect_model(model)
+    assert torch.equal(model.teacher[0].weight, before)
+
+
+def test_what_a_forward_sets_for_the_process_is_set_back() -> None:
+    class Setting(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = random.Random(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.generator.random()
+            torch.set_default_dtype(torch.float64)
+            torch.use_deterministic_algorithms(True)
+            return super().forward(x)
+
+    model = Setting()
+    state = model.generator.getstate()
+    inspect_model(model)
+    assert torch.get_default_dtype() is torch.float32
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert model.generator.getstate() == state
+
+
+def test_a_forward_that_catches_all_its_errors_is_ended_too() -> None:
+    code = textwrap.dedent("""
+        import contextlib, time
+        from torch import nn
+        from lightning_adam_mini import inspect_model
+        class Polls(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Linear(16, 30), nn.Linear(30, 4)
+            def forward(self, x):
+                while True:
+                    with contextlib.suppress(Exception):
+                        time.sleep(0.5)
+        print(inspect_model(Polls()).architecture)
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "mlp", done.stderr
+
+
+def test_a_run_that_ended_before_its_end_shows_no_output() -> None:
+    class Gives(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.decode = nn.Linear(16, 64), nn.Conv1d(10, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor | None:
+            h = self.encode(x)
+            try:
+                return self.decode(h)
+            except RuntimeError:
+                return None
+
+    class Stops(Two):
+        def forward(self, x: Tensor, logits: bool = False) -> Tensor:
+            return super().forward(x) if logits else self.one(x)
+
+    for model, name in ((Gives(), "encode.weight"), (Stops(), "one.weight")):
+        assert inspect_model(model).by_name[name].role is not Role.CLASSIFIER
+
+
+def test_many_settings_leave_sizes_that_none_of_them_has() -> None:
+    class Deep(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order, self.places = list(range(3, 60)), nn.ModuleList(nn.Identity() for _ in range(60))
+            for i, place in enumerate(self.places):
+                place.index = i
+
+    evidence, ran = run_alone(Deep(), time.monotonic() + 5, once=True)
+    assert ran
+    assert evidence.whole.unread == ("two.weight",)
