@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_adam_mini.detection.attention import find_projections, head_list
 from lightning_adam_mini.detection.known.apply import main_weights
-from lightning_adam_mini.detection.layers import fans, is_conv, is_linear, is_matrix
+from lightning_adam_mini.detection.layers import fans, is_bare, is_linear, is_matrix
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.roles import ATTENTION, Role
 from lightning_adam_mini.detection.tree import Tree
@@ -112,7 +112,7 @@ def _claim_in(tree: Tree, module: nn.Module, widths: set[int], beside: nn.Module
         if child is beside or not _WORDS.issuperset(words(name)):
             continue
         for slot in main_weights(tree, child):
-            if not (is_linear(slot.layer) or is_conv(slot.layer)):
+            if is_bare(slot):
                 continue
             if slot.role is Role.ATTN_OUT:
                 found = True

@@ -12,6 +12,7 @@ from lightning_adam_mini.detection.calls import calls_attention
 from lightning_adam_mini.detection.layers import (
     claim_pointwise,
     fans,
+    is_bare,
     is_conv,
     is_embedding,
     is_linear,
@@ -252,18 +253,18 @@ def _claim_outputs(tree: Tree) -> None:
 
 def _is_unembedding(slot: Slot, tables: set[tuple[int, ...]]) -> bool:
     """Whether it is a bare matrix shaped like a table of tokens turned over."""
-    is_bare = slot.attr != "weight" or not (is_linear(slot.layer) or is_conv(slot.layer))
-    return is_bare and slot.is_open and slot.role is Role.LINEAR and slot.shape[0] != slot.shape[1] and slot.shape[::-1] in tables
+    return (
+        (slot.attr != "weight" or is_bare(slot))
+        and slot.is_open
+        and slot.role is Role.LINEAR
+        and slot.shape[0] != slot.shape[1]
+        and slot.shape[::-1] in tables
+    )
 
 
 def _is_bare_map(slot: Slot) -> bool:
     """Whether it is a matrix that a module holds itself, of which running showed along which dimension its outputs lie."""
-    return (
-        len(slot.shape) == 2
-        and slot.is_open
-        and slot.role is Role.LINEAR
-        and not (slot.claim.guess or is_linear(slot.layer) or is_conv(slot.layer))
-    )
+    return is_bare(slot) and len(slot.shape) == 2 and slot.is_open and slot.role is Role.LINEAR and not slot.claim.guess
 
 
 def _is_score(tree: Tree, slot: Slot) -> bool:

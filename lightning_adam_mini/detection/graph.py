@@ -51,10 +51,11 @@ def _unpacked(cls: type[nn.Module]) -> tuple[str, ...]:
 
 def claim_graph(tree: Tree) -> None:
     """Claim the weights of graph convolutions: their own and those of linear layers that they hold directly."""
+    fed = {slot for down, up in tree.shown.pairs() if down.shape == up.shape[::-1] for slot in (down, up)}  # there and back
     for module in tree.modules.values():
         if not is_message_passing(module):
             with tree.guarded(module):
-                _claim_by_hand(tree, module)
+                _claim_by_hand(tree, module, fed)
             continue
         with tree.guarded(module):
             kind = type(module).__name__
@@ -70,14 +71,15 @@ def claim_graph(tree: Tree) -> None:
                     slot.suppose(Role.GRAPH_CONV, f"weight of {kind}", axis=len(slot.shape) - 1)
 
 
-def _claim_by_hand(tree: Tree, module: nn.Module) -> None:
-    """The matrices of a layer that takes a graph, or the bare ones of one that takes more than features in a network that takes a graph."""
+def _claim_by_hand(tree: Tree, module: nn.Module, fed: set[Slot]) -> None:
+    """The matrices of a layer that takes a graph, or the bare ones of one that takes more than features in a network that takes a graph.
+
+    Those of a feed-forward, in ``fed``, are none.
+    """
     takes = graph_argument(module)
     slots = [s for s in tree.own(module).values() if s.layer is module and len(s.shape) == 2]
     if takes == "edge_index" and tree.parent(module) is not None:
         slots += [s for child in tree.children(module).values() for s in tree.own(child).values() if is_matrix(s)]
-    pairs = [(down, *ups) for down, ups in tree.shown.fed.items() if len(ups) == 1]  # a feed-forward is none
-    fed = {slot for pair in pairs if pair[0].shape == pair[1].shape[::-1] for slot in pair}
     slots = [slot for slot in slots if slot.is_open and slot.role is Role.LINEAR and slot not in fed]
     if not slots or module in tree.attention:
         return

@@ -82,6 +82,11 @@ def is_pointwise(layer: nn.Module) -> bool:
     return isinstance(layer, _ConvNd) and prod(layer.kernel_size) == 1 and layer.groups == 1
 
 
+def is_bare(slot: Slot) -> bool:
+    """Whether the tensor is of no linear layer and no convolution: a parameter that a module multiplies or adds itself."""
+    return not (is_linear(slot.layer) or is_conv(slot.layer))
+
+
 def is_matrix(slot: Slot) -> bool:
     """Whether the tensor is the matrix of a layer of which no more is known: a linear layer, or a convolution that is used as one."""
     return slot.is_open and slot.role is Role.LINEAR and (is_linear(slot.layer) or is_pointwise(slot.layer))
@@ -124,8 +129,8 @@ def claim_pointwise(tree: Tree) -> None:
     convs = [slot for slot in tree.slots if is_conv(slot.layer) and len(slot.shape) >= 3 and not slot.magnitude]
     attends = any(slot.role in QUERIES_KEYS for slot in tree.slots)
     others = sum(not is_pointwise(slot.layer) for slot in convs)
-    pairs = [(down, up) for down, ups in tree.shown.fed.items() for up in ups if len(ups) == 1 and down.role is up.role is Role.CONV]
-    fed = {slot for pair in pairs if attends and fans(pair[0]) == fans(pair[1])[::-1] for slot in pair}
+    pairs = [pair for pair in tree.shown.pairs() if all(slot.role is Role.CONV for slot in pair)] if attends else []
+    fed = {slot for down, up in pairs if fans(down) == fans(up)[::-1] for slot in (down, up)}
     is_rare = others <= 2 and (attends or not others)
     for slot in convs:
         if slot.role is not Role.CONV or not slot.is_open or not is_pointwise(slot.layer) or not (is_rare or slot in fed):

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_adam_mini.detection.calls import called_names
 from lightning_adam_mini.detection.ends import is_repeated
 from lightning_adam_mini.detection.known.apply import main_weights
-from lightning_adam_mini.detection.layers import fans, is_conv, is_linear, is_matrix, is_pointwise
+from lightning_adam_mini.detection.layers import fans, is_bare, is_linear, is_matrix, is_pointwise
 from lightning_adam_mini.detection.names import words
 from lightning_adam_mini.detection.roles import FEED_FORWARD, QUERIES_KEYS, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
@@ -91,10 +91,6 @@ def _claim_bare(tree: Tree, module: nn.Module) -> None:
         slot.suppose(role, f"matrices of {type(module).__name__}, wider and back", axis=axis, guess=guess)
 
 
-def _is_bare(slot: Slot) -> bool:
-    return len(slot.shape) == 2 and not (is_linear(slot.layer) or is_conv(slot.layer))
-
-
 def _bare_fans(slot: Slot) -> tuple[int, int]:
     return slot.shape[slot.claim.axis], slot.shape[1 - slot.claim.axis]
 
@@ -102,7 +98,8 @@ def _bare_fans(slot: Slot) -> tuple[int, int]:
 def _claim_shown(tree: Tree) -> None:
     """Bare matrices that running showed to feed one another, from the width of the features to a larger one and back."""
     for down, ups in tree.shown.fed.items():
-        if all(slot.is_open and slot.role is Role.LINEAR and _is_bare(slot) for slot in (down, *ups)) and 0 < len(ups) < 3:
+        bare = [s for s in (down, *ups) if is_bare(s) and len(s.shape) == 2 and s.is_open and s.role is Role.LINEAR]
+        if len(bare) == 1 + len(ups) in (2, 3):
             (outputs, hidden), sizes = _bare_fans(down), {_bare_fans(up) for up in ups}
             if len(sizes) == 1 and sizes <= {(hidden, outputs), (2 * hidden, outputs)} and hidden > outputs:
                 for slot, role in ((down, Role.MLP_DOWN), *((up, Role.MLP_UP) for up in ups)):

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_adam_mini.detection.evidence.evidence import Evidence, ParameterEvidence
 from lightning_adam_mini.detection.evidence.order import write_lines
-from lightning_adam_mini.detection.layers import is_conv, is_linear, is_pointwise
+from lightning_adam_mini.detection.layers import is_bare, is_conv, is_pointwise
 from lightning_adam_mini.detection.names import join
 from lightning_adam_mini.detection.roles import ATTENTION, LETTERS, Role, Source
 from lightning_adam_mini.detection.tree import Claim, Slot, Tree
@@ -73,7 +73,7 @@ def _claim_whole(tree: Tree, evidence: Evidence, path: str, slots: dict[str, Slo
 
     seen, shown = evidence.whole, tree.shown
     met = set(known((*seen.read, *seen.unread)))
-    layers = [slot for slot in tree.slots if slot.attr == "weight" and (is_linear(slot.layer) or is_conv(slot.layer))]
+    layers = [slot for slot in tree.slots if slot.attr == "weight" and not is_bare(slot)]
     # A layer that was not run may read what the ones before it give; those of a chain are a network of their own.
     left = [i for i, slot in enumerate(layers) if slot not in met and not isinstance(tree.parent(slot.layer), nn.Sequential)]
     early = set(layers[: max(left, default=0)]) if met else set()
@@ -92,7 +92,7 @@ def _claim_whole(tree: Tree, evidence: Evidence, path: str, slots: dict[str, Slo
     for slot, uses in shown.uses.items():
         if slot.is_open and slot.role in UNCLEAR and slot in modulations:
             slot.add(replace(slot.claim, source=Source.EVIDENCE, role=Role.MODULATION, reason=_SCALES, guess=False))
-        elif slot.is_open and slot.role in (Role.LINEAR, Role.OTHER, Role.SCALE) and not (is_linear(slot.layer) or is_conv(slot.layer)):
+        elif slot.is_open and slot.role in (Role.LINEAR, Role.OTHER, Role.SCALE) and is_bare(slot):
             _claim_use(tree, slot, uses, axes.get(slot))
 
 

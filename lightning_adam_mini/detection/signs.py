@@ -12,7 +12,7 @@ from lightning_adam_mini.detection.architecture import Signs
 from lightning_adam_mini.detection.calls import called_names, calls_attention, methods
 from lightning_adam_mini.detection.graph import forward_arguments, graph_argument, is_message_passing
 from lightning_adam_mini.detection.heads import is_head_count
-from lightning_adam_mini.detection.layers import fans, is_conv, is_depthwise, is_embedding, is_linear
+from lightning_adam_mini.detection.layers import fans, is_bare, is_conv, is_depthwise, is_embedding, is_linear
 from lightning_adam_mini.detection.names import ATTENTION_WORDS, words
 from lightning_adam_mini.detection.roles import FEED_FORWARD, QUERIES_KEYS, Role
 from lightning_adam_mini.detection.tree import Slot, Tree
@@ -183,7 +183,7 @@ def _near(tree: Tree, module: nn.Module) -> Iterator[Slot]:
 
 
 def _may_project(slot: Slot) -> bool:
-    if slot.magnitude or not (is_linear(slot.layer) or is_conv(slot.layer)) or is_depthwise(slot.layer) or len(slot.shape) < 2:
+    if slot.magnitude or is_bare(slot) or is_depthwise(slot.layer) or len(slot.shape) < 2:
         return False
     return slot.role in _PLAIN | {Role.CONV}
 

@@ -111,6 +111,10 @@ class Shown:
     attends: dict[nn.Module, None] = field(default_factory=dict)
     products: dict[nn.Module, None] = field(default_factory=dict)
 
+    def pairs(self) -> Iterator[tuple[Slot, Slot]]:
+        """Each map that one other alone feeds, and that other."""
+        return ((down, up) for down, ups in self.fed.items() if len(ups) == 1 for up in ups)
+
 
 @dataclass
 class Tree:

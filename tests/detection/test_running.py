@@ -652,6 +652,24 @@ def test_what_a_forward_sets_for_the_process_is_set_back() -> None:
     assert model.generator.getstate() == state
 
 
+def test_settings_of_the_user_are_neither_changed_nor_in_the_way() -> None:
+    before = torch.get_deterministic_debug_mode()
+    matmul = torch.backends.cuda.matmul
+    precision = getattr(matmul, "fp32_precision", None)
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        if precision is not None:  # then torch does not say the precision of products in the old way
+            matmul.fp32_precision = "tf32"
+        evidence, ran = run_alone(Two(), time.monotonic() + 5, once=True)
+        assert ran
+        assert evidence.whole.unread == ("two.weight",)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.set_deterministic_debug_mode(before)
+        if precision is not None:
+            matmul.fp32_precision = precision
+
+
 def test_a_forward_that_catches_all_its_errors_is_ended_too() -> None:
     code = textwrap.dedent("""
         import contextlib, time

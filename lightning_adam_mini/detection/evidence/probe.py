@@ -177,8 +177,9 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], tape: Tape) -> It
                 generator.set_state(before)
             for restore, before in others.values():
                 restore(before)
-            for (_, restore), before in zip(_SETTINGS, settings, strict=True):
-                restore(before)
+            for (get, restore), before in zip(_SETTINGS, settings, strict=True):
+                if get() != before:
+                    restore(before)
             for container, before in contents.values():
                 container.clear()
                 (container.extend if isinstance(container, (list, deque)) else container.update)(before)
@@ -188,13 +189,12 @@ def _as_it_was(module: nn.Module, devices: list[torch.device], tape: Tape) -> It
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),  # as an error or as a warning
     (lambda: torch.backends.cudnn.benchmark, lambda value: setattr(torch.backends.cudnn, "benchmark", value)),
-    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()), lambda modes: torch.autograd.set_detect_anomaly(*modes)),
     (sys.getrecursionlimit, sys.setrecursionlimit),
 )
-"""What a forward may set for all of the process."""
+"""What a forward may set for all of the process. Not the precision of products: torch refuses to say it where a user set it anew."""
 _DEEPEST, _WIDEST = 4, 1000  # containers in containers, apart from those that hold data
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 

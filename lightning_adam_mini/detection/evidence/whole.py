@@ -184,11 +184,11 @@ class _Reader:
         along = self._of(indices)
         self._use("table" if along.inputs else "place", filter(self._is_weight, node.inputs))
         given, held = bool(along.inputs) and not along.mapped, self._of(filter(self._is_features, node.inputs))
-        if given and self._is_whole(along) and held.looked_up and held.mapped:
+        if given and self._is_counted(along) and held.looked_up and held.mapped:
             self._messages.setdefault(node.module, "looks up along given indices what it made of features that it looked up")
         return _Came(coded=any(map(self._is_weight, node.inputs)), looked_up=given and any(self._is_features(ref) for ref in node.inputs))
 
-    def _is_whole(self, came: _Came) -> bool:
+    def _is_counted(self, came: _Came) -> bool:
         """Whether only whole numbers among the inputs went into it, and no places in space."""
         return not any(ref is not None and ref.is_differentiable for ref in map(self._tape.given.__getitem__, came.inputs))
 
